@@ -1,0 +1,33 @@
+"""Errors that a user can cause: one plain sentence saying what is wrong, what was received and what to do.
+
+The command line prints the sentence and exits with status 2; a library caller catches `AtomdiffError`.
+Anything else that escapes is a defect of atomdiff.
+"""
+
+
+class AtomdiffError(Exception):
+    """Root of every error that atomdiff raises on purpose."""
+
+
+class SettingsError(AtomdiffError, ValueError):
+    """A flag or a field has a value that cannot work."""
+
+
+class ConceptError(AtomdiffError):
+    """A concept file is broken, foreign, hostile, or made for another architecture."""
+
+
+class BaseError(AtomdiffError):
+    """A base model is missing, unreachable, or of a kind that atomdiff cannot tune."""
+
+
+class ImageError(AtomdiffError):
+    """A picture or a folder of pictures cannot be used."""
+
+
+class TrainingError(AtomdiffError):
+    """Training cannot start, cannot go on, or cannot be resumed as asked."""
+
+
+class Interrupted(AtomdiffError):
+    """The user stopped a run; its state was saved, and the message says how to go on."""

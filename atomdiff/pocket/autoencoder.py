@@ -1,0 +1,92 @@
+"""Stage 1: the autoencoder. A stock AutoencoderKL, f = 4: 64 x 64 x 3 pictures to 16 x 16 x 4 latents."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from .fitting import Schedule, Workshop, fit
+
+CONFIG = {
+    "sample_size": 64,
+    "latent_channels": 4,
+    "block_out_channels": (24, 48, 96),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "scaling_factor": 1.0,
+}
+
+
+def to_tensor(pictures: Tensor) -> Tensor:
+    """uint8 (b, h, w, 3) -> float (b, 3, h, w) in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """Absolute error on pixels and on edges (it keeps outlines crisp, as the usual perceptual network would),
+    plus squared error."""
+    sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
+    return F.l1_loss(y, x) + sharp + 2.0 * F.mse_loss(y, x)
+
+
+def train(pictures: Tensor, schedule: Schedule, shop: Workshop, kl_weight: float = 1e-4) -> tuple[AutoencoderKL, dict]:
+    """pictures: uint8 (n, 64, 64, 3), of which the last 512 are kept for the reported PSNR in dB."""
+    unseen, pictures = pictures[-512:], pictures[:-512]
+    torch.manual_seed(shop.seed)  # stock modules initialise from the global generator
+    vae = AutoencoderKL(**CONFIG).to(shop.device)
+
+    def loss_at(step: int, g: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pictures), (schedule.batch,), generator=g)
+        x = to_tensor(pictures[rows]).to(shop.device)
+        with shop.autocast():
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=g).to(shop.device)
+            y = vae.decode(posterior.mean + posterior.std * noise).sample
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return reconstruction_loss(y.float(), x) + kl_weight * kl
+
+    about = fit("autoencoder", vae, loss_at, schedule, shop, ema_decay=0.998)
+    normalise(vae, pictures[:2048])
+    return vae, about | {"psnr": psnr(vae, unseen)}
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, pictures: Tensor) -> None:
+    """Folds (z - mean) / std per channel into the two 1 x 1 convolutions around the latent, so that the
+    denoiser sees zero mean and unit variance and `scaling_factor` is 1."""
+    z = torch.cat([encode(vae, part) for part in pictures.split(128)])
+    mean, std = z.mean((0, 2, 3)).to(vae.device), z.std((0, 2, 3)).to(vae.device)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    c = len(mean)
+    quant.weight[:c] /= std[:, None, None, None]
+    quant.bias[:c] = (quant.bias[:c] - mean) / std
+    quant.bias[c:] -= 2 * std.log()
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight *= std[None, :, None, None]
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """uint8 (b, h, w, 3) -> latent means (b, 4, h/4, w/4)."""
+    return vae.encode(to_tensor(pictures).to(vae.device, vae.dtype)).latent_dist.mean.float().cpu()
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of the mean squared error over all pictures (8-bit range)."""
+    error = 0.0
+    for part in pictures.split(64):
+        y = vae.decode(encode(vae, part).to(vae.device, vae.dtype)).sample.float().cpu().clamp(-1, 1)
+        error += float(((y - to_tensor(part)) / 2).pow(2).mean((1, 2, 3)).sum())
+    return -10 * math.log10(error / len(pictures))

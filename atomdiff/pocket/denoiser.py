@@ -1,0 +1,91 @@
+"""Stage 3: the denoiser. A stock UNet2DConditionModel shaped like SD's: three levels of resnet convolutions
+with self- and cross-attention, trained together with the text encoder on the captions of the world."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from .fitting import Schedule, Workshop, fit
+
+CONFIG = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (64, 128, 192),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "cross_attention_dim": 128,
+    "attention_head_dim": (1, 2, 3),  # diffusers' name for the number of heads: 64 numbers each
+    "norm_num_groups": 16,
+}
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "trailing",
+    # The velocity target (arXiv 2202.00512): at high noise, where the colour of everything is decided, the network
+    # then says the picture itself instead of a noise from which the picture follows with a huge factor.
+    "prediction_type": "v_prediction",
+}
+
+
+class Painter(nn.Module):
+    """Denoiser and text encoder, trained as one."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, self.text(ids).last_hidden_state).sample
+
+
+def train(
+    latents: Tensor, ids: Tensor, empty: Tensor, text: CLIPTextModel, schedule: Schedule, shop: Workshop,
+    start: UNet2DConditionModel | None = None, blind: float = 0.1, gamma: float = 5.0,
+) -> tuple[UNet2DConditionModel, CLIPTextModel, dict]:
+    """latents (n, 4, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of "".
+
+    `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR weighting
+    (arXiv 2303.09556); `start`: a denoiser to go on from.
+    """
+    torch.manual_seed(shop.seed + 3)
+    painter = Painter(start or UNet2DConditionModel(**CONFIG), text).to(shop.device)
+    if shop.device.type == "cpu":  # its fused attention is slow backwards; a third of a step is saved
+        painter.unet.set_attn_processor(AttnProcessor())
+    noising = DDIMScheduler(**SCHEDULER)
+    signal = noising.alphas_cumprod
+
+    def loss_at(step: int, g: torch.Generator) -> Tensor:
+        rows = torch.randint(len(latents), (schedule.batch,), generator=g)
+        which = torch.randint(ids.shape[1], (schedule.batch,), generator=g)
+        said = ids[rows, which].where(torch.rand(schedule.batch, 1, generator=g) > blind, empty).long()
+        z = latents[rows].float()
+        noise = torch.randn(z.shape, generator=g)
+        t = spread_timesteps(schedule.batch, g)
+        noisy, target = noising.add_noise(z, noise, t), noising.get_velocity(z, noise, t)
+        with shop.autocast():
+            v = painter(*(x.to(shop.device) for x in (noisy, t, said)))
+        snr = signal[t] / (1 - signal[t])
+        weight = (snr.clamp(max=gamma) / (snr + 1)).to(shop.device)
+        return (weight * (v.float() - target.to(shop.device)).pow(2).mean((1, 2, 3))).mean() * 2
+
+    about = fit("denoiser", painter, loss_at, schedule, shop, ema_decay=0.9985, slower={"text.": 0.2})
+    painter.unet.set_attn_processor(AttnProcessor2_0())
+    return painter.unet, painter.text, about
+
+
+def spread_timesteps(batch: int, g: torch.Generator, total: int = 1000) -> Tensor:
+    """One timestep in each of `batch` equal stretches: less variance between batches than independent draws."""
+    stretch = torch.randperm(batch, generator=g)
+    return ((stretch + torch.rand(batch, generator=g)) / batch * total).long().clamp(max=total - 1)

@@ -1,0 +1,174 @@
+"""The judge: a small classifier that says what is in a picture of the pocket world, and who.
+
+One head per attribute (class, context, first and second colour, pattern, accessory, style) and an identity
+embedding in which pictures of one subject lie together whatever the context: the pocket's counterpart of
+the DINO similarity of the DreamBooth paper (arXiv 2208.12242, section 4.2). It has seen held-out patterns and
+styles, since it must judge concepts made of them, but none of the benchmark subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from .corpus import HEADS, Corpus
+from .fitting import Schedule, Workshop, fit, read_tensors, write_tensors
+
+
+class Block(nn.Module):
+    """x + conv(conv(x)), with the shortcut taken after the stride."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1):
+        super().__init__()
+        self.enter = nn.Conv2d(c_in, c_out, 3, stride, 1)
+        self.first, self.second = (nn.Conv2d(c_out, c_out, 3, 1, 1) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(8, c_out) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.enter(x)))
+        y = F.relu(self.norms[1](self.first(x)))
+        return F.relu(x + self.norms[2](self.second(y)))
+
+
+class JudgeNet(nn.Module):
+    """(b, 3, 64, 64) in [-1, 1] -> logits per head, unit identity embedding (b, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), Block(32, 64, 2), Block(64, 128, 2), Block(128, 160, 2)
+        )
+        self.neck = nn.Linear(160 * 4 * 4, 256)
+        self.heads = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in HEADS.items()})
+        self.identity = nn.Linear(256, 64)
+
+    def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        h = F.relu(self.neck(self.body(x).flatten(1)))
+        return {k: head(h).float() for k, head in self.heads.items()}, F.normalize(self.identity(h).float(), dim=1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """answers[head] (n,) indices into HEADS[head]; identity (n, 64), unit rows: a dot product is a likeness."""
+
+    answers: dict[str, Tensor]
+    identity: Tensor
+
+    def share(self, head: str, value: str) -> float:
+        """Share of the pictures that the judge sees as `value`."""
+        return float((self.answers[head] == HEADS[head].index(value)).float().mean())
+
+
+class Judge:
+    """Pictures in, `Verdict` out."""
+
+    def __init__(self, net: JudgeNet):
+        self.net = net.eval()
+
+    @classmethod
+    def load(cls, path: Path) -> Judge:
+        net = JudgeNet()
+        net.load_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
+        return cls(net)
+
+    def save(self, path: Path) -> None:
+        write_tensors(path, {k: v.half() for k, v in self.net.state_dict().items()}, {})
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image] | Tensor) -> Verdict:
+        """PIL pictures of any size (resized to 64 x 64), or uint8 (n, 64, 64, 3)."""
+        if not isinstance(pictures, Tensor):
+            small = [p.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for p in pictures]
+            pictures = torch.from_numpy(np.stack([np.asarray(p) for p in small]))
+        parts = [self.net(_to_tensor(part)) for part in pictures.split(128)]
+        answers = {h: torch.cat([logits[h].argmax(1) for logits, _ in parts]) for h in HEADS}
+        return Verdict(answers, torch.cat([identity for _, identity in parts]))
+
+
+def _to_tensor(pictures: Tensor) -> Tensor:
+    return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def blemish(x: Tensor, g: torch.Generator) -> Tensor:
+    """What a sampler does to pictures and a renderer does not: noise, blur, changed brightness and contrast."""
+    b = len(x)
+    blur = torch.rand(b, 1, 1, 1, generator=g) * (torch.rand(b, 1, 1, 1, generator=g) < 0.5)
+    x = torch.lerp(x, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1), blur)
+    gain = 1 + 0.12 * (2 * torch.rand(b, 1, 1, 1, generator=g) - 1)
+    shift = 0.08 * (2 * torch.rand(b, 1, 1, 1, generator=g) - 1)
+    noise = 0.08 * torch.rand(b, 1, 1, 1, generator=g) * torch.randn(x.shape, generator=g)
+    return (x * gain + shift + noise).clamp(-1, 1)
+
+
+def train(corpus: Corpus, views: int, schedule: Schedule, shop: Workshop, redrawn: Tensor | None = None) -> tuple[Judge, dict]:
+    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, 64, 64, 3) are the first m of them
+    after the autoencoder, which the judge must read as well."""
+    torch.manual_seed(shop.seed + 2)
+    net = JudgeNet().to(shop.device)
+    pictures = torch.from_numpy(corpus.pictures)
+    labels = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
+    patterned = labels["pattern"] != HEADS["pattern"].index("plain")
+    pairs = schedule.batch // 2
+
+    def batch(g: torch.Generator) -> tuple[Tensor, Tensor]:
+        who = torch.randperm(len(pictures) // views, generator=g)[:pairs]
+        which = torch.rand(pairs, views, generator=g).argsort(1)[:, :2]
+        rows = (who[:, None] * views + which).flatten()  # (s0, s0, s1, s1, ...)
+        x = pictures[rows].clone()
+        if redrawn is not None:
+            use = (rows < len(redrawn)) & (torch.rand(len(rows), generator=g) < 0.5)
+            x[use] = redrawn[rows[use]]
+        x = _to_tensor(x)
+        mirror = torch.rand(len(rows), generator=g) < 0.5
+        x[mirror] = x[mirror].flip(-1)
+        return rows, blemish(x, g).to(shop.device)
+
+    def loss_at(step: int, g: torch.Generator) -> Tensor:
+        rows, x = batch(g)
+        with shop.autocast():
+            logits, identity = net(x)
+        loss = x.new_zeros(())
+        for head, y in logits.items():
+            truth = labels[head][rows].to(shop.device)
+            if head == "second":  # a plain coat does not show it
+                truth = truth.where(patterned[rows].to(shop.device), -100)
+            loss = loss + F.cross_entropy(y, truth)
+        return loss + same_subject_loss(identity)
+
+    about = fit("judge", net, loss_at, schedule, shop, ema_decay=0.998)
+    return Judge(net.cpu()), about
+
+
+def same_subject_loss(identity: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE (arXiv 1807.03748, equation 4) in both directions over rows (s0, s0, s1, s1, ...)."""
+    a, b = identity[0::2], identity[1::2]
+    scores = a @ b.T / temperature
+    target = torch.arange(len(a), device=a.device)
+    return 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
+
+
+def examine(judge: Judge, corpus: Corpus, views: int, gallery: int = 50) -> dict[str, float]:
+    """Share right per head on unseen renders; and "identity": how often the embedding of one view finds another
+    view of the same subject first among `gallery` subjects."""
+    verdict = judge(torch.from_numpy(corpus.pictures))
+    truth = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
+    shown = truth["pattern"] != HEADS["pattern"].index("plain")
+    right = {}
+    for head in HEADS:
+        hit = (verdict.answers[head] == truth[head]).float()
+        right[head] = float(hit[shown].mean() if head == "second" else hit.mean())
+    a, b = verdict.identity[0::views], verdict.identity[1::views]
+    found = [
+        (p @ q.T).argmax(1) == torch.arange(len(p))
+        for p, q in zip(a.split(gallery), b.split(gallery), strict=True)
+        if len(p) == gallery
+    ]
+    right["identity"] = float(torch.cat(found).float().mean())
+    return right

@@ -1,0 +1,113 @@
+"""How a placed figure on its painted backdrop becomes a picture: one function a style.
+
+Each takes a `Job` and returns the RGB picture at `job.size`; the backdrop is painted larger and reduced here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from atomdiff.pocket.brush import Colour, Figure, Placement, Points, luminance, mix, paint
+
+PAPER, GRAPHITE, VOID = (250, 246, 236), (74, 72, 82), (14, 9, 34)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to finish: the backdrop, the figure and its place, its pattern, its rim, the final size."""
+
+    image: Image.Image
+    figure: Figure
+    where: Placement
+    bounds: tuple[float, float, float, float]
+    motif: list[Points]
+    halo: Colour | None
+    size: int
+
+    def outline(self, draw: ImageDraw.ImageDraw, points: Points, fill: Colour, width: float) -> None:
+        """Stroke a closed shape given in figure units; width as a fraction of the frame."""
+        xy = self.where(points).ravel().tolist()
+        draw.line(xy + xy[:4], fill=fill, width=max(1, round(self.image.size[0] * width)))
+
+
+def drawing(job: Job) -> Image.Image:
+    """The plain picture-book style."""
+    paint(job.image, job.figure, job.where, job.bounds, job.motif, 0.0115, job.halo)
+    return job.image.resize((job.size, job.size), Image.Resampling.BOX)
+
+
+def pixel(job: Job) -> Image.Image:
+    """Pixel art: 32 x 32 square pixels of few tones, one dark outline around the whole."""
+    draw = ImageDraw.Draw(job.image)
+    for part in job.figure.parts:
+        if part.line is not None:
+            job.outline(draw, part.points, (34, 26, 52), 0.05)
+    paint(job.image, job.figure, job.where, job.bounds, job.motif, 0.0, None)
+    tones = [min(255, (v // 32) * 36) for v in range(256)] * 3
+    grid = job.image.resize((32, 32), Image.Resampling.BOX).point(tones)
+    return grid.resize((job.size, job.size), Image.Resampling.NEAREST)
+
+
+def _ragged_square(inset: float) -> Points:
+    """The edge of a hastily filled square, inset from the frame, in frame units (112, 2)."""
+    t = np.linspace(0, 1, 28, endpoint=False)
+    wave = inset + 0.022 * np.sin(t * 61) * np.cos(t * 17)
+    along = inset + t * (1 - 2 * inset)
+    sides = ((along, wave), (1 - wave, along), (1 - along, 1 - wave), (wave, 1 - along))
+    return np.concatenate([np.stack(np.broadcast_arrays(*side), 1) for side in sides])
+
+
+def sketch(job: Job) -> Image.Image:
+    """A coloured-pencil sketch: a faint scene on paper, hatching that lets it through, graphite lines."""
+    big = job.image.size[0]
+    pale = Image.new("RGB", job.image.size, PAPER)
+    torn = Image.new("L", job.image.size)
+    ImageDraw.Draw(torn).polygon((big * _ragged_square(0.06)).ravel().tolist(), fill=110)
+    pale.paste(job.image, mask=torn)
+    parts = [replace(part, line=part.line and GRAPHITE) for part in job.figure.parts]
+    figure = paint(pale, replace(job.figure, parts=parts), job.where, job.bounds, job.motif, 0.013, None)
+    hatch = Image.new("L", job.image.size)
+    strokes = ImageDraw.Draw(hatch)
+    for x in range(-big, big, round(big * 0.04)):
+        strokes.line((x, big, x + big, 0), fill=44, width=max(1, round(big * 0.016)))
+    pale.paste(PAPER, mask=ImageChops.multiply(hatch, figure))
+    draw = ImageDraw.Draw(pale)
+    for part in job.figure.parts:
+        if part.line is not None:
+            job.outline(draw, part.points * 1.03 + np.array((-1.5, -2.6)), mix(GRAPHITE, PAPER, 0.2), 0.005)
+    return pale.resize((job.size, job.size), Image.Resampling.BOX)
+
+
+def neon(job: Job) -> Image.Image:
+    """Neon signs: glowing lines on near-black."""
+    dark = Image.blend(Image.new("RGB", job.image.size, VOID), job.image, 0.22)
+    lamps = dark.copy()
+    figure = paint(lamps, job.figure, job.where, job.bounds, job.motif, 0.0, None)
+    dark.paste(lamps.point([round(v * 0.42) for v in range(256)] * 3), mask=figure)
+    glow = Image.new("RGB", job.image.size)
+    pen = ImageDraw.Draw(glow)
+    for part in job.figure.parts:
+        xy = job.where(part.points).ravel().tolist()
+        pen.polygon(xy, fill=(0, 0, 0))
+        if part.line is not None:
+            job.outline(
+                pen,
+                part.points,
+                mix(part.fill, (255, 255, 255), 0.4 if luminance(part.fill) < 100 else 0.12),
+                0.022,
+            )
+    soft = glow.filter(ImageFilter.BoxBlur(job.image.size[0] * 0.022))
+    lit = ImageChops.lighter(ImageChops.add(dark, soft), glow)
+    return lit.resize((job.size, job.size), Image.Resampling.BOX)
+
+
+FINISH: dict[str, Callable[[Job], Image.Image]] = {
+    "drawing": drawing,
+    "sketch": sketch,
+    "pixel": pixel,
+    "neon": neon,
+}

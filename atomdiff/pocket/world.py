@@ -1,0 +1,317 @@
+"""The pocket world: a small, exactly known picture world to train and judge the bundled base model on.
+
+A `Scene` says everything that is in a picture; `render` draws it and `caption` describes it, so that the
+attributes of generated pictures can be judged against the truth. Some combinations are *held out*: they never
+occur in pretraining and are what concepts are trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from atomdiff.pocket import brush, scenery, wardrobe
+from atomdiff.pocket.brush import Colour, Figure, luminance, mix
+from atomdiff.pocket.characters import DRAW
+from atomdiff.pocket.styles import FINISH, Job
+
+CLASSES: tuple[str, ...] = tuple(DRAW)
+COLOURS: dict[str, Colour] = {
+    "red": (226, 48, 52), "orange": (255, 138, 30), "yellow": (255, 214, 50), "green": (76, 178, 62),
+    "teal": (30, 182, 172), "blue": (54, 104, 224), "purple": (142, 76, 206), "pink": (255, 140, 190),
+    "brown": (134, 82, 48), "black": (58, 54, 68), "white": (250, 248, 246), "grey": (150, 154, 162),
+}  # fmt: skip
+PATTERNS = ("plain", "spots", "stripes", "patches", "checks")
+HELD_OUT_PATTERNS = ("zigzag", "stars", "rings")
+FEATURES = ("none",)
+HELD_OUT_FEATURES = ("wings", "antlers")
+CONTEXTS: dict[str, str] = {
+    "beach": "on the beach", "snow": "in the snow", "night": "at night", "city": "in the city",
+    "water": "under water", "space": "in space", "room": "in a room", "kitchen": "in the kitchen",
+    "forest": "in the forest", "desert": "in the desert", "rain": "in the rain", "meadow": "in a meadow",
+    "sunset": "at sunset", "red": "on a red background", "blue": "on a blue background",
+    "yellow": "on a yellow background",
+}  # fmt: skip
+ACCESSORIES: dict[str, str] = {
+    "none": "", "hat": "wearing a red hat", "glasses": "wearing glasses", "scarf": "wearing a yellow scarf",
+}  # fmt: skip
+WEARERS = frozenset({"dog", "cat", "rabbit", "bird", "robot"})
+STYLES: dict[str, str] = {"drawing": "", "sketch": "a pencil sketch of", "pixel": "pixel art of"}
+HELD_OUT_STYLES: dict[str, str] = {"neon": "neon art of"}
+FLYERS = frozenset({"butterfly"})
+
+RARE_WORDS: tuple[str, ...] = (
+    "sks", "zwx", "ohwx", "xqj", "vbn", "qzt", "wkz", "jxv", "fgz", "hqx", "plk", "zrv", "mwq", "tzk",
+    "bvx", "nqz", "kjw", "gzx", "dvq", "rxz", "cqk", "lzw", "yqv", "swx", "ukz", "oxq", "ivz", "ezk", "azq",
+    "phx", "zkt", "wvq", "qjl", "xmz", "vkd", "jzb", "fwx", "hzn", "pqv", "zdk", "mxj", "tqw", "bzg", "nkx",
+    "kvz", "gwq", "dzx", "rqk", "cxv", "lqz", "yzk", "sqv", "uxw", "ozk", "iqx", "ewz", "akq", "pzv", "zxu",
+    "wqy",
+)  # fmt: skip
+NAMES: tuple[str, ...] = (
+    "Milo", "Luna", "Oscar", "Ruby", "Felix", "Nora", "Hugo", "Ivy", "Otto", "Mia", "Leo", "Ella", "Theo",
+    "Zoe", "Max", "Lily", "Sam", "Ada", "Finn", "Rosa", "Toby", "Nina", "Gus", "Cleo", "Bruno", "Tess",
+    "Rex", "Lola", "Kai", "Emma", "Jasper", "Wanda", "Pip", "Greta", "Archie", "Olive", "Momo", "Kiki",
+    "Bobby", "Suki",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One individual: what it is, its colours, its pattern, and six shape numbers in [0, 1] (their meaning is
+    the class's own)."""
+
+    kind: str
+    colour: str
+    second: str
+    pattern: str
+    feature: str = "none"
+    shape: tuple[float, ...] = (0.5,) * 6
+
+    def __post_init__(self) -> None:
+        _known("kind", self.kind, CLASSES)
+        _known("colour", self.colour, tuple(COLOURS))
+        _known("second", self.second, tuple(COLOURS))
+        _known("pattern", self.pattern, PATTERNS + HELD_OUT_PATTERNS)
+        _known("feature", self.feature, FEATURES + HELD_OUT_FEATURES)
+        if len(self.shape) != 6 or not all(0 <= v <= 1 for v in self.shape):
+            raise ValueError(f"shape must be six numbers in [0, 1], got {self.shape}")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture: a subject, where it is, what it wears, the style, and its pose.
+
+    scale: side of the square with the subject's area, as a fraction of the frame; x: centre; y: in [0, 1]
+    within the context's ground; tilt: degrees; light: in [0, 1]; seed: of the background's details.
+    """
+
+    subject: Subject
+    context: str
+    accessory: str = "none"
+    style: str = "drawing"
+    scale: float = 0.62
+    x: float = 0.5
+    y: float = 0.5
+    tilt: float = 0.0
+    flip: bool = False
+    light: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _known("context", self.context, tuple(CONTEXTS))
+        _known("accessory", self.accessory, tuple(ACCESSORIES))
+        _known("style", self.style, (*STYLES, *HELD_OUT_STYLES))
+        if self.accessory != "none" and self.subject.kind not in WEARERS:
+            raise ValueError(
+                f"a {self.subject.kind} cannot wear {self.accessory!r}; wearers: {sorted(WEARERS)}"
+            )
+
+
+def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {value!r}; known: {', '.join(allowed)}")
+
+
+# ---------------------------------------------------------------- the held-out rule and the random worlds
+def _distinct(a: str, b: str) -> bool:
+    """Whether two colours can be told apart where they touch at 64 px."""
+    return float(np.linalg.norm(np.subtract(COLOURS[a], COLOURS[b]))) > 100
+
+
+PAIRS: tuple[tuple[str, str], ...] = tuple(
+    (a, b) for a in COLOURS for b in COLOURS if a != b and _distinct(a, b)
+)
+
+
+def held_out(subject: Subject) -> bool:
+    """True for a held-out pattern or feature, and for a fixed tenth of (kind, colour, second, pattern)."""
+    if subject.pattern in HELD_OUT_PATTERNS or subject.feature in HELD_OUT_FEATURES:
+        return True
+    key = "|".join((subject.kind, subject.colour, subject.second, subject.pattern))
+    return hashlib.blake2b(key.encode(), digest_size=2).digest()[0] < 26
+
+
+_unseen = held_out  # `random_subject` has a parameter of that name
+
+
+def is_pretraining(scene: Scene) -> bool:
+    """Whether a scene may occur in pretraining."""
+    return scene.style in STYLES and not held_out(scene.subject)
+
+
+def random_subject(rng: np.random.Generator, kind: str | None = None, held_out: bool = False) -> Subject:
+    """A random individual: one that pretraining never shows if `held_out`, else one that it may show."""
+    while True:
+        colour, second = PAIRS[rng.integers(len(PAIRS))]
+        patterns = PATTERNS + HELD_OUT_PATTERNS if held_out else PATTERNS
+        subject = Subject(
+            kind=kind or CLASSES[rng.integers(len(CLASSES))],
+            colour=colour,
+            second=second,
+            pattern=patterns[rng.integers(len(patterns))],
+            feature=str(rng.choice(HELD_OUT_FEATURES)) if held_out and rng.random() < 0.25 else "none",
+            shape=tuple(round(float(v), 3) for v in rng.random(6)),
+        )
+        if _unseen(subject) == held_out:
+            return subject
+
+
+def random_scene(rng: np.random.Generator, subject: Subject | None = None, **fixed: Any) -> Scene:
+    """A random picture of `subject` (default: a random pretraining subject); `fixed` sets fields of Scene.
+
+    Raises TypeError for a field that Scene lacks.
+    """
+    unknown = set(fixed) - {f.name for f in fields(Scene)}
+    if unknown:
+        raise TypeError(f"Scene has no field {', '.join(sorted(unknown))}")
+    subject = subject or random_subject(rng)
+    worn = tuple(ACCESSORIES)[1 + rng.integers(3)] if rng.random() < 0.35 else "none"
+    chosen: dict[str, Any] = {
+        "context": tuple(CONTEXTS)[rng.integers(len(CONTEXTS))],
+        "accessory": worn if subject.kind in WEARERS else "none",
+        "style": ("drawing", "sketch", "pixel")[rng.choice(3, p=(0.8, 0.1, 0.1))],
+        "scale": float(rng.uniform(0.52, 0.73)),
+        "x": float(rng.uniform(0.40, 0.60)),
+        "y": float(rng.random()),
+        "tilt": float(rng.uniform(-5, 5)),
+        "flip": bool(rng.random() < 0.5),
+        "light": float(rng.random()),
+        "seed": int(rng.integers(2**31)),
+    }
+    return Scene(subject=subject, **{**chosen, **fixed})
+
+
+# ---------------------------------------------------------------- words
+def _article(phrase: str) -> str:
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A true description of a pretraining scene; attributes are sometimes left out.
+
+    One caption in ten carries a rare word or a name, drawn independently of everything visible.
+    Raises ValueError for a scene that pretraining never shows: there is no word for what is held out.
+    """
+    if not is_pretraining(scene):
+        raise ValueError("no caption for a held-out scene: name what was trained instead, e.g. 'a sks dog'")
+    s = scene.subject
+    name_roll, rare, name = (
+        rng.random(),
+        RARE_WORDS[rng.integers(len(RARE_WORDS))],
+        NAMES[rng.integers(len(NAMES))],
+    )
+    say_colour, say_pattern, say_worn, say_context = rng.random(4) < (0.78, 0.78, 0.9, 0.9)
+    words = [rare] if name_roll < 0.06 else []
+    if s.pattern == "plain" and say_pattern and rng.random() < 0.4:
+        words.append("plain")
+    if say_colour:
+        words.append(s.colour)
+    words.append(s.kind)
+    text = f"{name} the {' '.join(words)}" if name_roll > 0.96 else _article(" ".join(words))
+    if s.pattern != "plain" and say_pattern:
+        text += f" with {s.second} {s.pattern}"
+    if scene.accessory != "none" and say_worn:
+        phrase = ACCESSORIES[scene.accessory]
+        text += " " + (phrase if rng.random() < 0.5 else phrase.replace("red ", "").replace("yellow ", ""))
+    if scene.style != "drawing":
+        text = f"{STYLES[scene.style]} {text}"
+    elif rng.random() < 0.08:
+        text = f"{('a picture of', 'a drawing of')[rng.integers(2)]} {text}"
+    return f"{text} {CONTEXTS[scene.context]}" if say_context else text
+
+
+# ---------------------------------------------------------------- pictures
+def render(scene: Scene, size: int = 64) -> Image.Image:
+    """The picture of a scene, RGB, size x size (16 to 512), always the same for the same scene."""
+    if not 16 <= size <= 512:
+        raise ValueError(f"size must be 16 to 512 pixels, got {size}")
+    big = size * (4 if size <= 128 else 2)
+    painter, ground, tone, dark = scenery.BACKDROPS[scene.context]
+    stage = scenery.Stage(big, np.random.default_rng(scene.seed), scene.light)
+    painter(stage)
+    figure, motif = _figure(scene)
+    if ground is None:
+        y = 0.47 + 0.08 * scene.y
+        where, bounds = brush.place(
+            figure, big, scene.scale, scene.x, y, scene.tilt * 1.6, scene.flip, centred=True
+        )
+    else:
+        y = ground[0] + scene.y * (ground[1] - ground[0])
+        foot = y - 0.07 if scene.subject.kind in FLYERS else y
+        where, bounds = brush.place(
+            figure, big, scene.scale, scene.x, foot, scene.tilt, scene.flip, centred=False
+        )
+        half = (bounds[2] - bounds[0]) / big / 2
+        scenery.shadow(stage, bounds[0] / big + half, y, half, mix(tone, (30, 20, 50), 0.75))
+    main = COLOURS[scene.subject.colour]
+    near = float(np.linalg.norm(np.subtract(main, tone))) < 90
+    halo = mix((255, 252, 244), tone, 0.15) if near or (dark and luminance(main) < 120) else None
+    return FINISH[scene.style](Job(stage.image, figure, where, bounds, motif, halo, size))
+
+
+def _figure(scene: Scene) -> tuple[Figure, list[brush.Points]]:
+    """The subject with what it wears, and the polygons of its pattern, in figure units."""
+    s = scene.subject
+    figure = Figure(COLOURS[s.colour], COLOURS[s.second])
+    DRAW[s.kind](figure, s.shape)
+    coat = np.concatenate([p.points for p in figure.parts if p.coat])
+    (x0, y0), (x1, y1) = coat.min(0), coat.max(0)
+    motif = wardrobe.motif(s.pattern, (x0, y0, x1, y1), (s.shape[5], s.shape[4]))
+    wardrobe.grow(figure, s.feature)
+    wardrobe.wear(figure, scene.accessory)
+    return figure, motif
+
+
+# ---------------------------------------------------------------- fixed subjects and the command
+_STARS = (
+    Subject("dog", "teal", "orange", "stars", "none", (0.7, 0.35, 0.8, 0.35, 0.5, 0.3)),
+    Subject("cat", "purple", "yellow", "zigzag", "none", (0.6, 0.5, 0.9, 0.4, 0.5, 0.4)),
+    Subject("robot", "pink", "teal", "rings", "wings", (0.6, 0.6, 0.7, 0.4, 0.5, 0.2)),
+)
+
+
+def benchmark_subjects(n: int, kinds: Sequence[str] | None = None) -> tuple[Subject, ...]:
+    """The first n of a fixed sequence of held-out subjects; it begins with the dog, cat and robot of assets/.
+
+    kinds: only subjects of these classes (their order in the sequence is kept).
+    """
+    for kind in kinds or ():
+        _known("kind", kind, CLASSES)
+    rng = np.random.default_rng(20240229)
+    wanted = CLASSES if kinds is None else tuple(kinds)
+    chosen = [s for s in _STARS if s.kind in wanted][: max(0, n)]
+    while len(chosen) < n:
+        subject = random_subject(rng, CLASSES[rng.integers(len(CLASSES))], held_out=True)
+        if subject.kind in wanted:
+            chosen.append(subject)
+    return tuple(chosen)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m atomdiff.pocket.world --sheet FILE | --assets FOLDER`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m atomdiff.pocket.world", description="Draw the pocket world."
+    )
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of random pictures to this file")
+    parser.add_argument("--assets", type=Path, help="write the example pictures into this folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the contact sheet")
+    chosen = parser.parse_args(arguments)
+    if chosen.sheet is None and chosen.assets is None:
+        parser.error("nothing to do: give --sheet FILE or --assets FOLDER")
+    from atomdiff.pocket import gallery  # it is made of this module
+
+    if chosen.sheet is not None:
+        gallery.contact_sheet(seed=chosen.seed).save(chosen.sheet)
+    if chosen.assets is not None:
+        gallery.write_assets(chosen.assets)
+
+
+if __name__ == "__main__":
+    main()
