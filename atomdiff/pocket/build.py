@@ -34,8 +34,8 @@ class Recipe:
 
     pictures: int = 24_000
     acquaintances: int = 24_000
-    autoencoder: Schedule = Schedule(2_000, 16, 2e-3, warmup=50, decay=0.7)
-    words: Schedule = Schedule(1_000, 128, 1e-3, warmup=50)
+    autoencoder: Schedule = Schedule(6_000, 4, 1.5e-3, warmup=50, decay=0.7)
+    words: Schedule = Schedule(600, 128, 1e-3, warmup=50)
     denoiser: Schedule = Schedule(8_000, 32, 1e-3, warmup=200, decay=0.4)
     judge: Schedule = Schedule(2_500, 96, 2e-3, warmup=50, decay=0.6)
 

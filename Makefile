@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: help install demo test lint clean
+help:          ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+install: $(VENV)/installed  ## the virtual environment with everything in it
+
+$(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: install  ## train a concept from five pictures of a dog and draw it, before and after
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	    train_dreambooth_atoms.py --instance_dir assets/dog --output_dir outputs/dog
+	$(BIN)/atomdiff compare --concept outputs/dog/dog.safetensors --out outputs/dog/before_after.png \
+	    "a sks dog on the beach" "a sks dog in space" "a sks dog wearing a red hat in the snow" "a pencil sketch of a sks dog in the city"
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:         ## removes outputs and the environment
+	rm -rf outputs $(VENV) *.egg-info

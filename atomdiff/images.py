@@ -1,0 +1,218 @@
+"""A folder of anything -> checked, square, upright RGB pictures.
+
+Whatever people put into a folder of photographs is either made into an RGB picture or skipped with a reason:
+nothing here lets Pillow's exceptions out, and no pixel is decoded before the header has been checked.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from atomdiff.errors import ImageError
+
+MAX_PIXELS = 128_000_000  # above any camera in common use; three bytes each is what decoding costs
+MIN_SIDE = 16  # a picture smaller than this shows nothing
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")
+UNREADABLE = {  # containers that phones and cameras write and that Pillow alone cannot read
+    ".heic": "HEIC cannot be read; convert it to JPEG",
+    ".heif": "HEIF cannot be read; convert it to JPEG",
+    ".dng": "raw camera files cannot be read; convert it to JPEG",
+    ".cr2": "raw camera files cannot be read; convert it to JPEG",
+    ".nef": "raw camera files cannot be read; convert it to JPEG",
+    ".svg": "vector drawings cannot be read; convert it to PNG",
+    ".pdf": "PDF cannot be read; convert it to PNG",
+    ".mp4": "films cannot be read; save a few frames as pictures",
+    ".mov": "films cannot be read; save a few frames as pictures",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One usable picture: RGB, square, upright; `caption` is the text beside it, where one was asked for."""
+
+    path: Path
+    image: Image.Image
+    original_size: tuple[int, int]  # (width, height) as seen upright, before cropping
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A thing in the folder that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+def load_folder(
+    folder: str | Path,
+    resolution: int,
+    caption_extension: str = "",
+    limit: int | None = None,
+    keep: Callable[[Path], bool] = lambda path: True,
+) -> tuple[list[Picture], list[Skipped]]:
+    """Read every picture of `folder`, in the order of the names, cropped and resized to `resolution`².
+
+    `caption_extension` ("txt") takes the text beside a picture as its caption; `limit` stops after so many
+    pictures; `keep` leaves out files by name, silently. Raises ImageError when the folder is missing, empty,
+    or holds no usable picture, and then names the first reasons.
+    """
+    folder = Path(folder).expanduser()
+    entries = [entry for entry in _entries(folder) if keep(entry)]
+    pictures: list[Picture] = []
+    skipped: list[Skipped] = []
+    for entry in entries:
+        if limit is not None and len(pictures) >= limit:
+            break
+        if caption_extension and _is_caption(entry, entries, caption_extension):
+            continue
+        try:
+            image, size = read_picture(entry, resolution)
+        except ImageError as error:
+            skipped.append(Skipped(entry, str(error)))
+            continue
+        pictures.append(Picture(entry, image, size, _caption(entry, caption_extension)))
+    if not pictures:
+        raise ImageError(_nothing_usable(folder, skipped))
+    return pictures, skipped
+
+
+def read_picture(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, int]]:
+    """One file -> (RGB picture of resolution², its size before the crop); ImageError says only why."""
+    if path.name.startswith("."):
+        raise ImageError("a hidden file")
+    if path.is_dir():
+        raise ImageError("a folder; only the pictures directly inside are used")
+    if not path.is_file():
+        raise ImageError("not a regular file")
+    if path.suffix.lower() in UNREADABLE:
+        raise ImageError(UNREADABLE[path.suffix.lower()])
+    try:
+        return _decode(path, resolution)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("an empty file" if path.stat().st_size == 0 else "not a picture") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS:,} pixels; make it smaller first") from None
+    except PermissionError:
+        raise ImageError("may not be read (permission denied)") from None
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        detail = " ".join(str(error).split())[:120]
+        raise ImageError("the file is cut short" if cut else f"cannot be decoded ({detail})") from None
+
+
+def centre_square(image: Image.Image, resolution: int) -> Image.Image:
+    """Crop the largest centred square and resize it (LANCZOS) to resolution x resolution."""
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode -> upright RGB: 16 bits and float to 8, transparency on white, colours to sRGB."""
+    with contextlib.suppress(Exception):  # an unreadable EXIF block is no reason to refuse the picture
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB")
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return _to_srgb(Image.alpha_composite(white, rgba).convert("RGB"), profile)
+    return _to_srgb(image, profile).convert("RGB")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies directly in `folder`, sorted; ImageError when there is no such folder or nothing in it."""
+    if not folder.exists():
+        raise ImageError(f"The picture folder '{folder}' does not exist; give a folder with a few pictures.")
+    if not folder.is_dir():
+        raise ImageError(f"'{folder}' is a file; give the folder that holds the pictures.")
+    try:
+        entries = sorted(folder.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        raise ImageError(f"The picture folder '{folder}' cannot be listed: {error.strerror}.") from None
+    if not entries:
+        raise ImageError(f"The picture folder '{folder}' is empty; put a few pictures of the subject in it.")
+    return entries
+
+
+def _nothing_usable(folder: Path, skipped: list[Skipped]) -> str:
+    reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in skipped[:4])
+    more = f"; and {len(skipped) - 4} more" if len(skipped) > 4 else ""
+    found = (reasons or "nothing to read") + more
+    return f"No usable picture in '{folder}' ({found}); put JPEG, PNG or WebP pictures in it."
+
+
+def _decode(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, int]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of size and of odd EXIF; both are handled here
+        Image.init()  # registers the formats of this build of Pillow; `formats` may name no other
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            width, height = image.size  # the header only: no pixel is decoded yet
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"{width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller first"
+                )
+            if min(width, height) < MIN_SIDE:
+                raise ImageError(f"only {width} x {height} pixels")
+            image.seek(0)  # an animation counts by its first frame
+            image.load()
+            rgb = to_rgb(image)
+    return centre_square(rgb, resolution), rgb.size
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits -> 8 bits, by the range the values use (1, 255, 65,535, or their maximum)."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+    top = float(values.max(initial=0.0))
+    sixteen = image.mode.startswith("I;16")
+    full = next((r for r in (1.0, 255.0, 65535.0) if top <= r and not (sixteen and r < 65535.0)), top)
+    if image.mode == "I" and full == 1.0:
+        full = 255.0
+    return Image.fromarray((values * (255.0 / full) + 0.5).astype(np.uint8), mode="L")
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Apply an embedded colour profile, such as a phone's Display P3 or a printer's CMYK, unless sRGB."""
+    if not profile or image.mode not in ("RGB", "CMYK", "L"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: the plain conversion must do
+        return image
+    return converted or image
+
+
+def _is_caption(entry: Path, entries: list[Path], extension: str) -> bool:
+    """True when `entry` is the caption file of another entry (same stem)."""
+    return _is_text(entry, extension) and any(
+        other.stem == entry.stem and not _is_text(other, extension) for other in entries
+    )
+
+
+def _is_text(path: Path, extension: str) -> bool:
+    return path.suffix.lower() == f".{extension.lstrip('.').lower()}"
+
+
+def _caption(path: Path, extension: str) -> str:
+    if not extension:
+        return ""
+    beside = path.with_suffix(f".{extension.lstrip('.')}")
+    if not beside.is_file():
+        return ""
+    try:
+        return " ".join(beside.read_text(encoding="utf-8-sig").split())
+    except (OSError, UnicodeDecodeError):
+        raise ImageError(
+            f"The caption '{beside}' is not UTF-8 text; save it as UTF-8 or remove it."
+        ) from None

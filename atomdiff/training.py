@@ -1,0 +1,292 @@
+"""From a folder of pictures to a concept: everything around the loop.
+
+`train` is the whole of it for a caller in Python; `fit` is the same for settings that are made
+already, as the command line does. Both know no user interface: they tell a `Reporter`.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from atomdiff import sampling
+from atomdiff.base import Base, load_base
+from atomdiff.checkpoint import find_checkpoint
+from atomdiff.concept import Concept
+from atomdiff.errors import SettingsError, TrainingError
+from atomdiff.loop import Run, spec_of
+from atomdiff.preparing import prepare
+from atomdiff.reporting import Reporter, TensorBoard
+from atomdiff.settings import TrainingSettings, name_everything, suit_base
+
+NEEDED_SPACE = 16 << 20  # bytes: states and the concept are far smaller, class pictures about as large
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Stop = Callable[[], bool]
+
+
+def train(
+    instance_dir: str | Path,
+    out: str | Path | None = None,
+    base: str | Path | Base = "pocket",
+    *,
+    reporter: Reporter | None = None,
+    stop: Stop = lambda: False,
+    **settings: Any,
+) -> Concept:
+    """Train a concept on the pictures in `instance_dir`; it is returned, and saved as `out`/NAME.safetensors.
+
+    `settings` are the fields of `TrainingSettings`. Raises AtomdiffError, with one sentence, for
+    whatever a user can cause; Interrupted, with the state saved, after Ctrl-C or when `stop` answers True.
+    """
+    known = [item.name for item in dataclasses.fields(TrainingSettings)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see TrainingSettings for all of them."
+            raise SettingsError(f"There is no training setting {name!r}{hint}")
+    loaded = base if isinstance(base, Base) else None
+    given = TrainingSettings(
+        instance_data_dir=str(instance_dir),
+        output_dir=str(out or ""),
+        base=loaded.name if loaded else str(base),
+        **settings,
+    )
+    return fit(given, reporter=reporter, base=loaded, stop=stop)
+
+
+def fit(
+    settings: TrainingSettings,
+    *,
+    reporter: Reporter | None = None,
+    base: Base | None = None,
+    stop: Stop = lambda: False,
+) -> Concept:
+    """Train with settings made already. A `base` handed over keeps its encoders and weights."""
+    settings = name_everything(settings)
+    spec_of(settings)
+    _check_folders(settings)
+    accelerator, settings = _accelerator(settings)
+    told = (reporter or Reporter()) if accelerator.is_main_process else _Silent()
+    if accelerator.is_main_process:
+        _prepare_output(Path(settings.output_dir))
+    drop = base is None and not settings.validation_prompt
+    base = _base(settings, base, accelerator)
+    settings = suit_base(settings, base.family, base.resolution, base.vae_factor)
+    told.notice(
+        f"Base: {base.name} ({base.passport.architecture}), pictures of {settings.resolution}² pixels"
+    )
+    run = prepare(settings, base, accelerator, told, drop)
+    try:
+        _train(run, told, stop)
+        concept = concept_of(run)
+    finally:
+        run.close()
+    if accelerator.is_main_process:
+        path = concept_path(settings)
+        concept.save(path, dtype=settings.precision)
+        told.notice(f"Concept: {path} ({path.stat().st_size:,} bytes)")
+    accelerator.wait_for_everyone()
+    return concept
+
+
+def concept_path(settings: TrainingSettings) -> Path:
+    """Where the concept of a run goes (`name_everything` must have been asked)."""
+    return Path(settings.output_dir) / f"{settings.name}.safetensors"
+
+
+def concept_of(run: Run) -> Concept:
+    """The concept that a run has arrived at."""
+    s = run.settings
+    summary: dict[str, str | int | float] = {
+        "steps": run.done,
+        "learning_rate": s.learning_rate,
+        "linear_learning_rate": s.linear_learning_rate,
+        "pictures": len(run.data.instance),
+        "class_pictures": len(run.data.prior) if run.data.prior else 0,
+        "resolution": int(s.resolution or 0),
+        "seed": s.seed,
+        "instance_prompt": s.instance_prompt,
+        "class_prompt": s.class_prompt,
+    }
+    return Concept.of(
+        run.base.unet,
+        run.attached.spec,
+        run.attached.read(),
+        run.base.passport,
+        trigger=s.trigger,
+        class_word=s.class_word,
+        training=summary,
+        name=s.name,
+    )
+
+
+# -------------------------------------------------------------------------------------------- running
+
+
+def _train(run: Run, told: Reporter, stop: Stop) -> None:
+    """Run the loop to its end, telling and logging every step."""
+    settings, main = run.settings, run.accelerator.is_main_process
+    output = Path(settings.output_dir)
+    log = None
+    if settings.report_to == "tensorboard" and main:
+        log = TensorBoard(output / settings.logging_dir, run.done)
+    validate = None
+    if settings.validation_prompt:
+        validate = _validator(run)
+    try:
+        with _stop_signals() as stopped:
+            for record in run.steps(output, lambda: stopped() or stop(), validate):
+                told.step(record)
+                if log:
+                    log.step(record)
+    finally:
+        if log:
+            log.close()
+
+
+def _validator(run: Run) -> Callable[[int], tuple[Image, ...]]:
+    """Draws the validation prompt with the atoms as they are, and keeps the pictures in `validation/`."""
+    settings = run.settings
+
+    def validate(step: int) -> tuple[Image, ...]:
+        drawn = sampling.draw(
+            run.base,
+            settings.validation_prompt,
+            count=settings.num_validation_images,
+            seed=settings.seed,
+            size=settings.resolution,
+            batch_size=settings.sample_batch_size,
+        )
+        folder = Path(settings.output_dir) / "validation"
+        try:
+            folder.mkdir(exist_ok=True)
+            for i, picture in enumerate(drawn):
+                picture.save(folder / f"step-{step:06d}-{i}.png")
+        except OSError as error:
+            raise TrainingError(
+                f"Validation pictures cannot be written to '{folder}': {error.strerror}."
+            ) from None
+        return tuple(drawn)
+
+    return validate
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Stop]:
+    """Within: Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------- surroundings
+
+
+class _Silent(Reporter):
+    """For all processes but the first."""
+
+    def notice(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+def _accelerator(settings: TrainingSettings) -> tuple[Any, TrainingSettings]:
+    """An Accelerator in the precision asked for, and the settings with that precision filled in."""
+    from datetime import timedelta
+
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
+    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    settings = dataclasses.replace(settings, mixed_precision=precision)
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != precision:  # an earlier run in this process left its own
+        AcceleratorState._reset_state()
+    patience = InitProcessGroupKwargs(
+        timeout=timedelta(hours=6)
+    )  # class pictures may take long on one of many
+    try:
+        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    except ValueError as error:
+        if "fp16" not in str(error) and "bf16" not in str(error):
+            raise
+        raise SettingsError(
+            f"--mixed_precision {precision} does not work on this machine; use 'no' or 'bf16'."
+        ) from None
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator, settings
+
+
+def _base(settings: TrainingSettings, base: Base | None, accelerator: Any) -> Base:
+    """The base, on the right device and frozen, in the run's number format."""
+    if base is None:
+        base = load_base(
+            settings.base, dtype=DTYPES[str(settings.mixed_precision)], device=accelerator.device
+        )
+    elif base.device != accelerator.device:
+        base.pipe.to(accelerator.device)
+    if settings.enable_xformers_memory_efficient_attention:
+        try:
+            base.unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ValueError) as error:
+            reason = "is not installed" if isinstance(error, ImportError) else "needs an NVIDIA GPU"
+            raise SettingsError(
+                f"--enable_xformers_memory_efficient_attention cannot be used: xformers {reason}. Drop the "
+                "flag (PyTorch's own attention is about as fast) or install atomdiff[xformers]."
+            ) from None
+    return base
+
+
+def _check_folders(settings: TrainingSettings) -> None:
+    """What can be refused before anything heavy is loaded."""
+    load_folder_names = Path(settings.instance_data_dir).expanduser()
+    if (
+        settings.class_data_dir
+        and Path(settings.class_data_dir).expanduser().resolve() == load_folder_names.resolve()
+    ):
+        raise SettingsError("--class_data_dir is the folder of the subject's pictures; give another or none.")
+    if settings.resume_from_checkpoint:
+        find_checkpoint(Path(settings.output_dir), settings.resume_from_checkpoint)
+
+
+def _prepare_output(folder: Path) -> None:
+    """Make the output folder; refuse at once where nothing could be written to it later."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise TrainingError(
+            f"The output folder '{folder}' cannot be written: {error.strerror}; choose another --output_dir."
+        ) from None
+    if free < NEEDED_SPACE:
+        raise TrainingError(
+            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some or give "
+            "another --output_dir."
+        )

@@ -1,0 +1,65 @@
+"""What every benchmark shares: a table on the screen, the same table in Markdown, and `--check`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that must be at least (`low`) or at most (`high`) something."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    @property
+    def met(self) -> bool:
+        return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
+
+    @property
+    def wanted(self) -> str:
+        return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
+
+
+def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table; the first column is text, the others are right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=160 if not sys.stdout.isatty() else None).print(table)
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same table for a docs page."""
+    lines = ["| " + " | ".join(headers) + " |", "|---|" + "---:|" * (len(headers) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
+
+
+def machine() -> str:
+    """Where and when, for beside a figure."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{device}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+
+
+def verdict(targets: Sequence[Target], check: bool) -> None:
+    """Prints each target beside its figure; with `check`, exits 1 naming the missed ones in the last line."""
+    show("Targets", ("target", "measured", "wanted", "met"),
+         [(t.name, f"{t.value:.4g} {t.unit}".strip(), f"{t.wanted} {t.unit}".strip(), "yes" if t.met else "NO") for t in targets])
+    missed = [t for t in targets if not t.met]
+    print("all targets met" if not missed else "missed: " + "; ".join(f"{t.name} {t.value:.4g} (wanted {t.wanted})" for t in missed))
+    if check and missed:
+        sys.exit(1)

@@ -1,0 +1,38 @@
+"""Shared fixtures: tiny bases of every family, made once a session; nothing here touches the network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # before any import of the hub client: a test that needs the network must fail
+)
+
+import tiny_models
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_folder("sd1")`: a diffusers folder of a tiny random base; the same folder on every call."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def folder(kind: str = "sd1", seed: int = 0) -> Path:
+        if (kind, seed) not in made:
+            made[kind, seed] = tiny_models.save_folder(
+                kind, tmp_path_factory.mktemp("base") / f"tiny-{kind}", seed
+            )
+        return made[kind, seed]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_folder: Callable[..., Path]) -> Callable:
+    """`tiny_base("sdxl")`: a freshly loaded Base, so that a test may change it."""
+    from atomdiff.base import load_base
+
+    return lambda kind="sd1", seed=0, **options: load_base(str(tiny_folder(kind, seed)), **options)

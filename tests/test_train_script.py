@@ -1,0 +1,163 @@
+"""The command line: its flags, its sentences, and what only real processes can show (kills, several at once)."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atomdiff.concept import Concept
+from atomdiff.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "train_dreambooth_atoms.py"
+main = runpy.run_path(str(SCRIPT), run_name="script")["main"]
+SMALL = {
+    "max_train_steps": 100, "train_batch_size": 1, "num_atoms": 4, "conv_layers": "conv_in", "linear_atoms": "attn2_kv",
+    "checkpointing_steps": 10, "with_prior_preservation": False, "learning_rate": 0.001,
+}  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """As many threads as here, so that sums come out alike."""
+    return os.environ | {
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("pictures") / "dog"
+    made.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(made / f"{i}.png")
+    return made
+
+
+@pytest.fixture
+def refused(capsys):
+    """`refused("--flag", ...)` -> what is printed; exactly one line, status 2."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert exit_.value.code == 2
+        assert printed.out == ""
+        return printed.err
+
+    return run
+
+
+def test_misspelt_and_wrong_flags_are_refused(refused):
+    assert refused("--learning_rat", "1") == (
+        "error: there is no flag --learning_rat; did you mean --learning_rate? --help lists all flags.\n"
+    )
+    assert "unrecognized arguments: --zzzz" in refused("--zzzz")
+    assert "argument --seed: invalid int value: 'x'" in refused("--seed", "x")
+    assert "argument --lr_scheduler: invalid choice: 'step'" in refused("--lr_scheduler", "step")
+    assert "--seed must be at least 0, but -1 was given" in refused("--seed", "-1")
+    assert "name their folder with --instance_dir" in refused()
+
+
+def test_bad_input_is_one_sentence(refused, tmp_path, folder):
+    nowhere = tmp_path / "nowhere"
+    assert refused("--instance_dir", nowhere) == (
+        f"error: The picture folder '{nowhere}' does not exist; give a folder with a few pictures.\n"
+    )
+    assert "There is no base 'no-such-base'" in refused(
+        "--instance_dir", folder, "--base", "no-such-base", "--output_dir", tmp_path / "out"
+    )
+
+
+def test_diffusers_flag_names_are_taken(refused, folder):
+    flags = """--pretrained_model_name_or_path pocket --instance_prompt x --class_prompt x --with_prior_preservation
+        --no-with_prior_preservation --no_prior --prior_loss_weight 1 --num_class_images 2 --resolution 64 --seed 1
+        --train_batch_size 1 --sample_batch_size 1 --num_train_epochs 1 --gradient_accumulation_steps 1
+        --gradient_checkpointing --learning_rate 1e-3 --scale_lr --lr_scheduler cosine --lr_warmup_steps 1
+        --snr_gamma 5 --max_grad_norm 1 --adam_beta1 0.9 --adam_beta2 0.9 --adam_weight_decay 0.1 --adam_epsilon 1e-8
+        --mixed_precision bf16 --enable_xformers_memory_efficient_attention --checkpointing_steps 5
+        --checkpoints_total_limit 2 --resume_from_checkpoint latest --validation_prompt x --num_validation_images 1
+        --validation_steps 5 --report_to tensorboard --logging_dir l --allow_tf32 --noise_offset 0.1 --random_flip
+        --num_atoms 9 --basis svd --linear_atoms attn --linear_block 2 --conv_layers x --precision fp32 --name n
+        --trigger x --class_word dog --output_dir o --class_data_dir c --caption_extension txt --instance_data_dir"""
+    assert "does not exist" in refused(*flags.split(), folder / "nowhere")
+
+
+def test_help_lists_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "--instance_data_dir" in text
+    assert "--instance_dir" in text
+    assert "(default: 0.01)" in text
+
+
+def test_killed_at_step_37_of_100_and_resumed_is_the_same_bit_for_bit(folder, tiny_folder, tmp_path):
+    base = str(tiny_folder("sd1"))
+    program = (
+        "import os, signal, sys\n"
+        "from atomdiff.reporting import Reporter\n"
+        "from atomdiff.training import train\n"
+        "class Kill(Reporter):\n"
+        "    def step(self, record):\n"
+        "        if record.step == 37: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"train({str(folder)!r}, {str(tmp_path / 'killed')!r}, {base!r}, reporter=Kill(), **{SMALL!r})\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], env=environment(), timeout=600, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "checkpoint-30").is_dir()
+    assert not (tmp_path / "killed" / "dog.safetensors").exists()
+    train(folder, tmp_path / "killed", base, resume_from_checkpoint="latest", **SMALL)
+    train(folder, tmp_path / "whole", base, **SMALL)
+    resumed, whole = (tmp_path / name / "dog.safetensors" for name in ("killed", "whole"))
+    assert resumed.read_bytes() == whole.read_bytes()
+    states = [tmp_path / name / "checkpoint-100" / "state.safetensors" for name in ("killed", "whole")]
+    assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_two_processes_give_the_gradients_of_the_joint_batch(folder, tiny_folder, tmp_path):
+    """`accelerate launch --num_processes 2 --cpu`, 2 pictures each, against one process with 4."""
+    same = {
+        "max_train_steps": 3,
+        "num_class_images": 3,
+        "class_data_dir": str(class_pictures(tmp_path)),
+        "precision": "fp32",
+    }
+    same |= {"adam_epsilon": 1.0, "linear_atoms": "attn2_kv", "conv_layers": "mid_block"}
+    flags = [word for name, value in same.items() for word in (f"--{name}", str(value))]
+    base = str(tiny_folder("sd1"))
+    launched = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu",
+            "--main_process_port", "0", SCRIPT, "--instance_dir", folder, "--base", base, "--train_batch_size", "2",
+            "--output_dir", tmp_path / "two", *flags,
+        ],
+        env=environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    assert launched.stderr.count("Base: ") == 1  # only the first process speaks
+    one = train(folder, tmp_path / "one", base, train_batch_size=4, **same)
+    two = Concept.load(tmp_path / "two" / "dog.safetensors")
+    assert set(one.atoms) == set(two.atoms)
+    for name, values in one.atoms.items():
+        assert float(values.abs().max()) > 0
+        torch.testing.assert_close(two.atoms[name], values, rtol=1e-3, atol=1e-7)
+
+
+def class_pictures(parent: Path) -> Path:
+    made = parent / "dogs"
+    made.mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (60 * i, 100, 200)).save(made / f"{i}.png")
+    return made

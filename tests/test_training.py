@@ -1,0 +1,423 @@
+"""The whole of training on tiny random bases: what it leaves, how it stops, how it goes on."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atomdiff import loop, training
+from atomdiff.concept import Concept
+from atomdiff.errors import ImageError, Interrupted, SettingsError, TrainingError
+from atomdiff.objective import diffusion_loss
+from atomdiff.reporting import Reporter, StepRecord
+from atomdiff.settings import (
+    TrainingSettings,
+    count_steps,
+    name_everything,
+    numerical,
+    rate_factor,
+    suit_base,
+)
+from atomdiff.training import train
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
+
+
+class Recorder(Reporter):
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.warnings: list[str] = []
+        self.stages: set[str] = set()
+        self.records: list[StepRecord] = []
+
+    def notice(self, text):
+        self.notices.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def stage(self, what, done, total):
+        self.stages.add(what)
+
+    def step(self, record):
+        self.records.append(record)
+
+
+def pictures(folder: Path, count: int, side: int = 70) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (side, side + 10, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("pictures")
+    return pictures(root / "dog", 3), pictures(root / "dogs", 2, 64)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return tiny_base("sd1")
+
+
+@pytest.fixture
+def run(folders, tmp_path, base):
+    """`run(max_train_steps=3, ...)` -> (concept, recorder), few layers and no drawing."""
+
+    def start(base=base, recorder=None, stop=lambda: False, **settings):
+        recorder = recorder or Recorder()
+        few = {"class_data_dir": str(folders[1]), "num_class_images": 2, "conv_layers": "mid_block"}
+        settings = few | {"max_train_steps": 3, "train_batch_size": 2} | settings
+        concept = train(folders[0], tmp_path / "out", base, reporter=recorder, stop=stop, **settings)
+        return concept, recorder
+
+    return start
+
+
+def same(a: Concept, b: Concept) -> bool:
+    return all(torch.equal(a.atoms[name], b.atoms[name]) for name in a.atoms)
+
+
+# ------------------------------------------------------------------------------------------- the whole
+
+
+def test_trains_saves_and_leaves_the_base_as_it_was(run, base, tmp_path):
+    before = {name: weight.clone() for name, weight in base.unet.state_dict().items()}
+    concept, heard = run(max_train_steps=4, checkpointing_steps=2)
+    assert [record.step for record in heard.records] == [1, 2, 3, 4]
+    assert all(math.isfinite(r.loss) and r.gradient_norm > 0 and r.prior_loss > 0 for r in heard.records)
+    assert heard.records[1].saved == tmp_path / "out" / "checkpoint-2"
+    assert all(float(values.abs().max()) > 0 for values in concept.atoms.values())
+    after = base.unet.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert not base.unet.training
+    loaded = Concept.load(tmp_path / "out" / "dog.safetensors")
+    assert (loaded.trigger, loaded.class_word, loaded.name) == ("sks", "dog", "dog")
+    assert loaded.training["steps"] == 4
+    assert loaded.training["instance_prompt"] == "a sks dog"
+    assert heard.notices[0].startswith("Base: ")
+    assert heard.notices[-1].startswith(f"Concept: {tmp_path / 'out' / 'dog.safetensors'} (")
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_other_families(run, tiny_base, kind):
+    concept, heard = run(base=tiny_base(kind), max_train_steps=2, snr_gamma=5.0)
+    assert len(heard.records) == 2
+    assert concept.num_parameters() > 0
+
+
+def test_bf16_trains_fp32_atoms(run, tiny_base):
+    half = tiny_base("sd1", dtype=torch.bfloat16)
+    _, heard = run(base=half, mixed_precision="bf16", max_train_steps=2)
+    assert math.isfinite(heard.records[-1].loss)
+    run(max_train_steps=1)  # fp32 again in the same process
+
+
+def test_gradient_checkpointing_changes_nothing_but_rounding(run):
+    plain, _ = run(adam_epsilon=1.0)
+    spared, _ = run(adam_epsilon=1.0, gradient_checkpointing=True)
+    for name, values in plain.atoms.items():
+        torch.testing.assert_close(spared.atoms[name], values, rtol=1e-3, atol=1e-7)
+
+
+def test_accumulation_gives_the_gradient_of_the_joint_batch(run):
+    # With a large epsilon Adam's step is proportional to the gradient, so that rounding is not amplified.
+    joint, _ = run(train_batch_size=4, adam_epsilon=1.0, num_atoms=0)
+    split, _ = run(train_batch_size=2, gradient_accumulation_steps=2, adam_epsilon=1.0, num_atoms=0)
+    torch.testing.assert_close(split.atoms["linear"], joint.atoms["linear"], rtol=1e-3, atol=1e-7)
+
+
+def test_learning_rates_of_both_kinds_of_atoms(run):
+    concept, _ = run(learning_rate=1e-3, linear_learning_rate=1e-5, max_train_steps=1)
+    assert float(concept.atoms["conv"].abs().max()) == pytest.approx(1e-3, rel=0.01)
+    assert float(concept.atoms["linear"].abs().max()) == pytest.approx(1e-5, rel=0.01)
+
+
+def test_captions_flips_and_no_prior(base, tmp_path):
+    own = pictures(tmp_path / "cat", 2)
+    (own / "0.txt").write_text("a sks cat asleep")
+    heard = Recorder()
+    concept = train(
+        own, tmp_path / "out", base, reporter=heard, max_train_steps=2, with_prior_preservation=False,
+        caption_extension="txt", random_flip=True, num_atoms=0, train_batch_size=2,
+    )  # fmt: skip
+    assert concept.class_word == "cat"
+    assert all(record.prior_loss == 0 for record in heard.records)
+    assert concept.training["class_pictures"] == 0
+
+
+def test_a_prompt_too_long_is_told_with_what_was_cut(run):
+    _, heard = run(instance_prompt="a sks dog " + "on a very long sofa " * 20, max_train_steps=1, num_atoms=0)
+    assert len(heard.warnings) == 1
+    assert "is longer than the text encoder takes; this was cut off: '" in heard.warnings[0]
+
+
+def test_validation_pictures_are_drawn_and_kept(run, tmp_path, monkeypatch):
+    asked = []
+
+    def draw(base, prompt, **options):
+        asked.append((prompt, options["seed"], base.unet.training))
+        return [Image.new("RGB", (8, 8))] * options["count"]
+
+    monkeypatch.setattr(training.sampling, "draw", draw)
+    prompt = "a sks dog in the snow"
+    _, heard = run(validation_prompt=prompt, validation_steps=2, num_validation_images=2, num_atoms=0)
+    assert asked == [(prompt, 0, False)] * 2
+    assert [len(record.pictures) for record in heard.records] == [0, 2, 2]
+    assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == [
+        f"step-00000{step}-{i}.png" for step in (2, 3) for i in (0, 1)
+    ]
+
+
+def test_tensorboard(run, tmp_path):
+    pytest.importorskip("tensorboard")
+    run(report_to="tensorboard", max_train_steps=2, num_atoms=0)
+    assert any(path.name.startswith("events.out.tfevents") for path in (tmp_path / "out" / "logs").iterdir())
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the real photographs are not here")
+@pytest.mark.parametrize("subject", ["cat", "dog", "teapot"])
+def test_real_photographs_go_through_the_whole_path_at_512(subject, base, tmp_path):
+    heard = Recorder()
+    concept = train(
+        PHOTOS / subject, tmp_path, base, reporter=heard, resolution=512, max_train_steps=1,
+        train_batch_size=1, with_prior_preservation=False, conv_layers="mid_block", linear_atoms="attn2_kv",
+    )  # fmt: skip
+    assert concept.training["pictures"] == 5
+    assert math.isfinite(heard.records[0].loss)
+    assert (tmp_path / f"{subject}.safetensors").is_file()
+
+
+# ---------------------------------------------------------------------------------- stopping, resuming
+
+
+def test_stopped_and_resumed_is_the_same_bit_for_bit(run, tmp_path):
+    whole, _ = run(max_train_steps=6, lr_scheduler="cosine", lr_warmup_steps=2)
+    first = Recorder()
+    with pytest.raises(Interrupted, match=r"after step 4 of 6; nothing is lost.* latest"):
+        run(
+            max_train_steps=6, lr_scheduler="cosine", lr_warmup_steps=2, recorder=first,
+            stop=lambda: len(first.records) == 3,
+        )  # fmt: skip
+    resumed, heard = run(
+        max_train_steps=6, lr_scheduler="cosine", lr_warmup_steps=2, resume_from_checkpoint="latest"
+    )
+    assert [record.step for record in heard.records] == [5, 6]
+    assert any(notice.startswith("Resuming from") for notice in heard.notices)
+    assert same(whole, resumed)
+
+
+def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
+    whole, _ = run(max_train_steps=4)
+    run(max_train_steps=2)
+    longer, heard = run(max_train_steps=4, resume_from_checkpoint="latest")
+    assert [record.step for record in heard.records] == [3, 4]
+    assert same(whole, longer)
+
+
+def test_resuming_with_other_settings_is_refused(run, folders, base, tiny_base, tmp_path):
+    run(max_train_steps=1)
+    with pytest.raises(
+        TrainingError, match=r"other settings \(learning_rate: 0\.01 -> 0\.02; seed: 0 -> 3\)"
+    ):
+        run(resume_from_checkpoint="latest", learning_rate=0.02, seed=3)
+    with pytest.raises(
+        TrainingError, match=r"train_batch_size x gradient_accumulation_steps x processes: 2 -> 3"
+    ):
+        run(resume_from_checkpoint="latest", train_batch_size=3)
+    with pytest.raises(TrainingError, match=r"base: tiny-sd1 -> tiny-sd1"):
+        run(resume_from_checkpoint="latest", base=tiny_base("sd1", seed=1))
+    other = pictures(tmp_path / "dog", 1)
+    with pytest.raises(TrainingError, match=r"\(pictures: \w+ -> \w+\)"):
+        train(
+            other, tmp_path / "out", base, reporter=Recorder(), resume_from_checkpoint="latest",
+            class_data_dir=str(folders[1]), num_class_images=2, conv_layers="mid_block", train_batch_size=2,
+            max_train_steps=3,
+        )  # fmt: skip
+
+
+def test_what_does_not_change_the_numbers_may_differ_on_resuming(run):
+    run(max_train_steps=1)
+    run(
+        max_train_steps=2, resume_from_checkpoint="latest", checkpointing_steps=1, gradient_checkpointing=True
+    )
+
+
+def test_latest_without_a_state_starts_anew_and_a_wrong_path_is_refused(run):
+    _, heard = run(max_train_steps=1, resume_from_checkpoint="latest", num_atoms=0)
+    assert any("starting from the beginning" in notice for notice in heard.notices)
+    with pytest.raises(TrainingError, match="no saved state 'checkpoint-77'"):
+        run(resume_from_checkpoint="checkpoint-77")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(run, tmp_path, monkeypatch):
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        losses = diffusion_loss(*args, **kwargs)
+        return losses if len(calls) < 4 else not_a_number(losses)
+
+    good, _ = run(max_train_steps=2)
+    monkeypatch.setattr(loop, "diffusion_loss", broken)
+    with pytest.raises(
+        TrainingError, match=r"not a number at step 4;.* kept in '.*checkpoint-2'\. Lower --learning"
+    ):
+        run(max_train_steps=9)
+    monkeypatch.setattr(loop, "diffusion_loss", diffusion_loss)
+    kept, heard = run(max_train_steps=2, resume_from_checkpoint="checkpoint-2")
+    assert heard.records == []
+    assert same(good, kept)
+
+
+def test_not_a_number_at_the_first_step_blames_the_base(run, monkeypatch):
+    monkeypatch.setattr(loop, "diffusion_loss", lambda *a, **k: not_a_number(diffusion_loss(*a, **k)))
+    with pytest.raises(TrainingError, match="of the first step is not a number, so the base"):
+        run()
+
+
+def not_a_number(losses):
+    return losses._replace(total=losses.total * math.nan, instance=losses.instance * math.nan)
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+def test_refusals_before_anything_is_loaded(tmp_path, folders, base):
+    def refused(error, match, instance=folders[0], out=tmp_path / "x", **settings):
+        with pytest.raises(error, match=match):
+            train(instance, out, base, reporter=Recorder(), **settings)
+
+    refused(ImageError, "does not exist", tmp_path / "nowhere")
+    refused(SettingsError, "did you mean 'learning_rate'", learning_rat=1.0)
+    refused(
+        SettingsError,
+        "--class_data_dir is the folder of the subject's pictures",
+        class_data_dir=str(folders[0]),
+    )
+    refused(SettingsError, "multiple of 8 for this base, but 100 was given; 96 would do", resolution=100)
+    refused(SettingsError, "--mixed_precision fp16 does not work on this machine", mixed_precision="fp16")
+    refused(
+        SettingsError,
+        "xformers is not installed|xformers needs",
+        enable_xformers_memory_efficient_attention=True,
+    )
+    refused(SettingsError, "regular expression", linear_atoms="(")
+    (tmp_path / "file").write_text("x")
+    refused(
+        TrainingError,
+        r"output folder .* cannot be written: .*choose another --output_dir",
+        out=tmp_path / "file",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_without_permission(tmp_path, folders, base):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(TrainingError, match="cannot be written: Permission denied"):
+        train(folders[0], tmp_path / "locked", base, reporter=Recorder())
+
+
+def test_a_full_disk_is_told_before_the_work(tmp_path, folders, base, monkeypatch):
+    usage = dataclasses.make_dataclass("Usage", ["free"])
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: usage(3 << 20))
+    with pytest.raises(TrainingError, match="Only 3 MB are free"):
+        train(folders[0], tmp_path / "out", base, reporter=Recorder())
+
+
+# --------------------------------------------------------------------------------------------- settings
+
+
+def test_everything_follows_from_the_folder_and_the_base():
+    named = name_everything(TrainingSettings(instance_data_dir="photos/My_Teddy-Bear 2"))
+    assert (named.class_word, named.trigger, named.name) == ("my teddy bear", "sks", "My_Teddy-Bear 2")
+    assert (named.instance_prompt, named.class_prompt) == ("a sks my teddy bear", "a my teddy bear")
+    assert named.output_dir == str(Path("outputs") / "My_Teddy-Bear 2")
+    assert name_everything(TrainingSettings(instance_data_dir="owl")).class_prompt == "an owl"
+    pocket = suit_base(named, "pocket", 64, 4)
+    full = suit_base(named, "sd1", 512, 8)
+    assert (pocket.resolution, full.resolution) == (64, 512)
+    assert full.train_batch_size == 1
+    assert full.num_class_images == 100
+
+
+def test_the_trigger_of_a_prompt_written_by_hand():
+    def trigger(prompt):
+        return name_everything(TrainingSettings(instance_data_dir="dog", instance_prompt=prompt)).trigger
+
+    assert trigger("a photo of zwx dog") == "zwx"
+    assert trigger("my ohwx dog on a sofa") == "ohwx"
+    assert trigger("sks") == "sks"
+    assert trigger("Rex in the park") == "Rex in the park"
+
+
+def test_a_folder_name_without_letters_needs_a_class_word():
+    with pytest.raises(SettingsError, match="'2024' does not say what the subject is"):
+        name_everything(TrainingSettings(instance_data_dir="2024"))
+    assert (
+        name_everything(TrainingSettings(instance_data_dir="2024", class_word="dog")).instance_prompt
+        == "a sks dog"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"learning_rate": 0.0}, "--learning_rate must be a number above 0, but 0.0 was given"),
+        ({"learning_rate": math.nan}, "--learning_rate must be a finite number"),
+        ({"seed": 1.5}, "--seed must be of type int, but 1.5"),
+        ({"seed": True}, "--seed must be of type int, but True"),
+        ({"train_batch_size": 0}, "--train_batch_size must be at least 1, but 0"),
+        ({"snr_gamma": -1.0}, "--snr_gamma must be at least 0"),
+        ({"adam_beta1": 1.0}, "--adam_beta1 must be at least 0 and below 1"),
+        ({"lr_scheduler": "step"}, "--lr_scheduler must be one of constant, .*, but 'step'"),
+        ({"max_train_steps": 1, "num_train_epochs": 1}, "give one of them"),
+        ({"num_atoms": 0, "linear_atoms": "none"}, "leave nothing to train"),
+        ({"trigger": "zwx", "instance_prompt": "a sks dog"}, "lacks the trigger 'zwx'"),
+        ({"name": "a/b"}, "--name must be a plain file name"),
+        ({"class_word": "a\nb"}, "--class_word must be one line of printable text"),
+        ({"instance_prompt": "x" * 1001}, "--instance_prompt is 1001 characters long"),
+    ],
+)
+def test_settings_are_checked_where_they_are_made(wrong, message):
+    with pytest.raises(SettingsError, match=message):
+        TrainingSettings(**wrong)
+
+
+def test_epochs_become_steps():
+    settings = TrainingSettings(num_train_epochs=3, train_batch_size=2, gradient_accumulation_steps=2)
+    assert count_steps(settings, pictures=5, processes=2).max_train_steps == 2  # 15 pictures, 8 a step
+
+
+def test_settings_compare_by_what_decides_the_numbers():
+    one = TrainingSettings(train_batch_size=4, output_dir="a", max_train_steps=5)
+    two = TrainingSettings(train_batch_size=2, output_dir="b", max_train_steps=9, base="sd15")
+    assert numerical(one, 1) == numerical(two, 2)
+    assert numerical(one, 1) != numerical(dataclasses.replace(one, seed=1), 1)
+    cosine = dataclasses.replace(one, lr_scheduler="cosine")
+    assert numerical(cosine, 1)["max_train_steps"] == 5
+
+
+def test_rate_schedules_are_those_of_diffusers():
+    from diffusers.optimization import get_scheduler
+
+    for name in ("constant", "constant_with_warmup", "linear", "cosine"):
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        theirs = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=10)
+        for step in range(10):
+            assert rate_factor(name, step, 3, 10) == pytest.approx(theirs.get_last_lr()[0]), (name, step)
+            optimizer.step()
+            theirs.step()
+    assert rate_factor("polynomial", 10, 0, 10) == 0
+    restarts = [rate_factor("cosine_with_restarts", step, 0, 9) for step in range(10)]
+    assert restarts[0] == restarts[3] == restarts[6] == 1.0
+    assert restarts[9] == 0.0

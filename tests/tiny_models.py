@@ -1,0 +1,257 @@
+"""Small random pipelines of the real architectures, each built in well under a second.
+
+`pipeline("sd1" | "sd2" | "sdxl")` is the whole family in miniature: the same block types, head layout,
+projections, prediction type, text encoders and size conditioning, with a few channels; native size 64 x 64.
+`save_single_file` writes such a pipeline in the layout of the original Stable Diffusion checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+KINDS = ("sd1", "sd2", "sdxl")
+WIDTH = 32  # of every text encoder
+
+
+def pipeline(kind: str = "sd1", seed: int = 0) -> Any:
+    """A random StableDiffusionPipeline (sd1: eps, sd2: v-prediction) or StableDiffusionXLPipeline, fp32."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        parts: dict[str, Any] = {"vae": _vae(kind), "unet": _unet(kind), "tokenizer": tokenizer()}
+        parts["text_encoder"] = _text_encoder(parts["tokenizer"])
+        if kind == "sdxl":
+            parts["tokenizer_2"] = tokenizer()
+            parts["text_encoder_2"] = _text_encoder(parts["tokenizer_2"], with_projection=True)
+    parts["scheduler"] = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if kind == "sd2" else "epsilon",
+    )
+    if kind == "sdxl":
+        pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        pipe = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    pipe.set_progress_bar_config(disable=True)
+    for model in (pipe.unet, pipe.vae, pipe.text_encoder):
+        model.eval().requires_grad_(False)
+    return pipe
+
+
+def save_folder(kind: str, folder: Path, seed: int = 0, **save_options: Any) -> Path:
+    """A tiny pipeline as a diffusers folder."""
+    pipeline(kind, seed).save_pretrained(folder, **save_options)
+    return folder
+
+
+def unet(kind: str = "sd1", seed: int = 0) -> Any:
+    """Only the UNet of `pipeline(kind, seed)`'s shape."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _unet(kind).eval().requires_grad_(False)
+
+
+def _unet(kind: str) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    shared: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+    }
+    if kind == "sdxl":
+        return UNet2DConditionModel(
+            **shared,
+            block_out_channels=(16, 32, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 2),
+            attention_head_dim=(2, 4, 4),
+            use_linear_projection=True,
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+        )
+    cross, plain = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    heads: dict[str, Any] = {"attention_head_dim": 8}
+    if kind == "sd2":
+        heads = {"attention_head_dim": (2, 4, 4, 4), "use_linear_projection": True}
+    return UNet2DConditionModel(
+        **shared,
+        **heads,
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=tuple(cross),
+        up_block_types=tuple(plain),
+        cross_attention_dim=WIDTH,
+    )
+
+
+def _vae(kind: str) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.13025 if kind == "sdxl" else 0.18215,
+        force_upcast=kind == "sdxl",
+    )
+
+
+def _text_encoder(tokens: Any, with_projection: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="gelu" if with_projection else "quick_gelu",
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if with_projection else CLIPTextModel)(config)
+
+
+def tokenizer() -> Any:
+    """A real CLIPTokenizer whose vocabulary is the 256 bytes (also as word ends) and a few merges."""
+    import tempfile
+
+    from transformers import CLIPTokenizer
+
+    letters = _byte_letters()
+    merges = [("s", "k"), ("sk", "s</w>"), ("d", "o"), ("do", "g</w>")]
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), "utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (path / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+        (path / "tokenizer_config.json").write_text(
+            json.dumps({**settings, "pad_token": "<|endoftext|>"}), "utf-8"
+        )
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def _byte_letters() -> list[str]:
+    """The letter that stands for each byte in byte-level BPE: printable bytes stay, others move up."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(moved))]
+
+
+def save_single_file(pipe: Any, path: Path) -> Path:
+    """The pipeline's weights under the names of the original checkpoints (SD 1.x layout)."""
+    state: dict[str, Tensor] = {}
+    for name, weight in pipe.unet.state_dict().items():
+        state["model.diffusion_model." + _original_unet_name(name, pipe.unet.config)] = weight
+    for name, weight in pipe.vae.state_dict().items():
+        original = _original_vae_name(name, len(pipe.vae.config.block_out_channels))
+        as_conv = original.startswith(("encoder.mid.attn", "decoder.mid.attn")) and weight.ndim == 2
+        state["first_stage_model." + original] = weight[:, :, None, None] if as_conv else weight
+    for name, weight in pipe.text_encoder.state_dict().items():
+        prefix = "" if name.startswith("text_model.") else "text_model."
+        state[f"cond_stage_model.transformer.{prefix}{name}"] = weight
+    save_file({name: weight.contiguous() for name, weight in state.items()}, path)
+    return path
+
+
+_FIXED = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def _original_unet_name(name: str, config: Any) -> str:
+    """`down_blocks.0.resnets.0.conv1.weight` -> `input_blocks.1.0.in_layers.2.weight`, and so on."""
+    for ours, theirs in _FIXED.items():
+        if name.startswith(ours + "."):
+            return theirs + name[len(ours) :]
+    place, _, rest = name.partition(".")
+    per_level = config.layers_per_block + 1
+    if place == "mid_block":
+        kind, index, tail = rest.split(".", 2)
+        slot = 1 if kind == "attentions" else 2 * int(index)
+        return f"middle_block.{slot}." + (tail if kind == "attentions" else _resnet(tail))
+    level_text, kind, index, tail = rest.split(".", 3)
+    level = int(level_text)
+    if place == "down_blocks":
+        if kind == "downsamplers":  # tail: "conv.weight"
+            return f"input_blocks.{per_level * (level + 1)}.0.op.{tail.split('.')[1]}"
+        block = f"input_blocks.{1 + per_level * level + int(index)}"
+    elif kind == "upsamplers":
+        has_attention = "CrossAttn" in config.up_block_types[level]
+        return f"output_blocks.{per_level * (level + 1) - 1}.{1 + has_attention}.{tail}"
+    else:
+        block = f"output_blocks.{per_level * level + int(index)}"
+    return f"{block}.1.{tail}" if kind == "attentions" else f"{block}.0.{_resnet(tail)}"
+
+
+def _resnet(tail: str) -> str:
+    part, end = tail.rsplit(".", 1)
+    return f"{_RESNET[part]}.{end}"
+
+
+def _original_vae_name(name: str, levels: int) -> str:
+    """`decoder.up_blocks.0.resnets.1.conv1.weight` -> `decoder.up.3.block.1.conv1.weight`, and so on."""
+    for ours, theirs in (
+        ("mid_block.resnets.0", "mid.block_1"),
+        ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
+        ("mid_block.attentions.0.to_q", "mid.attn_1.q"),
+        ("mid_block.attentions.0.to_k", "mid.attn_1.k"),
+        ("mid_block.attentions.0.to_v", "mid.attn_1.v"),
+        ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
+        ("downsamplers.0", "downsample"),
+        ("upsamplers.0", "upsample"),
+        ("resnets.", "block."),
+        ("conv_shortcut", "nin_shortcut"),
+        ("conv_norm_out", "norm_out"),
+        ("down_blocks.", "down."),
+    ):
+        name = name.replace(ours, theirs)
+    if ".up_blocks." in name:
+        head, tail = name.split(".up_blocks.")
+        level, rest = tail.split(".", 1)
+        name = f"{head}.up.{levels - 1 - int(level)}.{rest}"
+    return name

@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Teach a Stable Diffusion model a subject from a few pictures; the result is a file of a few KB.
+
+    accelerate launch train_dreambooth_atoms.py --instance_dir assets/dog
+
+Exit status: 0 done; 2 something is wrong, in one sentence; 130 stopped by Ctrl-C or SIGTERM, with the
+state saved.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+import typing
+from typing import Any, NoReturn
+
+from atomdiff.errors import AtomdiffError, BaseError, ImageError, Interrupted, SettingsError
+from atomdiff.settings import TrainingSettings
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses flags that it does not know, and says which one was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        for word in message.split():
+            near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, 1)
+            if message.startswith("unrecognized") and word.startswith("-") and near:
+                message = f"there is no flag {word}; did you mean {near[0]}?"
+                break
+        end = "" if message.endswith(("?", ".")) else "."
+        _fail(f"{message}{end} --help lists all flags.")
+
+
+def build_parser() -> Parser:
+    """One flag for every field of TrainingSettings, with diffusers' names."""
+    parser = Parser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    for item in dataclasses.fields(TrainingSettings):
+        names = [f"--{name}" for name in (item.name, *item.metadata["aliases"])]
+        kind = (typing.get_args(item.type) or (item.type,))[0]
+        help_text = item.metadata["help"].replace("%", "%%")
+        options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": help_text}
+        if kind is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
+            continue
+        if item.metadata["choices"]:
+            options["choices"] = item.metadata["choices"]
+        if item.default not in (None, ""):
+            options["help"] += f" (default: {item.default})"
+        parser.add_argument(
+            *names, type=kind, metavar=None if "choices" in options else kind.__name__.upper(), **options
+        )
+    parser.add_argument(
+        "--no_prior", dest="with_prior_preservation", action="store_false", default=argparse.SUPPRESS,
+        help="same as --no-with_prior_preservation",
+    )  # fmt: skip
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, train, and turn every foreseen error into one sentence."""
+    given = build_parser().parse_args(arguments)
+    try:
+        settings = TrainingSettings(**vars(given))
+        from atomdiff.terminal import Terminal
+        from atomdiff.training import fit  # late: torch and diffusers take seconds to load
+
+        with Terminal() as terminal:
+            fit(settings, reporter=terminal)
+    except Interrupted as stopped:
+        _fail(str(stopped), 130)
+    except KeyboardInterrupt:
+        _fail("Stopped before the first step; class pictures drawn so far are kept for the next run.", 130)
+    except (SettingsError, ImageError, BaseError) as error:
+        _fail(str(error))  # found alike by every process
+    except AtomdiffError as error:
+        _fail(str(error), everyone=True)
+
+
+def _fail(sentence: str, status: int = 2, everyone: bool = False) -> NoReturn:
+    """Print one sentence and exit; of several processes the first, unless the trouble may be another's."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 or everyone:
+        who = f"process {rank}: " if rank else ""
+        print(f"{who}{'' if status == 130 else 'error: '}{sentence}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
