@@ -41,6 +41,7 @@ def build_parser() -> Parser:
         help_text = item.metadata["help"].replace("%", "%%")
         options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": help_text}
         if kind is bool:
+            options["help"] += f" (default: {'on' if item.default else 'off'})"
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
             continue
         if item.metadata["choices"]:

@@ -11,6 +11,7 @@ makes sure that they are the ones the concept was trained on.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import unicodedata
 from collections.abc import Mapping
@@ -157,6 +158,16 @@ class Concept:
         report["bases"] = sum(tensor.numel() * width for tensor in self.bases.values())
         report["header"] = len(safetensors_file.to_bytes(self, dtype)) - sum(report.values())
         return report
+
+    def sha256(self) -> str:
+        """The checksum of the file that `save` writes by default (in fp32 where fp16 cannot hold it)."""
+        from atomdiff.formats import safetensors_file
+
+        try:
+            data = safetensors_file.to_bytes(self, "fp16")
+        except ConceptError:
+            data = safetensors_file.to_bytes(self, "fp32")
+        return hashlib.sha256(data).hexdigest()
 
     def save(self, path: str | Path, dtype: str = "fp16") -> Path:
         """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.

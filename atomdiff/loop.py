@@ -5,6 +5,7 @@ KB of atom gradients are averaged over the processes here, in the one exchange o
 the losses and the wish to stop; so all processes take the same decisions at the same step.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,18 @@ class Run:
             self.base.unet.disable_gradient_checkpointing()
         self.base.unet.eval()
         self.attached.detach()
+
+    @contextlib.contextmanager
+    def without_atoms(self) -> Iterator[None]:
+        """Within: the UNet is the plain base again, for drawing. Afterwards it has the same parameters."""
+        kept = self.attached.named_atoms()
+        self.attached.detach()
+        try:
+            yield
+        finally:
+            self.attached = attach(self.base.unet, self.attached.spec)
+            for name, layer in self.attached.layers.items():
+                layer.family.atoms = kept[name]
 
     # ---------------------------------------------------------------------------------------- stepping
 

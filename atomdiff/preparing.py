@@ -38,8 +38,12 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
     if drop:
         latents.release_encoders(base)
     run = Run(settings, base, data, accelerator, state)
-    if saved:
-        run.restore(saved)
+    try:
+        if saved:
+            run.restore(saved)
+    except TrainingError:
+        run.close()
+        raise
     return run
 
 

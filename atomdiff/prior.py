@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SEED = 1_000_000_000  # class pictures are drawn far from the seeds that people sample with
 STEPS = 25
+RECIPE = 1  # to be raised when the same request would draw other pictures
 OURS = re.compile(r"class-([0-9a-f]{10})-(\d{5})\.png")
 
 
@@ -40,7 +41,7 @@ class ClassRequest:
     def key(self, base: "Base") -> str:
         """10 hex digits that differ for whatever would give other pictures."""
         made_by = [base.passport.architecture, list(base.passport.sketch), str(base.dtype)]
-        wanted = [self.prompt, self.seed, self.resolution, STEPS]
+        wanted = [self.prompt, self.seed, self.resolution, STEPS, RECIPE]
         return hashlib.sha256(json.dumps([made_by, wanted]).encode()).hexdigest()[:10]
 
 

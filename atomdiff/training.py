@@ -23,7 +23,7 @@ from atomdiff import sampling
 from atomdiff.base import Base, load_base
 from atomdiff.checkpoint import find_checkpoint
 from atomdiff.concept import Concept
-from atomdiff.errors import SettingsError, TrainingError
+from atomdiff.errors import AtomdiffError, SettingsError, TrainingError
 from atomdiff.loop import Run, spec_of
 from atomdiff.preparing import prepare
 from atomdiff.reporting import Reporter, TensorBoard
@@ -95,7 +95,9 @@ def fit(
         path = concept_path(settings)
         concept.save(path, dtype=settings.precision)
         told.notice(f"Concept: {path} ({path.stat().st_size:,} bytes)")
-    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
     return concept
 
 
@@ -140,9 +142,7 @@ def _train(run: Run, told: Reporter, stop: Stop) -> None:
     log = None
     if settings.report_to == "tensorboard" and main:
         log = TensorBoard(output / settings.logging_dir, run.done)
-    validate = None
-    if settings.validation_prompt:
-        validate = _validator(run)
+    validate = _validator(run, told) if settings.validation_prompt else None
     try:
         with _stop_signals() as stopped:
             for record in run.steps(output, lambda: stopped() or stop(), validate):
@@ -154,19 +154,26 @@ def _train(run: Run, told: Reporter, stop: Stop) -> None:
             log.close()
 
 
-def _validator(run: Run) -> Callable[[int], tuple[Image, ...]]:
-    """Draws the validation prompt with the atoms as they are, and keeps the pictures in `validation/`."""
+def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
+    """Draws the validation prompt as the concept would now, and keeps the pictures in `validation/`."""
     settings = run.settings
 
     def validate(step: int) -> tuple[Image, ...]:
-        drawn = sampling.draw(
-            run.base,
-            settings.validation_prompt,
-            count=settings.num_validation_images,
-            seed=settings.seed,
-            size=settings.resolution,
-            batch_size=settings.sample_batch_size,
-        )
+        concept = concept_of(run)
+        try:
+            with run.without_atoms():
+                drawn = sampling.draw(
+                    run.base,
+                    settings.validation_prompt,
+                    concepts=[concept],
+                    count=settings.num_validation_images,
+                    seed=settings.seed,
+                    size=settings.resolution,
+                    batch_size=settings.sample_batch_size,
+                )
+        except AtomdiffError as error:  # a picture that cannot be drawn is no reason to lose the run
+            told.warn(f"No validation pictures at step {step}: {error}")
+            return ()
         folder = Path(settings.output_dir) / "validation"
         try:
             folder.mkdir(exist_ok=True)
@@ -174,7 +181,7 @@ def _validator(run: Run) -> Callable[[int], tuple[Image, ...]]:
                 picture.save(folder / f"step-{step:06d}-{i}.png")
         except OSError as error:
             raise TrainingError(
-                f"Validation pictures cannot be written to '{folder}': {error.strerror}."
+                f"Validation pictures cannot be kept in '{folder}': {error.strerror}."
             ) from None
         return tuple(drawn)
 
@@ -287,6 +294,6 @@ def _prepare_output(folder: Path) -> None:
         ) from None
     if free < NEEDED_SPACE:
         raise TrainingError(
-            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some or give "
-            "another --output_dir."
+            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some or "
+            "give another --output_dir."
         )

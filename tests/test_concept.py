@@ -219,6 +219,8 @@ def test_conv_concepts_of_real_models_fit_into_a_few_kilobytes(tmp_path, kind, l
 
 
 def test_importing_concepts_does_not_import_diffusers():
-    code = "import sys, atomdiff.concept, atomdiff.formats.safetensors_file as f; print('diffusers' in sys.modules)"
+    code = (
+        "import sys, atomdiff.concept, atomdiff.formats.safetensors_file; print('diffusers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -76,9 +76,8 @@ def test_header_order_is_fixed_and_the_library_can_read_the_file(tmp_path):
     header, _ = parts(data)
     assert list(header) == ["__metadata__", "conv", "linear"]
     assert list(header["__metadata__"]) == [
-        "format", "name", "trigger", "class_word", "base", "base_name", "base_sketch", "spec", "layers", "
-        ""training",
-        "alpha", "zeta",
+        "format", "name", "trigger", "class_word", "base", "base_name", "base_sketch", "spec", "layers",
+        "training", "alpha", "zeta",
     ]  # fmt: skip
     assert header["__metadata__"]["format"] == "atomdiff/1"
     assert header["__metadata__"]["spec"] == "num_atoms=9&basis=dct&linear_atoms=attn2&linear_block=4"

@@ -1,4 +1,4 @@
-"""The command line: its flags, its sentences, and what only real processes can show (kills, several at once)."""
+"""The command line: its flags, its sentences, and what only real processes can show (kills, several)."""
 
 import os
 import runpy
@@ -19,9 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train_dreambooth_atoms.py"
 main = runpy.run_path(str(SCRIPT), run_name="script")["main"]
 SMALL = {
-    "max_train_steps": 100, "train_batch_size": 1, "num_atoms": 4, "conv_layers": "conv_in", "linear_atoms": "attn2_kv",
-    "checkpointing_steps": 10, "with_prior_preservation": False, "learning_rate": 0.001,
-}  # fmt: skip
+    "max_train_steps": 100,
+    "train_batch_size": 1,
+    "num_atoms": 4,
+    "conv_layers": "conv_in",
+    "linear_atoms": "attn2_kv",
+    "checkpointing_steps": 10,
+    "with_prior_preservation": False,
+    "learning_rate": 0.001,
+}
 
 
 def environment() -> dict[str, str]:
@@ -80,16 +86,17 @@ def test_bad_input_is_one_sentence(refused, tmp_path, folder):
 
 
 def test_diffusers_flag_names_are_taken(refused, folder):
-    flags = """--pretrained_model_name_or_path pocket --instance_prompt x --class_prompt x --with_prior_preservation
-        --no-with_prior_preservation --no_prior --prior_loss_weight 1 --num_class_images 2 --resolution 64 --seed 1
-        --train_batch_size 1 --sample_batch_size 1 --num_train_epochs 1 --gradient_accumulation_steps 1
-        --gradient_checkpointing --learning_rate 1e-3 --scale_lr --lr_scheduler cosine --lr_warmup_steps 1
-        --snr_gamma 5 --max_grad_norm 1 --adam_beta1 0.9 --adam_beta2 0.9 --adam_weight_decay 0.1 --adam_epsilon 1e-8
-        --mixed_precision bf16 --enable_xformers_memory_efficient_attention --checkpointing_steps 5
-        --checkpoints_total_limit 2 --resume_from_checkpoint latest --validation_prompt x --num_validation_images 1
-        --validation_steps 5 --report_to tensorboard --logging_dir l --allow_tf32 --noise_offset 0.1 --random_flip
-        --num_atoms 9 --basis svd --linear_atoms attn --linear_block 2 --conv_layers x --precision fp32 --name n
-        --trigger x --class_word dog --output_dir o --class_data_dir c --caption_extension txt --instance_data_dir"""
+    flags = """--pretrained_model_name_or_path pocket --instance_prompt x --class_prompt x
+        --with_prior_preservation --no-with_prior_preservation --no_prior --prior_loss_weight 1
+        --num_class_images 2 --resolution 64 --seed 1 --train_batch_size 1 --sample_batch_size 1
+        --num_train_epochs 1 --gradient_accumulation_steps 1 --gradient_checkpointing --learning_rate 1e-3
+        --scale_lr --lr_scheduler cosine --lr_warmup_steps 1 --snr_gamma 5 --max_grad_norm 1 --adam_beta1 0.9
+        --adam_beta2 0.9 --adam_weight_decay 0.1 --adam_epsilon 1e-8 --mixed_precision bf16
+        --enable_xformers_memory_efficient_attention --checkpointing_steps 5 --checkpoints_total_limit 2
+        --resume_from_checkpoint latest --validation_prompt x --num_validation_images 1 --validation_steps 5
+        --report_to tensorboard --logging_dir l --allow_tf32 --noise_offset 0.1 --random_flip --num_atoms 9
+        --basis svd --linear_atoms attn --linear_block 2 --conv_layers x --precision fp32 --name n
+        --class_word dog --output_dir o --class_data_dir c --caption_extension txt --instance_data_dir"""
     assert "does not exist" in refused(*flags.split(), folder / "nowhere")
 
 
@@ -128,23 +135,23 @@ def test_killed_at_step_37_of_100_and_resumed_is_the_same_bit_for_bit(folder, ti
 
 def test_two_processes_give_the_gradients_of_the_joint_batch(folder, tiny_folder, tmp_path):
     """`accelerate launch --num_processes 2 --cpu`, 2 pictures each, against one process with 4."""
-    same = {
-        "max_train_steps": 3,
-        "num_class_images": 3,
-        "class_data_dir": str(class_pictures(tmp_path)),
-        "precision": "fp32",
-    }
+    dogs = class_pictures(tmp_path)
+    same = {"max_train_steps": 3, "num_class_images": 3, "class_data_dir": str(dogs), "precision": "fp32"}
     same |= {"adam_epsilon": 1.0, "linear_atoms": "attn2_kv", "conv_layers": "mid_block"}
     flags = [word for name, value in same.items() for word in (f"--{name}", str(value))]
     base = str(tiny_folder("sd1"))
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    launch += ["--cpu", "--main_process_port", "0", SCRIPT, "--instance_dir", folder, "--base", base, *flags]
+    launch += ["--train_batch_size", "2", "--output_dir", tmp_path / "two"]
+    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
     launched = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2", "--cpu",
-            "--main_process_port", "0", SCRIPT, "--instance_dir", folder, "--base", base, "--train_batch_size", "2",
-            "--output_dir", tmp_path / "two", *flags,
-        ],
-        env=environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
+        [str(word) for word in launch],
+        env=one_thread,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert launched.stderr.count("Base: ") == 1  # only the first process speaks
     one = train(folder, tmp_path / "one", base, train_batch_size=4, **same)

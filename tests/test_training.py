@@ -164,17 +164,21 @@ def test_validation_pictures_are_drawn_and_kept(run, tmp_path, monkeypatch):
     asked = []
 
     def draw(base, prompt, **options):
-        asked.append((prompt, options["seed"], base.unet.training))
+        layer = base.unet.get_submodule("mid_block.resnets.0.conv1")
+        asked.append(
+            (prompt, options["seed"], base.unet.training, type(layer).__name__, len(options["concepts"]))
+        )
         return [Image.new("RGB", (8, 8))] * options["count"]
 
     monkeypatch.setattr(training.sampling, "draw", draw)
     prompt = "a sks dog in the snow"
-    _, heard = run(validation_prompt=prompt, validation_steps=2, num_validation_images=2, num_atoms=0)
-    assert asked == [(prompt, 0, False)] * 2
+    validated, heard = run(validation_prompt=prompt, validation_steps=2, num_validation_images=2)
+    assert asked == [(prompt, 0, False, "Conv2d", 1)] * 2
     assert [len(record.pictures) for record in heard.records] == [0, 2, 2]
     assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == [
         f"step-00000{step}-{i}.png" for step in (2, 3) for i in (0, 1)
     ]
+    assert same(validated, run()[0])  # looking changes nothing
 
 
 def test_tensorboard(run, tmp_path):

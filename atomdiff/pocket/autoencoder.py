@@ -61,6 +61,23 @@ def train(pictures: Tensor, schedule: Schedule, shop: Workshop, kl_weight: float
     return vae, about | {"psnr": psnr(vae, unseen)}
 
 
+def refine(vae: AutoencoderKL, latents: Tensor, pictures: Tensor, schedule: Schedule, shop: Workshop) -> dict:
+    """Trains the decoder on, the latents staying what they are: so it may go on for as long as there is time,
+    even after the denoiser was trained. latents (n, 4, 16, 16) of pictures uint8 (n, 64, 64, 3)."""
+    unseen, pictures = pictures[-512:], pictures[:-512]
+    vae.to(shop.device).encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+
+    def loss_at(step: int, g: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pictures), (schedule.batch,), generator=g)
+        with shop.autocast():
+            y = vae.decode(latents[rows].float().to(shop.device)).sample
+        return reconstruction_loss(y.float(), to_tensor(pictures[rows]).to(shop.device))
+
+    about = fit("decoder", vae, loss_at, schedule, shop, ema_decay=0.998)
+    return about | {"psnr": psnr(vae, unseen)}
+
+
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, pictures: Tensor) -> None:
     """Folds (z - mean) / std per channel into the two 1 x 1 convolutions around the latent, so that the

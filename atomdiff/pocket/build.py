@@ -1,6 +1,6 @@
 """`python -m atomdiff.pocket.build`: makes the pocket model from nothing.
 
-    pictures -> autoencoder -> words -> denoiser -> judge -> model card
+    pictures -> autoencoder -> words -> denoiser -> decoder -> judge -> model card
 
 Every stage can be killed at any moment and goes on from its last checkpoint when the same command is given
 again; a stage that is done is not done again. With more `--denoiser-steps` than were run, a finished denoiser
@@ -26,6 +26,7 @@ from .fitting import Schedule, Workshop, read_tensors, write_tensors
 
 HERE = Path(__file__).parent
 VIEWS = 4
+STAGES = ("autoencoder", "words", "denoiser", "decoder", "judge")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Recipe:
 
     pictures: int = 24_000
     acquaintances: int = 24_000
-    autoencoder: Schedule = Schedule(6_000, 4, 1.5e-3, warmup=50, decay=0.7)
+    autoencoder: Schedule = Schedule(3_600, 4, 1.5e-3, warmup=50, decay=0.7)
+    decoder: Schedule = Schedule(6_000, 4, 1e-3, warmup=50, decay=0.7)
     words: Schedule = Schedule(600, 128, 1e-3, warmup=50)
     denoiser: Schedule = Schedule(8_000, 32, 1e-3, warmup=200, decay=0.4)
     judge: Schedule = Schedule(2_500, 96, 2e-3, warmup=50, decay=0.6)
@@ -69,6 +71,14 @@ class Build:
             both = [[autoencoder.encode(vae, x.flip(2) if mirrored else x).half() for x in pictures.split(256)] for mirrored in (False, True)]
             write_tensors(path, {"latents": torch.cat(both[0] + both[1])}, {})
         return read_tensors(path)[0]["latents"]
+
+    def decoder(self) -> None:
+        """The autoencoder's second half, better; the latents stay as they are."""
+        vae = self.autoencoder()
+        pictures = torch.from_numpy(self.corpus.pictures)
+        about = autoencoder.refine(vae, self.latents()[: len(pictures)], pictures, self.recipe.decoder, self.shop)
+        self._keep(vae, self.shop.folder / "vae_refined")
+        self._record("decoder", about)
 
     def words(self) -> tuple:
         """(tokenizer, text encoder)."""
@@ -106,8 +116,10 @@ class Build:
         painter = denoiser.Painter(unet, text.cpu())
         tensors, about = read_tensors(self.shop.folder / "denoiser.checkpoint.safetensors")
         painter.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, strict=True)
+        refined = self.shop.folder / "vae_refined"
+        vae = AutoencoderKL.from_pretrained(refined) if refined.exists() else self.autoencoder().cpu()
         pipe = StableDiffusionPipeline(
-            vae=self.autoencoder().cpu(), text_encoder=text, tokenizer=tokenizer, unet=unet,
+            vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
             scheduler=DDIMScheduler(**denoiser.SCHEDULER), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )
         pipe.to(dtype=torch.float16).save_pretrained(out)
@@ -164,22 +176,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pictures", type=int, default=default.pictures)
     parser.add_argument("--acquaintances", type=int, default=default.acquaintances)
-    for stage in ("autoencoder", "words", "denoiser", "judge"):
+    for stage in STAGES:
         parser.add_argument(f"--{stage}-steps", type=int, default=getattr(default, stage).steps)
-    parser.add_argument("--only", nargs="*", choices=["autoencoder", "words", "denoiser", "judge", "card"], help="stages to run")
+    parser.add_argument("--only", nargs="*", choices=[*STAGES, "card"], help="stages to run")
     parser.add_argument("--export", action="store_true", help="write the model as it stands and stop")
     a = parser.parse_args(arguments)
-    schedules = {s: Schedule(**asdict(getattr(default, s)) | {"steps": getattr(a, f"{s}_steps")}) for s in ("autoencoder", "words", "denoiser", "judge")}
+    schedules = {s: Schedule(**asdict(getattr(default, s)) | {"steps": getattr(a, f"{s}_steps")}) for s in STAGES}
     build = Build(Recipe(a.pictures, a.acquaintances, **schedules), Workshop(a.work, torch.device(a.device), a.seed))
     a.work.mkdir(parents=True, exist_ok=True)
-    wanted = a.only or ["autoencoder", "words", "denoiser", "judge", "card"]
+    wanted = a.only or [*STAGES, "card"]
     if not a.export:
-        for stage in ("autoencoder", "words", "denoiser"):
+        for stage in STAGES[:-1]:
             if stage in wanted:
                 getattr(build, stage)()
         if "judge" in wanted:
             build.judge(a.out)
-    if a.export or "denoiser" in wanted:
+    if a.export or {"denoiser", "decoder"} & set(wanted):
         build.export(a.out)
     if not a.export and "card" in wanted:
         from . import card

@@ -1,0 +1,91 @@
+"""What is in a concept file, for people and for programs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from atomdiff.concept import Concept
+from atomdiff.errors import ConceptError
+from atomdiff.formats.header import parse_header
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Everything worth knowing about a concept file, ready for JSON. Raises ConceptError."""
+    concept = Concept.load(file)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConceptError(f"The concept file {str(file)!r} cannot be read ({error.strerror}).") from error
+    dtype = "fp32" if parse_header(data)[1][0].dtype == "F32" else "fp16"
+    base = concept.base
+    return {
+        "file": str(file),
+        "name": concept.name,
+        "trigger": concept.trigger,
+        "class_word": concept.class_word,
+        "base": {"name": base.name, "family": base.family, "architecture": base.architecture},
+        "spec": asdict(concept.spec),
+        "tensors": {key: list(tensor.shape) for key, tensor in concept.atoms.items()}
+        | {key.replace("conv", "basis"): list(tensor.shape) for key, tensor in concept.bases.items()},
+        "dtype": dtype,
+        "numbers": concept.num_parameters(),
+        "bytes": {part: size for part, size in concept.size_report(dtype).items() if size},
+        "file_bytes": len(data),
+        "training": dict(concept.training),
+        "extra": dict(concept.extra),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def print_table(about: dict[str, Any]) -> None:
+    """The description as a table in the terminal. Its texts are a stranger's, so no markup in them is obeyed."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text(about["name"] or about["file"], "bold")
+    table = Table(box=box.ROUNDED, show_header=False, title=title, title_justify="left")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section in _sections(about):
+        for label, value in section:
+            table.add_row(Text(label), Text(value))
+        table.add_section()
+    Console(highlight=False).print(table)
+
+
+def _sections(about: dict[str, Any]) -> list[list[tuple[str, str]]]:
+    spec, base = about["spec"], about["base"]
+    linear = spec["linear_atoms"]
+    sizes = [(f"  {part}", f"{size:,} bytes") for part, size in about["bytes"].items()]
+    shapes = [(f"  {key}", " × ".join(map(str, shape))) for key, shape in about["tensors"].items()]
+    convs = f"{spec['num_atoms']} of each kernel, {spec['basis']}" if spec["num_atoms"] else "none"
+    lines = {
+        "trigger": about["trigger"],
+        "class": about["class_word"],
+        "base": f"{base['name']} ({base['architecture']})" if base["name"] else base["architecture"],
+    }
+    layers = {
+        "conv atoms": convs + (f", layers {spec['conv_layers']!r}" if spec["conv_layers"] else ""),
+        "linear atoms": linear if linear == "none" else f"{linear}, blocks of {spec['linear_block']}",
+        "numbers": f"{about['numbers']:,} ({about['dtype']})",
+    }
+    training = [(f"  {key.replace('_', ' ')}", _short(value)) for key, value in about["training"].items()]
+    sections = [
+        list(lines.items()),
+        [*layers.items(), *shapes],
+        [("file", f"{about['file_bytes']:,} bytes"), *sizes],
+        [("training", ""), *training] if training else [],
+        [(key, _short(value)) for key, value in about["extra"].items()],
+        [("sha256", about["sha256"])],
+    ]
+    return [section for section in sections if section]
+
+
+def _short(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,121 @@
+"""Pictures as files: with their settings inside, and side by side on a contact sheet."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atomdiff.errors import ImageError
+from atomdiff.formats.files import write_atomically
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+SMALLEST_CELL = 192  # pixels: smaller pictures are enlarged on a sheet, a native pocket picture is a stamp
+GAP = 12
+PAPER, INK = (250, 249, 247), (60, 58, 56)
+
+
+def save_picture(image: Image, path: str | Path, parameters: str | None = None) -> Path:
+    """Writes a PNG, JPEG or WebP, whole or not at all, with its generation text where A1111 and its kin look
+    for it.
+
+    That is a PNG text chunk `parameters`, or the EXIF user comment; the text is the picture's own unless
+    given. Raises ImageError for another suffix or if the file cannot be written.
+    """
+    path = Path(path)
+    check_suffix(path)
+    kind = FORMATS[path.suffix.lower()]
+    text = image.info.get("parameters", "") if parameters is None else parameters
+    options: dict[str, Any] = {"quality": 95} if kind != "PNG" else {}
+    if text and kind == "PNG":
+        from PIL.PngImagePlugin import PngInfo
+
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("parameters", text)
+    elif text:
+        options["exif"] = _user_comment(text)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise ImageError(
+            f"The picture cannot be written to {str(path)!r} ({error.strerror or error}): choose a folder "
+            f"that can be written, or free some space."
+        ) from error
+    return path
+
+
+def check_suffix(path: Path) -> None:
+    """Raises ImageError if pictures cannot be written under this name."""
+    if path.suffix.lower() not in FORMATS:
+        raise ImageError(
+            f"Pictures are written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'!r}."
+        )
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
+    """Rows of pictures under their labels (an empty label takes no room), every picture in a cell of one
+    size.
+
+    Pictures below 192 pixels are enlarged by a whole factor. Raises ImageError without any picture.
+    """
+    from PIL import Image as Pictures
+    from PIL import ImageDraw, ImageFont
+
+    sizes = [image.size for _, images in rows for image in images]
+    if not sizes:
+        raise ImageError("A contact sheet needs at least one picture.")
+    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    factor = max(1, math.ceil(SMALLEST_CELL / max(width, height)))
+    width, height = width * factor, height * factor
+    letters = max(14, height // 14)
+    font = ImageFont.load_default(letters)
+    columns = max(len(images) for _, images in rows)
+    label_height = letters + GAP
+    total = GAP + sum(height + GAP + (label_height if label else 0) for label, _ in rows)
+    sheet = Pictures.new("RGB", (GAP + columns * (width + GAP), total), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    y = GAP
+    for label, images in rows:
+        if label:
+            pen.text((GAP, y), _fitted(label, font, sheet.width - 2 * GAP), fill=INK, font=font)
+            y += label_height
+        for column, image in enumerate(images):
+            shown = image.convert("RGB").resize(
+                (image.width * factor, image.height * factor), Pictures.Resampling.LANCZOS
+            )
+            left = GAP + column * (width + GAP)
+            sheet.paste(shown, (left + (width - shown.width) // 2, y + (height - shown.height) // 2))
+        y += height + GAP
+    return sheet
+
+
+def grid(images: Sequence[Image]) -> Image:
+    """All pictures on one sheet, about as wide as high."""
+    columns = math.ceil(math.sqrt(len(images)))
+    return contact_sheet([("", images[start : start + columns]) for start in range(0, len(images), columns)])
+
+
+def _fitted(text: str, font: Any, width: int) -> str:
+    """The text, cut with an ellipsis where it would run out of the sheet."""
+    line = " ".join(text.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line + "…"
+
+
+def _user_comment(text: str) -> Any:
+    from PIL.ExifTags import IFD
+    from PIL.Image import Exif
+
+    exif = Exif()
+    exif.get_ifd(IFD.Exif)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif

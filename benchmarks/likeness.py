@@ -1,0 +1,219 @@
+"""`python -m benchmarks.likeness`: how like the subject, and how true to the prompt, are the pictures of a concept?
+
+Three held-out subjects, 8 contexts x 8 pictures each, judged by the pocket's judge: the base, the default concept, and
+full fine-tuning of the UNet on the very same pictures, steps and loss as the ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+import atomdiff
+from atomdiff import pocket
+from atomdiff.base import Base, load_base
+from atomdiff.batches import Sampler
+from atomdiff.concept import Concept
+from atomdiff.objective import diffusion_loss
+from atomdiff.pocket import world
+from atomdiff.pocket.corpus import HEADS
+from atomdiff.pocket.judge import Judge
+from atomdiff.preparing import prepare
+from atomdiff.reporting import Reporter
+from atomdiff.sampling import contact_sheet, draw, save_picture
+from atomdiff.settings import TrainingSettings, name_everything, suit_base
+
+from .report import Target, machine, markdown, show, verdict
+
+CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
+COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
+RATE = 3e-5  # of full fine-tuning
+
+
+@dataclass(frozen=True)
+class Result:
+    """Shares and mean similarities in [0, 1] of one method on one subject, and what it took."""
+
+    figures: dict[str, float]
+    seconds: float
+    size: int
+    pictures: list[Image.Image]
+
+    @property
+    def likeness(self) -> float:
+        """Mean of first colour, second colour and pattern right, and of the identity similarity."""
+        return sum(self.figures[k] for k in ("colour", "second", "pattern", "identity")) / 4
+
+
+class Court:
+    """The judge with what it compares to: renders of the subject and pictures of the untouched base."""
+
+    def __init__(self, base: Base, judge: Judge, subject: world.Subject, each: int):
+        import numpy as np
+
+        self.judge, self.subject, self.each = judge, subject, each
+        rng = np.random.default_rng(17)
+        scenes = [world.random_scene(rng, subject, accessory="none", style="drawing") for _ in range(32)]
+        truth = judge([world.render(scene) for scene in scenes]).identity
+        self.centre = torch.nn.functional.normalize(truth.mean(0), dim=0)
+        self.before = self._class_pictures(base)
+
+    def _class_pictures(self, base: Base) -> list[Image.Image]:
+        return draw(base, f"a {self.subject.kind}", count=4 * self.each, seed=900, batch_size=16)
+
+    def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[dict[str, float], list[Image.Image]]:
+        """Draws `prompt` in every context, and the bare class, and judges all."""
+        pictures: list[Image.Image] = []
+        hits = {"class": 0.0, "context": 0.0}
+        for i, context in enumerate(CONTEXTS):
+            drawn = draw(base, f"{prompt} {world.CONTEXTS[context]}", concepts=concepts, count=self.each, seed=100 * i, batch_size=16)
+            hits["context"] += self.judge(drawn).share("context", context) / len(CONTEXTS)
+            pictures += drawn
+        seen = self.judge(pictures)
+        s = self.subject
+        figures = {h: seen.share(h, v) for h, v in (("colour", s.colour), ("second", s.second), ("pattern", s.pattern), ("class", s.kind))}
+        figures |= {"context": hits["context"], "identity": float((seen.identity @ self.centre).mean())}
+        after = draw(base, f"a {s.kind}", concepts=concepts, count=4 * self.each, seed=900, batch_size=16)
+        bare, was = self.judge(after), self.judge(self.before)
+        own = HEADS["pattern"].index(s.pattern), HEADS["colour"].index(s.colour)
+        leaked = (bare.answers["pattern"] == own[0]) | (bare.answers["colour"] == own[1])
+        figures["leak"] = float(leaked.float().mean())
+        figures["drift"] = 1 - float((bare.identity * was.identity).sum(1).mean())
+        return figures, pictures
+
+
+def with_concept(base: Base, kind: str, out: Path, options: dict) -> Concept:
+    return atomdiff.train(f"assets/{kind}", out=out / kind, base=base, **options)
+
+
+def full_fine_tuning(base: Base, kind: str, out: Path, rate: float = RATE) -> None:
+    """Trains every weight of `base.unet` on the batches that the concept was trained on."""
+    settings = TrainingSettings(instance_data_dir=f"assets/{kind}", output_dir=str(out / f"{kind}-full"))
+    settings = suit_base(name_everything(settings), base.family, base.resolution, base.vae_factor)
+    run = prepare(settings, base, Accelerator(mixed_precision="no"), Reporter(), drop=False)
+    data, steps, size = run.data, int(settings.max_train_steps or 0), int(settings.train_batch_size or 1)
+    run.close()
+    unet = base.unet.requires_grad_(True)
+    adam = torch.optim.AdamW(unet.parameters(), rate, weight_decay=0.01)
+    samplers = [Sampler(cache, settings.seed, name, 1000) for cache, name in ((data.instance, "instance"), (data.prior, "class")) if cache]
+    for step in range(steps):
+        parts = [s.batch(step * size, size) for s in samplers]
+        latents, noise, times = (torch.cat([p[i] for p in parts]) for i in range(3))
+        embeds = data.table.rows([row for p in parts for row in p.prompts], base.device)
+        loss = diffusion_loss(unet, base.scheduler, latents, embeds.hidden, None, noise, times, instances=size,
+                              prior_weight=settings.prior_loss_weight, snr_gamma=settings.snr_gamma).total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+    unet.requires_grad_(False)
+
+
+def run_subject(kind: str, each: int, out: Path, options: dict, ceiling: bool) -> dict[str, Result]:
+    base, judge = load_base("pocket"), Judge.load(pocket.path() / "judge.safetensors")
+    subject = next(s for s in world.benchmark_subjects(3) if s.kind == kind)
+    court, prompt = Court(base, judge, subject, each), f"a sks {kind}"
+    results = {}
+
+    def case(name: str, make: Callable[[], tuple[list[Concept], int]]) -> None:
+        start = time.perf_counter()
+        concepts, size = make()
+        seconds = time.perf_counter() - start
+        figures, pictures = court.try_case(base, concepts, prompt)
+        results[name] = Result(figures, seconds, size, pictures)
+
+    def trained() -> tuple[list[Concept], int]:
+        concept = with_concept(base, kind, out, options)
+        return [concept], (out / kind / f"{kind}.safetensors").stat().st_size
+
+    def tuned() -> tuple[list[Concept], int]:
+        full_fine_tuning(base, kind, out)
+        return [], sum(p.numel() for p in base.unet.parameters()) * 2
+
+    case("base", lambda: ([], 0))
+    case("concept", trained)
+    if ceiling:
+        kept = copy.deepcopy(base.unet.state_dict())
+        case("full fine-tuning", tuned)
+        base.unet.load_state_dict(kept)
+    return results
+
+
+def rows_of(results: dict[str, dict[str, Result]]) -> list[tuple]:
+    rows = []
+    for method in next(iter(results.values())):
+        for kind in [*results, "mean"]:
+            cases = [results[k][method] for k in results] if kind == "mean" else [results[kind][method]]
+            mean = lambda f, cases=cases: sum(map(f, cases)) / len(cases)  # noqa: E731
+            rows.append((f"{method}, {kind}", f"{mean(lambda r: r.size) / 1000:,.1f}", f"{mean(lambda r: r.seconds):.0f}",
+                         f"{mean(lambda r: r.likeness):.2f}", *(f"{mean(lambda r, c=c: r.figures[c]):.2f}" for c in COLUMNS)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.likeness", description=__doc__)
+    parser.add_argument("--subjects", nargs="+", default=["dog", "cat", "robot"])
+    parser.add_argument("--each", type=int, default=8, help="pictures in each of the 8 contexts")
+    parser.add_argument("--no-ceiling", action="store_true", help="skip full fine-tuning")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="training settings to try")
+    parser.add_argument("--out", type=Path, default=Path("outputs/likeness"))
+    parser.add_argument("--docs", action="store_true", help="write docs/likeness.md and its picture")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    a = parser.parse_args()
+    results = {k: run_subject(k, a.each, a.out, dict(map(_option, a.set)), not a.no_ceiling) for k in a.subjects}
+    headers = ("method, subject", "KB", "training s", "likeness", *COLUMNS)
+    rows = rows_of(results)
+    show(f"{len(CONTEXTS)} contexts x {a.each} pictures", headers, rows)
+    _sheets(results, a.out, a.each)
+    if a.docs:
+        _write_docs(headers, rows, a.out)
+    mean = lambda method, f: sum(f(r[method]) for r in results.values()) / len(results)  # noqa: E731
+    gained = mean("concept", lambda r: r.likeness) - mean("base", lambda r: r.likeness)
+    lost = mean("base", lambda r: r.figures["context"]) - mean("concept", lambda r: r.figures["context"])
+    print(machine())
+    verdict([Target("likeness above the base", gained, low=0.25), Target("context lost", lost, high=0.05)], a.check)
+
+
+def _option(text: str) -> tuple[str, object]:
+    """NAME=VALUE, the value as a number or a truth value where it reads as one."""
+    import ast
+
+    name, _, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _sheets(results: dict[str, dict[str, Result]], out: Path, each: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, methods in results.items():
+        picked = [(f"{name}: a sks {kind} ...", [r.pictures[i * each] for i in range(len(CONTEXTS))]) for name, r in methods.items()]
+        given = [Image.open(p).convert("RGB") for p in sorted(Path(f"assets/{kind}").glob("*.png"))]
+        save_picture(contact_sheet([("the five pictures", given), *picked]), out / f"{kind}.png")
+
+
+def _write_docs(headers: tuple, rows: list[tuple], out: Path) -> None:
+    docs = Path("docs")
+    sheets = [Image.open(p) for p in sorted(out.glob("*.png"))]
+    for path, sheet in zip(sorted(out.glob("*.png")), sheets, strict=True):
+        sheet.save(docs / f"likeness-{path.name}", optimize=True)
+    (docs / "likeness.md").write_text(
+        f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n\n" + markdown(headers, rows)
+        + "\nLikeness is the mean of first colour, second colour, pattern (shares judged right) and identity (cosine of the "
+        "judge's embedding to renders of the subject). Leak: share of 'a dog' pictures, without the trigger, with the "
+        "subject's colour or pattern. Drift: 1 - cosine between 'a dog' before and after, same seeds.\n\n"
+        + "\n".join(f"![{p.stem}](likeness-{p.name})" for p in sorted(out.glob("*.png"))) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
