@@ -15,6 +15,7 @@ import sys
 import typing
 from typing import Any, NoReturn
 
+from atomdiff import launching
 from atomdiff.errors import AtomdiffError, BaseError, ImageError, Interrupted, SettingsError
 from atomdiff.settings import TrainingSettings
 
@@ -34,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """One flag for every field of TrainingSettings, with diffusers' names."""
-    parser = Parser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    paragraphs = (__doc__ or "").split("\n\n")
+    parser = Parser(description=paragraphs[0], epilog=paragraphs[-1], allow_abbrev=False)
     for item in dataclasses.fields(TrainingSettings):
         names = [f"--{name}" for name in (item.name, *item.metadata["aliases"])]
         kind = (typing.get_args(item.type) or (item.type,))[0]
@@ -63,9 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
     given = build_parser().parse_args(arguments)
     try:
         settings = TrainingSettings(**vars(given))
-        from atomdiff.terminal import Terminal
-        from atomdiff.training import fit  # late: torch and diffusers take seconds to load
+        launch = launching.detect()
+        if launch.processes > 1:
+            sys.exit(launching.run_all(launch, launching.this_command()))
+        import torch  # late, like what follows: it takes seconds to load
 
+        from atomdiff.terminal import Terminal
+        from atomdiff.training import fit
+
+        if launch.threads:
+            torch.set_num_threads(launch.threads)
         with Terminal() as terminal:
             fit(settings, reporter=terminal)
     except Interrupted as stopped:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 TENSORS = "state.safetensors"
 STATE = "state.json"
 FORMAT = "atomdiff-checkpoint/1"
+NEEDED_SPACE = (
+    16 << 20
+)  # bytes: a run's states and concept are far smaller, its class pictures about as large
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -128,16 +132,22 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file atomically beside its final name. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def require_writable(folder: Path, flag: str) -> None:
+    """Make `folder`; refuse, naming the flag that chooses it, where nothing could be written to it later."""
     try:
-        _write(part, data)
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise TrainingError(
+            f"The folder '{folder}' cannot be written: {error.strerror}; choose another with {flag}."
+        ) from None
+    if free < NEEDED_SPACE:
+        raise TrainingError(
+            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some space "
+            f"or choose another folder with {flag}."
+        )
 
 
 def _by_age(parent: Path) -> list[Path]:

@@ -150,6 +150,41 @@ def generate(
 
 @app.command()
 @one_sentence
+def compare(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts give more rows.")],
+    concept: Annotated[list[str], typer.Option(metavar="FILE[:STRENGTH]", help="What to compare with none.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures a row.")] = 6,
+    out: Annotated[Path, typer.Option(help="The sheet: a .png, .jpg or .webp.")] = Path("compare.png"),
+    seed: Annotated[int, typer.Option(help="The same seeds are used in both rows.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
+    base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+) -> None:
+    """Draw prompts without and with a concept at the same seeds, one row above the other."""
+    from atomdiff import sheets
+
+    sheets.check_suffix(out)
+    weighted = _load_concepts(concept)
+    name, why = _which_base(base, weighted)
+    typer.echo(f"base: {name} ({why})")
+    loaded = _load_base(name, device, dtype, given=base is not None)
+    for prompt in prompts:
+        _tell_about(loaded, prompt, "", weighted)
+    options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
+    without = _draw_with_bar(loaded, prompts, **options)
+    drawn = _draw_with_bar(loaded, prompts, concepts=weighted, **options)
+    title = " + ".join(item.title for item, _ in weighted)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        those = slice(i * count, (i + 1) * count)
+        rows += [(f"{prompt}: without {title}", without[those]), (f"with {title}", drawn[those])]
+    typer.echo(f"{sheets.save_picture(sheets.contact_sheet(rows), out)} (contact sheet)")
+
+
+@app.command()
+@one_sentence
 def inspect(
     file: Annotated[Path, typer.Argument(help="A concept file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -210,7 +245,7 @@ def _which_base(given: str | None, weighted: list[tuple[Concept, float]]) -> tup
     if not concept.base.name:
         raise BaseError(
             f"The concept {concept.title!r} does not say what its base ({concept.base.architecture}) is "
-            f"called: name it with --base."
+            "called: name it with --base."
         )
     return concept.base.name, f"the one that {concept.title!r} was trained on"
 
@@ -254,7 +289,7 @@ def _tell_about(base: Base, prompt: str, negative: str, weighted: list[tuple[Con
             typer.echo(f"warning: the {what} is too long; this end of it is not used: {cut!r}", err=True)
 
 
-def _draw_with_bar(base: Base, prompt: str, **settings: Any) -> list[Image]:
+def _draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:
     from atomdiff.sampling import CousinWarning, draw
     from atomdiff.terminal import Terminal
 

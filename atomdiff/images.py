@@ -64,7 +64,7 @@ def load_folder(
     or holds no usable picture, and then names the first reasons.
     """
     folder = Path(folder).expanduser()
-    entries = [entry for entry in _entries(folder) if keep(entry)]
+    entries = [entry for entry in check_folder(folder) if keep(entry)]
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
     for entry in entries:
@@ -128,8 +128,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return _to_srgb(image, profile).convert("RGB")
 
 
-def _entries(folder: Path) -> list[Path]:
+def check_folder(folder: str | Path) -> list[Path]:
     """What lies directly in `folder`, sorted; ImageError when there is no such folder or nothing in it."""
+    folder = Path(folder).expanduser()
     if not folder.exists():
         raise ImageError(f"The picture folder '{folder}' does not exist; give a folder with a few pictures.")
     if not folder.is_dir():

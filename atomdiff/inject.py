@@ -1,198 +1,29 @@
-"""Which layers of a model carry atoms; putting atoms in, taking them out, and folding trained ones into weights.
+"""Putting atoms into a model and taking them out, and folding trained ones into its weights.
 
-Works on any `nn.Module` that holds `nn.Conv2d` and `nn.Linear` layers. The model's own Parameter objects are never
-written to: attaching wraps layers, folding swaps a Parameter for another, and both put back the very same objects.
+Works on any `nn.Module` that holds `nn.Conv2d` and `nn.Linear` layers. The model's own Parameter objects are
+never written to: attaching wraps layers, folding swaps a Parameter for another, and both put back the very
+same objects.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from atomdiff import subspace
 from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
-from atomdiff.layers import AtomConv2d, AtomLayer, AtomLinear, why_not_blocks
+from atomdiff.layers import FORMS, AtomConv2d, AtomLayer, AtomLinear
+from atomdiff.selection import AtomSpec, Selection, layer_digest, select
 
-LINEAR_PATTERNS = {
-    "attn2": r"(^|\.)attn2\.to_(q|k|v|out\.0)$",  # cross-attention in diffusers' UNets: where words come in
-    "attn2_kv": r"(^|\.)attn2\.to_(k|v)$",
-    "attn": r"(^|\.)attn\d*\.to_(q|k|v|out\.0)$",
-    "all": r"",
-}
+__all__ = [
+    "AtomSpec", "Attached", "DeltaOf", "Folded", "Selection",
+    "attach", "basis_for", "delta_functions", "detach", "fold", "layer_digest", "select",
+]  # fmt: skip
 
 DeltaOf = Callable[[Tensor], Tensor]
 """From a layer's pristine weight to ΔW of the same shape, fp32."""
-
-
-@dataclass(frozen=True)
-class AtomSpec:
-    """What is trained where.
-
-    `num_atoms`: atoms of each spatial convolution, at most its kh*kw; 0 for none. `basis`: "dct" or "svd".
-    `conv_layers`: a regular expression searched in the module names; "" takes every convolution with a kernel
-    larger than 1×1. `linear_atoms`: which linear and 1×1 layers carry block atoms: none, attn2 (cross-attention),
-    attn2_kv, attn, all, or a regular expression. `linear_block`: the side kc of their blocks.
-    Raises SettingsError for a value that cannot work.
-    """
-
-    num_atoms: int = 9
-    basis: str = "dct"
-    conv_layers: str = ""
-    linear_atoms: str = "attn2"
-    linear_block: int = 4
-
-    def __post_init__(self) -> None:
-        if type(self.num_atoms) is not int or self.num_atoms < 0:
-            raise SettingsError(f"num_atoms is a whole number from 0 (no conv atoms) up, not {self.num_atoms!r}.")
-        if type(self.linear_block) is not int or self.linear_block < 1:
-            raise SettingsError(f"linear_block is a whole number from 1 up, not {self.linear_block!r}.")
-        if self.basis not in ("dct", "svd"):
-            raise SettingsError(f"basis is 'dct' or 'svd', not {self.basis!r}.")
-        for name in ("conv_layers", "linear_atoms"):
-            try:
-                re.compile(getattr(self, name))
-            except (re.error, TypeError) as error:
-                raise SettingsError(
-                    f"{name} must be a regular expression, but {getattr(self, name)!r} is not one: {error}."
-                ) from None
-        if not self.linear_atoms:
-            raise SettingsError("linear_atoms is empty; write 'none' for no linear atoms, or 'all'.")
-        if self.num_atoms == 0 and self.linear_atoms == "none":
-            raise SettingsError("num_atoms is 0 and linear_atoms is 'none', so nothing is left to train; set one.")
-
-
-# ----------------------------------------------------------------------------------------- selection
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The layers that a spec picks from a model, each in module order.
-
-    `skipped` holds what the patterns matched but atoms cannot be given to, with the reason. `clipped` holds the
-    convolutions whose kernel has fewer weights than `num_atoms`, with the atoms they get.
-    """
-
-    conv: dict[str, nn.Conv2d]
-    linear: dict[str, nn.Module]
-    skipped: dict[str, str]
-    clipped: dict[str, int] = field(default_factory=dict)
-
-    def digest(self) -> str:
-        """`layer_digest` over the selected convolutions, then the linear layers."""
-        layers = [*self.conv.items(), *self.linear.items()]
-        return layer_digest((name, module.weight.shape) for name, module in layers)
-
-
-def select(model: nn.Module, spec: AtomSpec) -> Selection:
-    """The layers of `model` that `spec` means. An attached model answers with its base layers, under the old names.
-
-    Raises SettingsError if a pattern given by the user matches nothing, or every selected kernel is too small for
-    `num_atoms`; AtomdiffError if nothing at all is selected.
-    """
-    spatial, pointwise = _candidates(model)
-    skipped: dict[str, str] = {}
-    conv = _matching(spatial, spec.conv_layers, skipped) if spec.num_atoms else {}
-    if spec.num_atoms and spec.conv_layers and not conv:
-        raise SettingsError(_no_match("conv_layers", spec.conv_layers, "spatial convolution", spatial))
-    linear = _select_linear(pointwise, spec, skipped)
-    if not conv and not linear:
-        raise AtomdiffError(
-            f"Nothing to train: the model has {_count(spatial, 'spatial convolution')} and "
-            f"{_count(pointwise, 'linear or 1×1 layer')}, and none is selected by {spec}."
-        )
-    sizes = {name: module.kernel_size[0] * module.kernel_size[1] for name, module in conv.items()}
-    if sizes and spec.num_atoms > max(sizes.values()):
-        raise SettingsError(
-            f"num_atoms is {spec.num_atoms}, but no selected kernel has more than {max(sizes.values())} weights; "
-            "choose at most that many."
-        )
-    clipped = {name: k2 for name, k2 in sizes.items() if k2 < spec.num_atoms}
-    return Selection(conv, linear, skipped, clipped)
-
-
-def layer_digest(names_and_shapes: Iterable[tuple[str, Sequence[int]]]) -> str:
-    """8 hex digits over the ordered layer names and weight shapes: the same layers or not."""
-    lines = [f"{name}:{'x'.join(str(side) for side in shape)}" for name, shape in names_and_shapes]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
-
-
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Conv2d], dict[str, nn.Module]]:
-    """Every spatial convolution, and every linear or 1×1 layer, by its name in the unattached model."""
-    spatial: dict[str, nn.Conv2d] = {}
-    pointwise: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        name = re.sub(r"(^|\.)base_layer$", "", name) if _inside_atoms(model, name) else name
-        if isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1):
-            spatial[name] = module
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            pointwise[name] = module
-    return spatial, pointwise
-
-
-def _inside_atoms(model: nn.Module, name: str) -> bool:
-    parent, _, child = name.rpartition(".")
-    return child == "base_layer" and isinstance(model.get_submodule(parent), AtomLayer)
-
-
-def _select_linear(
-    pointwise: dict[str, nn.Module], spec: AtomSpec, skipped: dict[str, str]
-) -> dict[str, nn.Module]:
-    if spec.linear_atoms == "none":
-        return {}
-    matched = _matching(pointwise, LINEAR_PATTERNS.get(spec.linear_atoms, spec.linear_atoms), skipped)
-    if not matched and spec.linear_atoms not in LINEAR_PATTERNS:
-        raise SettingsError(_no_match("linear_atoms", spec.linear_atoms, "linear or 1×1 layer", pointwise))
-    chosen = {}
-    for name, module in matched.items():
-        reason = why_not_blocks(module, spec.linear_block)
-        if reason:
-            skipped[name] = reason
-        else:
-            chosen[name] = module
-    return chosen
-
-
-def _matching(modules: Mapping[str, Any], pattern: str, skipped: dict[str, str]) -> dict[str, Any]:
-    chosen = {}
-    for name, module in modules.items():
-        if not re.search(pattern, name):
-            continue
-        reason = _unsuitable(name, module)
-        if reason:
-            skipped[name] = reason
-        else:
-            chosen[name] = module
-    return chosen
-
-
-def _unsuitable(name: str, module: nn.Module) -> str:
-    if not name:
-        return "it is the model itself, which has no place to be replaced in"
-    if type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward):
-        return f"{type(module).__name__} computes in its own way"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is not a plain parameter"
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        return f"its weight is stored as {weight.dtype}"
-    return ""
-
-
-def _no_match(setting: str, pattern: str, kind: str, modules: Mapping[str, Any]) -> str:
-    return f"{setting} {pattern!r} matches none of the model's {_count(modules, kind)}."
-
-
-def _count(modules: Mapping[str, Any], kind: str) -> str:
-    names = ", ".join(repr(name) for name in list(modules)[:3])
-    plural = "" if len(modules) == 1 else "s"
-    return f"{len(modules)} {kind}{plural}" + (f" (such as {names})" if names else "")
-
 
 # --------------------------------------------------------------------------------- attach and detach
 
@@ -220,12 +51,14 @@ class Attached:
 
     @torch.no_grad()
     def write(self, atoms: Mapping[str, Tensor]) -> None:
-        """Set every atom. Raises ConceptError unless names and shapes are exactly those of `read`; then nothing moved."""
+        """Set every atom. Raises ConceptError unless names and shapes are exactly those of `read`; then
+        nothing moved."""
         own = self.named_atoms()
         missing, unknown = own.keys() - atoms.keys(), atoms.keys() - own.keys()
         if missing or unknown:
             raise ConceptError(
-                f"The atoms are for other layers: {len(missing)} of {len(own)} are missing, {len(unknown)} are unknown"
+                f"The atoms are for other layers: {len(missing)} of {len(own)} are missing, "
+                f"{len(unknown)} are unknown"
                 f"{''.join(f' (such as {name!r})' for name in sorted(missing | unknown)[:1])}; "
                 "attach with the spec that they were trained with."
             )
@@ -260,11 +93,14 @@ _FOLDED = "_atomdiff_folded"
 def attach(model: nn.Module, spec: AtomSpec | None = None, form: str = "auto") -> Attached:
     """Give the selected layers atoms, in place, and freeze everything else of the model.
 
-    `form` is how spatial convolutions compute ("auto", "map", "weight"; see `AtomConv2d`). Raises AtomdiffError if
-    the model has atoms or folded concepts already, or nothing is selected, and then leaves the model as it was.
+    `form` is how spatial convolutions compute ("auto", "map", "weight"; see `AtomConv2d`). Raises
+    AtomdiffError if the model has atoms or folded concepts already, or nothing is selected, and then leaves
+    the model as it was.
     """
     spec = AtomSpec() if spec is None else spec
     _refuse_if_busy(model)
+    if form not in FORMS:
+        raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
     selection = select(model, spec)
     bases = {name: basis_for(conv, spec) for name, conv in selection.conv.items()}
     was_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -275,7 +111,7 @@ def attach(model: nn.Module, spec: AtomSpec | None = None, form: str = "auto") -
         if name in selection.conv:
             made[name] = AtomConv2d(selection.conv[name], bases[name], form)
         elif name in selection.linear:
-            made[name] = AtomLinear(selection.linear[name], spec.linear_block)  # type: ignore[arg-type]
+            made[name] = AtomLinear(selection.linear[name], spec.linear_block)
     _replace(model, {id(layer.base_layer): layer for layer in made.values()})
 
     attached = Attached(model, spec, made)
@@ -333,12 +169,16 @@ class Folded:
         self._pristine = pristine
 
     def remove(self) -> None:
-        """Put the pristine weights back: the same Parameter objects, bit for bit. Doing it twice is harmless."""
+        """Put the pristine weights back: the same Parameter objects, bit for bit. Doing it twice is
+        harmless."""
         for name, parameter in self._pristine.items():
             layer = self.model.get_submodule(name)
             now = layer._parameters["weight"]
             assert now is not None
-            if (now.device, now.dtype) != (parameter.device, parameter.dtype):  # the model was moved meanwhile
+            if (now.device, now.dtype) != (
+                parameter.device,
+                parameter.dtype,
+            ):  # the model was moved meanwhile
                 parameter.data = parameter.data.to(now.device, now.dtype)
             layer._parameters["weight"] = parameter
         self._pristine = {}
@@ -353,14 +193,13 @@ class Folded:
 
 
 @torch.no_grad()
-def fold(
-    model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]]
-) -> Folded:
-    """W' = W + Σ sᵢ ΔWᵢ for every named layer, summed in fp32 from the pristine W and rounded once to W's dtype.
+def fold(model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]]) -> Folded:
+    """W' = W + Σ sᵢ ΔWᵢ for every named layer, summed in fp32 from the pristine W and rounded once to W's
+    dtype.
 
-    `deltas` pairs, for each concept, {layer name: ΔW or a function of the pristine weight} with a strength. A layer
-    whose strengths are all 0 keeps its weight. Raises AtomdiffError if the model has atoms or folded concepts,
-    ConceptError if a layer does not exist or a ΔW has the wrong shape; then no weight has changed.
+    `deltas` pairs, for each concept, {layer name: ΔW or a function of the pristine weight} with a strength. A
+    layer whose strengths are all 0 keeps its weight. Raises AtomdiffError if the model has atoms or folded
+    concepts, ConceptError if a layer does not exist or a ΔW has the wrong shape; then no weight has changed.
     """
     _refuse_if_busy(model)
     terms: dict[str, list[tuple[DeltaOf | Tensor, float]]] = {}
@@ -372,7 +211,7 @@ def fold(
     moved = {name: _moved_weight(name, modules.get(name), parts) for name, parts in terms.items()}
     pristine: dict[str, nn.Parameter] = {}
     for name, weight in moved.items():
-        pristine[name] = modules[name]._parameters["weight"]  # type: ignore[assignment]
+        pristine[name] = modules[name]._parameters["weight"]
         modules[name]._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     folded = Folded(model, pristine)
     setattr(model, _FOLDED, folded)
@@ -389,8 +228,8 @@ def _moved_weight(name: str, module: nn.Module | None, parts: list[tuple[DeltaOf
         change = delta if isinstance(delta, Tensor) else delta(exact)
         if change.shape != weight.shape:
             raise ConceptError(
-                f"The concept changes {name!r} by a weight of shape {tuple(change.shape)}, but this model's has "
-                f"{tuple(weight.shape)}."
+                f"The concept changes {name!r} by a weight of shape {tuple(change.shape)}, "
+                f"but this model's has {tuple(weight.shape)}."
             )
         total.add_(change.to(total), alpha=strength)
     return total.to(weight.dtype)
@@ -404,8 +243,8 @@ def delta_functions(
 ) -> dict[str, DeltaOf]:
     """For each layer named in `atoms`, the function from its pristine weight to ΔW, as `fold` takes them.
 
-    `bases` gives the stored basis of a layer; the others follow from `spec`. Raises ConceptError for a layer that the
-    model does not have.
+    `bases` gives the stored basis of a layer; the others follow from `spec`. Raises ConceptError for a layer
+    that the model does not have.
     """
     modules = dict(model.named_modules())
     functions: dict[str, DeltaOf] = {}

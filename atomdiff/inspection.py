@@ -41,7 +41,7 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def print_table(about: dict[str, Any]) -> None:
-    """The description as a table in the terminal. Its texts are a stranger's, so no markup in them is obeyed."""
+    """The description as a table. Its texts may be a stranger's, so no markup in them is obeyed."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -55,7 +55,9 @@ def print_table(about: dict[str, Any]) -> None:
         for label, value in section:
             table.add_row(Text(label), Text(value))
         table.add_section()
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"sha256 {about['sha256']}", soft_wrap=True)
 
 
 def _sections(about: dict[str, Any]) -> list[list[tuple[str, str]]]:
@@ -81,7 +83,6 @@ def _sections(about: dict[str, Any]) -> list[list[tuple[str, str]]]:
         [("file", f"{about['file_bytes']:,} bytes"), *sizes],
         [("training", ""), *training] if training else [],
         [(key, _short(value)) for key, value in about["extra"].items()],
-        [("sha256", about["sha256"])],
     ]
     return [section for section in sections if section]
 

@@ -1,8 +1,9 @@
 """Frozen layers with atoms: the modules that stand in a model while a concept is trained or tried.
 
-A layer is two modules: `base_layer`, the frozen original, untouched; and `family`, the numbers that are trained and
-how the weight follows from them. A new family (recursive, sparse-coded, Kronecker, ...) is a module like
-`SpatialAtoms`: it holds its parameters and answers with a map in fp32, and everything else here stays as it is.
+A layer is two modules: `base_layer`, the frozen original, untouched; and `family`, the numbers that are
+trained and how the weight follows from them. A new family (recursive, sparse-coded, Kronecker, ...) is a
+module like `SpatialAtoms`: it holds its parameters and answers with a map in fp32, and everything else here
+stays as it is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from atomdiff import subspace
 from atomdiff.errors import SettingsError
@@ -24,9 +25,11 @@ FORMS = ("auto", "map", "weight")
 
 
 class Family(nn.Module):
-    """What is trained in a layer. Subclasses hold `atoms` (zeros: no change) and say which map they stand for.
+    """What is trained in a layer. Subclasses hold `atoms` (zeros: no change) and say which map they stand
+    for.
 
-    Its numbers stay in the dtype they were made in, fp32, when the model around them is cast to half precision.
+    Its numbers stay in the dtype they were made in, fp32, when the model around them is cast to half
+    precision.
     """
 
     atoms: nn.Parameter
@@ -57,12 +60,12 @@ class SpatialAtoms(Family):
     basis: Tensor
     inverse: Tensor
 
-    def __init__(self, basis: Tensor) -> None:
+    def __init__(self, basis: Tensor, device: torch.device | None = None) -> None:
         super().__init__()
-        basis = basis.detach().float()
-        self.register_buffer("basis", basis, persistent=False)
-        self.register_buffer("inverse", torch.linalg.pinv(basis), persistent=False)
-        self.atoms = nn.Parameter(torch.zeros_like(basis))
+        basis = basis.detach().float().cpu()
+        self.register_buffer("basis", basis.to(device), persistent=False)
+        self.register_buffer("inverse", torch.linalg.pinv(basis).to(device), persistent=False)
+        self.atoms = nn.Parameter(torch.zeros_like(self.basis))
 
     def forward(self) -> Tensor:
         return self.inverse @ self.atoms
@@ -72,7 +75,8 @@ class SpatialAtoms(Family):
 
 
 class BlockAtoms(Family):
-    """ΔW = blocks(W) ΔDc: the closed-form atoms (kc², kc²) of a linear or 1×1 layer, over the identity basis."""
+    """ΔW = blocks(W) ΔDc: the closed-form atoms (kc², kc²) of a linear or 1×1 layer, over the identity
+    basis."""
 
     def __init__(self, block: int, device: torch.device | None = None) -> None:
         super().__init__()
@@ -96,11 +100,14 @@ _MIRRORED = (
 class AtomLayer(nn.Module):
     """A frozen layer and its family. `strength` scales the change; 0 is the base layer, bit for bit.
 
-    Whatever a caller reads from the layer it once held (`in_channels`, `kernel_size`, `weight`, ...) is answered by
-    the base layer. An untouched layer that no gradient is asked of is also the base layer, bit for bit.
+    Whatever a caller reads from the layer it once held (`in_channels`, `kernel_size`, `weight`, ...) is
+    answered by the base layer. An untouched layer that no gradient is asked of is also the base layer, bit
+    for bit.
     """
 
-    def __init__(self, base_layer: nn.Module, family: Family) -> None:
+    base_layer: Any  # nn.Conv2d or nn.Linear
+
+    def __init__(self, base_layer: nn.Conv2d | nn.Linear, family: Family) -> None:
         super().__init__()
         # First, so that code asking for "the dtype of the model's first parameter" hears the base's.
         self.base_layer = base_layer
@@ -117,17 +124,19 @@ class AtomLayer(nn.Module):
         return self.strength * self.family.delta(self.base_layer.weight)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The adapted layer. Further arguments, such as the LoRA scale that diffusers may pass, mean nothing here."""
+        """The adapted layer. Further arguments, such as diffusers' LoRA scale, mean nothing here."""
         learning = torch.is_grad_enabled() and self.atoms.requires_grad
         if self.strength == 0 or (not learning and self.family.is_zero()):
             return self.base_layer(x)
         device = x.device.type
-        if torch.is_autocast_enabled(device):
-            x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
+        if not torch.is_autocast_enabled(device):
+            return self._adapted(x, self.strength * self.family())
+        x = x.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):  # the map itself stays in fp32
             return self._adapted(x, self.strength * self.family())
 
     def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
+        """The layer moved by the map M (fp32), computed in x's dtype."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -139,8 +148,8 @@ class AtomLayer(nn.Module):
 class AtomConv2d(AtomLayer):
     """A frozen convolution whose kernels move in the span of a few spatial atoms (arXiv 2403.00269, eq. 4).
 
-    `basis` is (m, kh*kw). `form` is "auto" (the cheapest, by the size of each call), "map" or "weight"; the result
-    differs only by rounding. Raises SettingsError for another form or a basis of the wrong shape.
+    `basis` is (m, kh*kw). `form` is "auto" (the cheapest, by the size of each call), "map" or "weight"; the
+    result differs only by rounding. Raises SettingsError for another form or a basis of the wrong shape.
     """
 
     def __init__(self, base: nn.Conv2d, basis: Tensor, form: str = "auto") -> None:
@@ -149,22 +158,20 @@ class AtomConv2d(AtomLayer):
             raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
         if basis.ndim != 2 or not 1 <= basis.shape[0] <= k2 or basis.shape[1] != k2:
             raise SettingsError(
-                f"A {base.kernel_size[0]}×{base.kernel_size[1]} convolution needs a basis of shape (1 to {k2}, {k2}), "
-                f"not {tuple(basis.shape)}."
+                f"A {base.kernel_size[0]}×{base.kernel_size[1]} convolution needs a basis of shape "
+                f"(1 to {k2}, {k2}), not {tuple(basis.shape)}."
             )
-        super().__init__(base, SpatialAtoms(basis.to(base.weight.device)))
+        super().__init__(base, SpatialAtoms(basis, base.weight.device))
         self.form = form
         self._window, self._margins = sliding_window(base)
 
     def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
         base = self.base_layer
-        batched = x if x.ndim == 4 else x.unsqueeze(0)
-        if any(self._margins):
-            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-            batched = F.pad(batched, self._margins, mode=mode)
+        batched = _padded(x, base, self._margins)
         if self.form == "auto":
             oh, ow = self._window.output_size(*batched.shape[2:])
-            plan = choose_plan(base.weight, batched.shape[0] * oh * ow)
+            rows = base.out_channels // base.groups
+            plan = choose_plan(x.dtype, rows, batched.shape[0] * oh * ow)
         else:
             plan = Plan(self.form, self.form)  # type: ignore[arg-type]
         y = adapted_conv2d(batched, M, base.weight, base.bias, self._window, base.groups, plan)
@@ -175,7 +182,7 @@ class AtomConv2d(AtomLayer):
 
 
 class AtomLinear(AtomLayer):
-    """A frozen linear or 1×1 layer whose kc × kc blocks are moved by one small map (the paper's Dc, closed form).
+    """A frozen linear or 1×1 layer whose kc × kc blocks one small map moves (the paper's Dc, closed form).
 
     `block` is kc. Raises SettingsError where kc does not divide the sides of the weight.
     """
@@ -185,27 +192,31 @@ class AtomLinear(AtomLayer):
         if reason:
             raise SettingsError(f"Linear atoms cannot be attached: {reason}.")
         super().__init__(base, BlockAtoms(block, base.weight.device))
-        self._window, self._margins = (
-            sliding_window(base) if isinstance(base, nn.Conv2d) else (None, (0, 0, 0, 0))
-        )
+        self._sliding = sliding_window(base) if isinstance(base, nn.Conv2d) else None
 
     def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
         base = self.base_layer
         weight = base.weight.flatten(1)
-        if self._window is None:
+        if self._sliding is None:
             return adapted_pointwise(x, M, weight, base.bias, None, 1)
-        batched = x if x.ndim == 4 else x.unsqueeze(0)
-        if any(self._margins):
-            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
-            batched = F.pad(batched, self._margins, mode=mode)
-        y = adapted_pointwise(batched, M, weight, base.bias, self._window, base.groups)
+        window, margins = self._sliding
+        batched = _padded(x, base, margins)
+        y = adapted_pointwise(batched, M, weight, base.bias, window, base.groups)
         return y if x.ndim == 4 else y.squeeze(0)
 
     def extra_repr(self) -> str:
         return f"atoms={tuple(self.atoms.shape)}, strength={self.strength}"
 
 
-def why_not_blocks(base: nn.Module, block: int) -> str:
+def _padded(x: Tensor, conv: nn.Conv2d, margins: tuple[int, int, int, int]) -> Tensor:
+    """x as a batch (b, c, h, w), padded by what the window cannot pad by itself."""
+    x = x if x.ndim == 4 else x.unsqueeze(0)
+    if not any(margins):
+        return x
+    return pad(x, margins, mode="constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+
+
+def why_not_blocks(base: nn.Conv2d | nn.Linear, block: int) -> str:
     """Why a layer cannot be cut into blocks of side `block`; "" where it can."""
     weight = base.weight
     if weight.ndim == 4 and tuple(weight.shape[2:]) != (1, 1):
@@ -219,8 +230,8 @@ def why_not_blocks(base: nn.Module, block: int) -> str:
 def sliding_window(conv: nn.Conv2d) -> tuple[Window, tuple[int, int, int, int]]:
     """The window of a convolution, and what must be padded beforehand as (left, right, top, bottom).
 
-    Plain symmetric zero padding belongs to the window. Any other mode, and "same" around an even kernel, is padded
-    beforehand, since a window pads both sides alike and with zeros.
+    Plain symmetric zero padding belongs to the window. Any other mode, and "same" around an even kernel, is
+    padded beforehand, since a window pads both sides alike and with zeros.
     """
     stride, dilation = _pair(conv.stride), _pair(conv.dilation)
     if conv.padding == "valid":

@@ -50,7 +50,7 @@ def from_folder(folder: Path, dtype: torch.dtype, ref: str) -> Any:
     options = {"variant": "fp16"} if half else {}
     with quiet(), _as_base_error(ref):
         return _pipeline_class(parts).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **options, **_leave_out(parts)
+            folder, **_in(dtype), use_safetensors=True, local_files_only=True, **options, **_leave_out(parts)
         )
 
 
@@ -74,11 +74,19 @@ def from_file(file: Path, dtype: torch.dtype, ref: str) -> Any:
     config = str(beside[0]) if beside else _default_config(family, file)
     with quiet(), _as_base_error(ref, _CONFIG_HINT.format(name=file.stem)):
         pipe = _pipeline_class(parts).from_single_file(
-            str(file), config=config, local_files_only=bool(beside), dtype=dtype, **_leave_out(parts)
+            str(file), config=config, local_files_only=bool(beside), **_in(dtype), **_leave_out(parts)
         )
         if "v_pred" in shapes:  # the marker that v-prediction fine-tunes of SDXL carry
             pipe.scheduler.register_to_config(prediction_type="v_prediction")
         return pipe
+
+
+def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The loading option for a number format; diffusers renamed it in 0.42."""
+    import diffusers
+
+    old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 42)
+    return {"torch_dtype" if old else "dtype": dtype}
 
 
 def from_hub(repo: str, dtype: torch.dtype, ref: str) -> Any:

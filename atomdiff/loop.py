@@ -191,7 +191,12 @@ class Run:
         gradients = [_gradient(p) for p in self.attached.parameters()]
         extra = torch.tensor(numbers, dtype=torch.float32, device=self.accelerator.device)
         flat = torch.cat([*(g.flatten() for g in gradients), extra])
-        flat = self.accelerator.reduce(flat, reduction="mean")
+        try:
+            flat = self.accelerator.reduce(flat, reduction="mean")
+        except RuntimeError:  # the backends have no common error for a process that is gone
+            raise TrainingError(
+                "The exchange with the other processes broke off; one of them ended."
+            ) from None
         parts = flat.split([g.numel() for g in gradients] + [len(numbers)])
         for gradient, part in zip(gradients, parts, strict=False):
             gradient.copy_(part.view_as(gradient))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.checkpoint import write_file
+from atomdiff.checkpoint import require_writable
 from atomdiff.errors import ImageError, TrainingError
+from atomdiff.formats.files import write_atomically
 from atomdiff.images import Picture, Skipped, load_folder, read_picture
 from atomdiff.sampling import draw
 
@@ -74,6 +75,7 @@ def class_pictures(
     total = sum(len(run) for run in mine)
     done = 0
     if total:
+        require_writable(folder, "--class_data_dir")
         progress(0, total)
     for run in mine:
         _draw(base, request, folder, key, run)
@@ -102,8 +104,7 @@ def _draw(base: "Base", request: ClassRequest, folder: Path, key: str, run: rang
         image.save(buffer, "PNG")
         path = _path(folder, key, i)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, buffer.getvalue())
+            write_atomically(path, buffer.getvalue())
         except OSError as error:
             raise TrainingError(
                 f"The class picture '{path}' could not be written: {error.strerror}; free some space "

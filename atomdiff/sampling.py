@@ -87,7 +87,7 @@ class DrawSettings:
 
 def draw(
     base: Base,
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     concepts: Sequence[Concept | tuple[Concept, float]] = (),
     count: int = 1,
@@ -100,8 +100,8 @@ def draw(
     batch_size: int | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> list[Image]:
-    """Draws `count` pictures; the i-th depends on seed + i alone, and its `info["parameters"]` says how to
-    redraw it.
+    """Draws `count` pictures of the prompt, or of each of several prompts in turn; the i-th of all depends on
+    its prompt and seed + i alone, and its `info["parameters"]` says how to redraw it.
 
     `concepts` may carry strengths: `(concept, 0.8)`; at strength 0 the pictures are the base's, bit for bit.
     `guidance`, `size` (a side, or width and height) and `batch_size` have defaults by the base.
@@ -115,9 +115,11 @@ def draw(
         raise SettingsError(
             f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
         )
-    if seed + count - 1 > MAX_SEED:
+    prompts = [prompt] * count if isinstance(prompt, str) else [text for text in prompt for _ in range(count)]
+    total = len(prompts)
+    if seed + total - 1 > MAX_SEED:
         raise SettingsError(
-            f"The seeds {seed} to {seed + count - 1} go beyond 2^63 - 1: take a smaller seed."
+            f"The seeds {seed} to {seed + total - 1} go beyond 2^63 - 1: take a smaller seed."
         )
     for concept, _ in weighted:
         warning = concept.check_base(base.passport)
@@ -125,14 +127,15 @@ def draw(
             warnings.warn(warning, CousinWarning, stacklevel=2)
     deltas = [(concept.deltas(base.unet), strength) for concept, strength in weighted if strength != 0]
     limit = batch_size or BATCH[base.family]
-    batches = [range(start, min(start + limit, count)) for start in range(0, count, limit)]
+    batches = [range(start, min(start + limit, total)) for start in range(0, total, limit)]
     images: list[Image] = []
     with inject.fold(base.unet, deltas), _scheduler(base, settings):
         for number, batch in enumerate(batches):
             tell = _teller(callback, number * steps, len(batches) * steps, steps)
-            images += _draw_batch(base, prompt, settings, [seed + i for i in batch], tell)
+            texts, seeds = [prompts[i] for i in batch], [seed + i for i in batch]
+            images += _draw_batch(base, texts, settings, seeds, tell)
     for i, image in enumerate(images):
-        image.info["parameters"] = parameters_text(base, prompt, settings, weighted, seed + i)
+        image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
     return images
 
 
@@ -176,14 +179,14 @@ def parameters_text(
 
 
 def _draw_batch(
-    base: Base, prompt: str, settings: DrawSettings, seeds: list[int], tell: Callable[..., dict[str, Any]]
+    base: Base, prompts: list[str], settings: DrawSettings, seeds: list[int], tell: Callable[..., dict[str, Any]]
 ) -> list[Image]:
     import torch
 
     width, height = settings.size
     with loading.quiet(), torch.no_grad():
         made = base.pipe(
-            prompt=[prompt] * len(seeds),
+            prompt=prompts,
             negative_prompt=[settings.negative] * len(seeds),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
@@ -204,7 +207,7 @@ def _teller(
         if not tensors["latents"].isfinite().all():
             raise SettingsError(
                 f"The picture turned into NaN at step {step + 1}: lower the concept's strength, or draw in "
-                f"fp32 or bf16."
+                "fp32 or bf16."
             )
         if callback is not None:
             callback(done + min(step + 1, steps), total)

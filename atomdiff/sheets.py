@@ -46,7 +46,7 @@ def save_picture(image: Image, path: str | Path, parameters: str | None = None) 
     except OSError as error:
         raise ImageError(
             f"The picture cannot be written to {str(path)!r} ({error.strerror or error}): choose a folder "
-            f"that can be written, or free some space."
+            "that can be written, or free some space."
         ) from error
     return path
 

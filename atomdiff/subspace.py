@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import conv3d, pad
 
 from atomdiff.errors import SettingsError
 
@@ -32,24 +32,25 @@ from atomdiff.errors import SettingsError
 def dct_basis(kernel_size: tuple[int, int], num_atoms: int) -> Tensor:
     """The first `num_atoms` orthonormal 2-D DCT-II atoms, low frequencies first: (m, k2) fp32.
 
-    The order is part of the definition: by squared spatial frequency `(u/kh)² + (v/kw)²`, then by u, then by v.
-    Raises SettingsError unless 1 <= num_atoms <= kh*kw.
+    The order is part of the definition: by squared spatial frequency `(u/kh)² + (v/kw)²`, then by u, then by
+    v. Raises SettingsError unless 1 <= num_atoms <= kh*kw.
     """
     kh, kw = kernel_size
     _check_count(num_atoms, kh * kw)
     rows, columns = _dct_1d(kh), _dct_1d(kw)
     # (u/kh)² + (v/kw)² scaled to integers, so that ties are exact.
-    order = sorted((((u * kw) ** 2 + (v * kh) ** 2, u, v) for u in range(kh) for v in range(kw)))
+    order = sorted(((u * kw) ** 2 + (v * kh) ** 2, u, v) for u in range(kh) for v in range(kw))
     atoms = [torch.outer(rows[u], columns[v]).flatten() for _, u, v in order[:num_atoms]]
     return torch.stack(atoms).float()
 
 
 def svd_basis(weight: Tensor, num_atoms: int) -> Tensor:
-    """The top right singular vectors of W seen as (c_out*c_in, k2): the best m-dimensional subspace of its own.
+    """The top right singular vectors of W seen as (c_out*c_in, k2): the best m-dimensional subspace of its
+    own.
 
-    Returns (m, k2) fp32 with orthonormal rows; of each row the entry of largest magnitude is positive. It follows
-    the weight, so where m < k2 it must be stored with whatever was trained over it.
-    Raises SettingsError unless 1 <= num_atoms <= k2, or if the weight is not finite.
+    Returns (m, k2) fp32 with orthonormal rows; of each row the entry of largest magnitude is positive. It
+    follows the weight, so where m < k2 it must be stored with whatever was trained over it. Raises
+    SettingsError unless 1 <= num_atoms <= k2, or if the weight is not finite.
     """
     k2 = weight.shape[-2] * weight.shape[-1]
     _check_count(num_atoms, k2)
@@ -76,7 +77,7 @@ def _dct_1d(n: int) -> Tensor:
 def _check_count(num_atoms: int, k2: int) -> None:
     if not 1 <= num_atoms <= k2:
         raise SettingsError(
-            f"A kernel of {k2} weights can have 1 to {k2} atoms, not {num_atoms}; choose a number in that range."
+            f"A kernel of {k2} weights can have 1 to {k2} atoms, not {num_atoms}; choose such a number."
         )
 
 
@@ -170,13 +171,13 @@ class Window:
 def mix_shifts(x: Tensor, M: Tensor, window: Window) -> Tensor:
     """z[c, s] = Σ_t T[s, t] shift_t(x)[c] with T = I + M, for all samples at once.
 
-    x (c, b, h, w), M (k2, k2) -> (c, k2, b, oh, ow) in x's dtype. With the channels outermost z is, as it lies in
-    memory, the (c*k2, b*oh*ow) matrix that one product with W turns into the layer's output.
+    x (c, b, h, w), M (k2, k2) -> (c, k2, b, oh, ow) in x's dtype. With the channels outermost z is, as it
+    lies in memory, the (c*k2, b*oh*ow) matrix that one product with W turns into the layer's output.
     """
     stride, padding, dilation = window.lifted()
     precise = x.dtype.itemsize >= 4
     kernels = (_plus_identity(M) if precise else M).to(x.dtype).view(-1, 1, 1, *window.kernel)
-    z = F.conv3d(x.unsqueeze(1), kernels, stride=stride, padding=padding, dilation=dilation)
+    z = conv3d(x.unsqueeze(1), kernels, stride=stride, padding=padding, dilation=dilation)
     if not precise:  # 1 + M would round M away on the diagonal: bf16 knows nothing between 1 and 1.0078
         c, _, b, oh, ow = z.shape
         z.view(c, *window.kernel, b, oh, ow).add_(_shifts(x, window, oh, ow))
@@ -184,10 +185,10 @@ def mix_shifts(x: Tensor, M: Tensor, window: Window) -> Tensor:
 
 
 def mix_shifts_input_grad(u: Tensor, M: Tensor, window: Window, height: int, width: int) -> Tensor:
-    """Adjoint of `mix_shifts` in x: Σ_t shift₋ₜ Σ_s T[s, t] u[c, s], with u (c, k2, b, oh, ow) -> (c, b, h, w).
+    """Adjoint of `mix_shifts` in x: Σ_t shift₋ₜ Σ_s T[s, t] u[c, s], (c, k2, b, oh, ow) -> (c, b, h, w).
 
-    Written as k2 shifted sums: the library's own adjoint of a convolution with one input channel took two to six
-    times as long on CPU.
+    Written as k2 shifted sums: the library's own adjoint of a convolution with one input channel took two to
+    six times as long on CPU.
     """
     c, k2, b, oh, ow = u.shape
     (kh, kw), (ph, pw) = window.kernel, window.padding
@@ -205,7 +206,8 @@ def mix_shifts_input_grad(u: Tensor, M: Tensor, window: Window, height: int, wid
 
 
 def mix_shifts_map_grad(u: Tensor, x: Tensor, window: Window) -> Tensor:
-    """Adjoint of `mix_shifts` in M: ⟨u_s, shift_t(x)⟩ summed over channels, samples and pixels, (k2, k2) fp32.
+    """Adjoint of `mix_shifts` in M: ⟨u_s, shift_t(x)⟩ summed over channels, samples and pixels, (k2, k2)
+    fp32.
 
     Half precision is widened first: a sum over a whole picture overflows fp16.
     """
@@ -226,7 +228,7 @@ def _plus_identity(M: Tensor) -> Tensor:
 def _shifts(x: Tensor, window: Window, oh: int, ow: int) -> Tensor:
     """All k2 shifts of x (c, b, h, w) as one view of the padded x: (c, kh, kw, b, oh, ow)."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = window.kernel, window.stride, window.padding, window.dilation
-    padded = F.pad(x, (pw, pw, ph, ph)).contiguous()
+    padded = pad(x, (pw, pw, ph, ph)).contiguous()
     channel, sample, row, column = padded.stride()
     strides = (channel, dh * row, dw * column, sample, sh * row, sw * column)
     return padded.as_strided((x.shape[0], kh, kw, x.shape[1], oh, ow), strides)

@@ -8,9 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,15 +19,15 @@ from PIL.Image import Image
 
 from atomdiff import sampling
 from atomdiff.base import Base, load_base
-from atomdiff.checkpoint import find_checkpoint
+from atomdiff.checkpoint import find_checkpoint, require_writable
 from atomdiff.concept import Concept
 from atomdiff.errors import AtomdiffError, SettingsError, TrainingError
+from atomdiff.images import check_folder
 from atomdiff.loop import Run, spec_of
 from atomdiff.preparing import prepare
 from atomdiff.reporting import Reporter, TensorBoard
 from atomdiff.settings import TrainingSettings, name_everything, suit_base
 
-NEEDED_SPACE = 16 << 20  # bytes: states and the concept are far smaller, class pictures about as large
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
 
@@ -48,7 +46,8 @@ def train(
     `settings` are the fields of `TrainingSettings`. Raises AtomdiffError, with one sentence, for
     whatever a user can cause; Interrupted, with the state saved, after Ctrl-C or when `stop` answers True.
     """
-    known = [item.name for item in dataclasses.fields(TrainingSettings)]
+    named = ("instance_data_dir", "output_dir", "base")  # arguments of their own
+    known = [item.name for item in dataclasses.fields(TrainingSettings) if item.name not in named]
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -71,20 +70,25 @@ def fit(
     base: Base | None = None,
     stop: Stop = lambda: False,
 ) -> Concept:
-    """Train with settings made already. A `base` handed over keeps its encoders and weights."""
+    """Train with settings made already.
+
+    A `base` handed over keeps its encoders and weights; it is moved to the device that accelerate chose.
+    """
     settings = name_everything(settings)
     spec_of(settings)
     _check_folders(settings)
     accelerator, settings = _accelerator(settings)
     told = (reporter or Reporter()) if accelerator.is_main_process else _Silent()
     if accelerator.is_main_process:
-        _prepare_output(Path(settings.output_dir))
+        require_writable(Path(settings.output_dir), "--output_dir")
     drop = base is None and not settings.validation_prompt
     base = _base(settings, base, accelerator)
     settings = suit_base(settings, base.family, base.resolution, base.vae_factor)
     told.notice(
         f"Base: {base.name} ({base.passport.architecture}), pictures of {settings.resolution}² pixels"
     )
+    if accelerator.num_processes > 1:
+        told.notice(f"Training in {accelerator.num_processes} processes")
     run = prepare(settings, base, accelerator, told, drop)
     try:
         _train(run, told, stop)
@@ -235,14 +239,9 @@ def _accelerator(settings: TrainingSettings) -> tuple[Any, TrainingSettings]:
     patience = InitProcessGroupKwargs(
         timeout=timedelta(hours=6)
     )  # class pictures may take long on one of many
-    try:
-        accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
-    except ValueError as error:
-        if "fp16" not in str(error) and "bf16" not in str(error):
-            raise
-        raise SettingsError(
-            f"--mixed_precision {precision} does not work on this machine; use 'no' or 'bf16'."
-        ) from None
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise SettingsError("--mixed_precision fp16 needs a GPU; on a CPU use bf16 or no.")
     if settings.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
@@ -271,29 +270,9 @@ def _base(settings: TrainingSettings, base: Base | None, accelerator: Any) -> Ba
 
 def _check_folders(settings: TrainingSettings) -> None:
     """What can be refused before anything heavy is loaded."""
-    load_folder_names = Path(settings.instance_data_dir).expanduser()
-    if (
-        settings.class_data_dir
-        and Path(settings.class_data_dir).expanduser().resolve() == load_folder_names.resolve()
-    ):
+    check_folder(settings.instance_data_dir)
+    instance = Path(settings.instance_data_dir).expanduser().resolve()
+    if settings.class_data_dir and Path(settings.class_data_dir).expanduser().resolve() == instance:
         raise SettingsError("--class_data_dir is the folder of the subject's pictures; give another or none.")
     if settings.resume_from_checkpoint:
         find_checkpoint(Path(settings.output_dir), settings.resume_from_checkpoint)
-
-
-def _prepare_output(folder: Path) -> None:
-    """Make the output folder; refuse at once where nothing could be written to it later."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0" * 4096)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise TrainingError(
-            f"The output folder '{folder}' cannot be written: {error.strerror}; choose another --output_dir."
-        ) from None
-    if free < NEEDED_SPACE:
-        raise TrainingError(
-            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some or "
-            "give another --output_dir."
-        )

@@ -3,9 +3,9 @@
     python -m benchmarks.step_time [--size 256] [--rounds 3] [--device cpu] [--dtype fp32] [--check]
 
 The yardstick is the *floor*: the same UNet frozen, one forward and the gradient of its input, which no way of
-tuning inner layers can avoid. Times are taken in interleaved rounds on one UNet and compared as ratios of medians,
-peaks in a fresh process for each variant. With --check the exit status is 1 if a target is missed, and the last
-line names those.
+tuning inner layers can avoid. Times are taken in interleaved rounds on one UNet and compared as ratios of
+medians, peaks in a fresh process for each variant. With --check the exit status is 1 if a target is missed,
+and the last line names those.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def sd15_shaped_unet(device: str, dtype: torch.dtype) -> Any:
 
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    unet.to(dtype).to_empty(device=device)
+        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    nn.Module.to(unet, dtype)  # diffusers' own `to` warns about a dtype, loaded weights or not
+    unet.to_empty(device=device)
     for parameter in unet.parameters():
         with torch.no_grad():
             if parameter.ndim == 1:
@@ -126,7 +127,9 @@ class Batch:
         return Batch(latent, prompt, torch.tensor([500], device=device), target)
 
 
-def step(unet: Any, batch: Batch, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer | None) -> None:
+def step(
+    unet: Any, batch: Batch, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer | None
+) -> None:
     """One training step; with nothing trained, forward and the gradient of the latent."""
     latent = batch.latent if trained else batch.latent.clone().requires_grad_()
     prediction = unet(latent, batch.timestep, batch.prompt).sample
@@ -154,7 +157,8 @@ class Measured:
 
 
 def measure_times(args: argparse.Namespace, console: Console) -> dict[str, Measured]:
-    """Interleaved rounds on one UNet: in each, every variant is attached, warmed up by a step, timed and detached."""
+    """Interleaved rounds on one UNet: in each, every variant is attached, warmed up by a step, timed and
+    detached."""
     unet = sd15_shaped_unet(args.device, DTYPES[args.dtype])
     batch = Batch.random(args.size, args.device, DTYPES[args.dtype])
     measured = {name: Measured() for name in args.variants}
@@ -187,7 +191,8 @@ def _synchronise(device: str) -> None:
 
 
 def measure_peak(args: argparse.Namespace, name: str) -> int:
-    """Peak bytes of two steps of one variant, in a process of its own: one process's high-water mark never falls."""
+    """Peak bytes of two steps of one variant, in a process of its own: one process's high-water mark never
+    falls."""
     command = [sys.executable, "-m", "benchmarks.step_time", "--peak-of", name, "--size", str(args.size)]
     command += ["--device", args.device, "--dtype", args.dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -253,19 +258,25 @@ def missed_targets(measured: dict[str, Measured], size: int) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.step_time", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--size", type=int, default=256, help="pixels a side; a multiple of 64 (default 256)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the UNet (default fp32)")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: fairer on a busy machine")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: fairer on a busy machine"
+    )
     parser.add_argument("--no-memory", action="store_true", help="times only")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="variants beside the floor and the atoms")
     parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.size < 64 or args.size % 64 or args.rounds < 1:
-        parser.error(f"--size must be a multiple of 64 and --rounds at least 1, not {args.size} and {args.rounds}")
+        parser.error(
+            f"--size must be a multiple of 64 and --rounds at least 1, not {args.size} and {args.rounds}"
+        )
     chosen = VARIANTS if args.only is None else ("floor", "atoms", *args.only)
     args.variants = [name for name in VARIANTS if name in chosen]
     return args
@@ -276,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.peak_of:
         _report_peak(args)
         return 0
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     peaks = {}
     if not args.no_memory:  # before the times, so that never two UNets are in memory at once
         for name in args.variants:
@@ -285,10 +296,16 @@ def main(arguments: list[str] | None = None) -> int:
     measured = measure_times(args, console)
     for name, peak in peaks.items():
         measured[name].peak = peak
-    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    console.print(table(measured, f"One training step, {args.size} px, {args.dtype}, {args.device} ({where})"))
+    where = (
+        torch.cuda.get_device_name()
+        if args.device.startswith("cuda")
+        else f"{torch.get_num_threads()} threads"
+    )
+    console.print(
+        table(measured, f"One training step, {args.size} px, {args.dtype}, {args.device} ({where})")
+    )
     missed = missed_targets(measured, args.size)
-    console.print(f"missed: {'; '.join(missed)}" if missed else "all targets met")
+    console.print(f"missed: {'; '.join(missed)}" if missed else "all targets met", soft_wrap=True)
     return 1 if args.check and missed else 0
 
 

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # before any import of the hub client: a test that needs the network must fail
-)
+# Before any import of the hub client: a test that needs the network must fail.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import tiny_models
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # diffusers' schedulers hand tensors to numpy in a way that numpy 2 deprecates; not ours to change.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from atomdiff.checkpoint import (
     differences,
     find_checkpoint,
     load_checkpoint,
+    require_writable,
     save_checkpoint,
-    write_file,
 )
 from atomdiff.errors import TrainingError
 
@@ -119,8 +120,21 @@ def test_differences_name_both_values():
     ]
 
 
-def test_write_file_replaces_whole(tmp_path):
-    write_file(tmp_path / "x.bin", b"one")
-    write_file(tmp_path / "x.bin", b"two")
-    assert (tmp_path / "x.bin").read_bytes() == b"two"
-    assert names(tmp_path) == ["x.bin"]
+def test_a_folder_that_cannot_be_used_is_refused_beforehand(tmp_path, monkeypatch):
+    require_writable(tmp_path / "new" / "folder", "--output_dir")
+    assert names(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        TrainingError, match=r"file' cannot be written: .*; choose another with --output_dir\."
+    ):
+        require_writable(tmp_path / "file", "--output_dir")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    with pytest.raises(TrainingError, match=r"Only 3 MB are free at .*, 16 are needed; free some space or"):
+        require_writable(tmp_path, "--output_dir")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(TrainingError, match="cannot be written: Permission denied"):
+        require_writable(tmp_path / "locked", "--output_dir")

@@ -205,9 +205,13 @@ def test_conv_concepts_of_real_models_fit_into_a_few_kilobytes(tmp_path, kind, l
         training={
             "steps": 300,
             "learning_rate": 0.0015,
+            "linear_learning_rate": 0.0005,
             "pictures": 5,
+            "class_pictures": 100,
             "resolution": 512,
-            "prior_loss_weight": 1.0,
+            "seed": 0,
+            "instance_prompt": "a sks dog",
+            "class_prompt": "a dog",
         },
     )
     file = concept.save(tmp_path / "dog.safetensors")

@@ -161,6 +161,12 @@ def test_numbers_too_large_for_fp16_are_refused_but_fit_fp32():
         to_bytes(large, "int8")
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(conv|x)*y", r"(a)\1", "a*b*c*d*e*", "x" * 2000])
+def test_patterns_that_no_reader_would_run_are_not_written(pattern):
+    with pytest.raises(SettingsError, match="could take for ever"):
+        to_bytes(concept(spec=AtomSpec(conv_layers=pattern)))
+
+
 @cache
 def hostile_files() -> dict[str, tuple[bytes, str]]:
     good = to_bytes(concept())
@@ -215,7 +221,10 @@ def hostile_files() -> dict[str, tuple[bytes, str]]:
         ),
         "many tensors": (join(header | {f"t{i}": zeros for i in range(2000)}, data), "too many"),
         "unknown tensor": (
-            join(header | {"linear2": zeros}, data),
+            join(
+                {"__metadata__": header["__metadata__"], "conv": header["conv"], "linear2": header["linear"]},
+                data,
+            ),
             "does not know: update atomdiff",
         ),
         "lacks layers": (join(header | {"__metadata__": lacking}, data), "lacks layers"),

@@ -1,5 +1,7 @@
 """Class pictures are drawn once, by whoever's turn it is, and never taken for another prompt's."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from atomdiff import prior
 from atomdiff.errors import TrainingError
+from atomdiff.formats.files import write_atomically
 from atomdiff.passport import BasePassport
 from atomdiff.prior import ClassRequest, class_pictures, default_folder
 
@@ -107,10 +110,24 @@ def test_shared_out_over_processes(tmp_path, drawn):
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, drawn):
     blocked = tmp_path / "file"
     blocked.write_text("x")
-    with pytest.raises(
-        TrainingError, match=r"could not be written: .*; free some space or choose another place"
-    ):
+    with pytest.raises(TrainingError, match=r"cannot be written: .*; choose another with --class_data_dir"):
         class_pictures(BASE, DOG, blocked / "inside", ALONE)
+    assert drawn == []
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_keeps_what_is_whole(tmp_path, drawn, monkeypatch):
+    written = []
+
+    def write(path, data):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path.name)
+        write_atomically(path, data)
+
+    monkeypatch.setattr(prior, "write_atomically", write)
+    with pytest.raises(TrainingError, match="could not be written: No space left on device; free some space"):
+        class_pictures(BASE, DOG, tmp_path, ALONE, batch_size=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 def test_runs_are_consecutive_and_short():

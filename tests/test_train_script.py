@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from atomdiff.concept import Concept
+from atomdiff.errors import Interrupted
+from atomdiff.launching import Launch, plan
 from atomdiff.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +102,18 @@ def test_diffusers_flag_names_are_taken(refused, folder):
     assert "does not exist" in refused(*flags.split(), folder / "nowhere")
 
 
+@pytest.mark.parametrize("stopped", [Interrupted("Stopped after step 3 of 9."), KeyboardInterrupt()])
+def test_a_stopped_run_exits_with_130(stopped, monkeypatch, capsys):
+    def fit(settings, reporter):
+        raise stopped
+
+    monkeypatch.setattr("atomdiff.training.fit", fit)
+    with pytest.raises(SystemExit) as exit_:
+        main(["--instance_dir", "dog"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.startswith("Stopped ")
+
+
 def test_help_lists_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
@@ -143,10 +157,9 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(folder, tiny_folder
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
     launch += ["--cpu", "--main_process_port", "0", SCRIPT, "--instance_dir", folder, "--base", base, *flags]
     launch += ["--train_batch_size", "2", "--output_dir", tmp_path / "two"]
-    one_thread = environment() | {"OMP_NUM_THREADS": "1"}
     launched = subprocess.run(
         [str(word) for word in launch],
-        env=one_thread,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,
@@ -154,6 +167,7 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(folder, tiny_folder
     )
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert launched.stderr.count("Base: ") == 1  # only the first process speaks
+    assert "Training in 2 processes" in launched.stderr
     one = train(folder, tmp_path / "one", base, train_batch_size=4, **same)
     two = Concept.load(tmp_path / "two" / "dog.safetensors")
     assert set(one.atoms) == set(two.atoms)
@@ -168,3 +182,27 @@ def class_pictures(parent: Path) -> Path:
     for i in range(3):
         Image.new("RGB", (64, 64), (60 * i, 100, 200)).save(made / f"{i}.png")
     return made
+
+
+def test_the_launcher_is_understood():
+    """accelerate passes neither the number of processes on a CPU nor that it chose one thread itself."""
+    launcher = ["python", "/bin/accelerate", "launch", "--num_processes", "2", "--cpu", "train.py"]
+    own = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "True", "OMP_NUM_THREADS": "1"}
+    assert plan(own, launcher, {}, cores=4) == Launch(2, 2)
+    assert plan(own, launcher, {"OMP_NUM_THREADS": "1"}, cores=4) == Launch(2, None)
+    assert plan(own | {"WORLD_SIZE": "2", "RANK": "0"}, launcher, {}, cores=4) == Launch()
+    assert plan(own, [*launcher[:3], "--num_processes=3", "--num_machines", "2"], {}, cores=4) == Launch()
+    gpu = own | {"ACCELERATE_USE_CPU": "False"}
+    assert plan(gpu, ["accelerate", "launch", "train.py"], {}, cores=4) == Launch(1, 4)
+    assert plan(gpu, launcher, {}, cores=4) == Launch(1, 4)
+    assert plan({}, launcher, {}, cores=4) == Launch()
+
+
+def test_the_status_of_the_process_that_fails_is_passed_on():
+    program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)\n"
+    runner = (
+        "import sys\nfrom atomdiff.launching import Launch, run_all\n"
+        f"sys.exit(run_all(Launch(2, 1), [sys.executable, '-c', {program!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", runner], env=environment(), timeout=50, check=False)
+    assert done.returncode == 2

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +219,21 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(run, tmp_path):
     assert same(whole, resumed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(run, tmp_path, number):
+    class Press(Recorder):
+        def step(self, record):
+            super().step(record)
+            if record.step == 1:
+                signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="after step 2 of 9; nothing is lost"):
+        run(max_train_steps=9, recorder=Press(), num_atoms=0)
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+    assert signal.getsignal(number) is before
+
+
 def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
     whole, _ = run(max_train_steps=4)
     run(max_train_steps=2)
@@ -308,7 +323,9 @@ def test_refusals_before_anything_is_loaded(tmp_path, folders, base):
         class_data_dir=str(folders[0]),
     )
     refused(SettingsError, "multiple of 8 for this base, but 100 was given; 96 would do", resolution=100)
-    refused(SettingsError, "--mixed_precision fp16 does not work on this machine", mixed_precision="fp16")
+    refused(
+        SettingsError, "--mixed_precision fp16 needs a GPU; on a CPU use bf16 or no", mixed_precision="fp16"
+    )
     refused(
         SettingsError,
         "xformers is not installed|xformers needs",
@@ -318,23 +335,9 @@ def test_refusals_before_anything_is_loaded(tmp_path, folders, base):
     (tmp_path / "file").write_text("x")
     refused(
         TrainingError,
-        r"output folder .* cannot be written: .*choose another --output_dir",
+        r"cannot be written: .*choose another with --output_dir",
         out=tmp_path / "file",
     )
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_folder_without_permission(tmp_path, folders, base):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(TrainingError, match="cannot be written: Permission denied"):
-        train(folders[0], tmp_path / "locked", base, reporter=Recorder())
-
-
-def test_a_full_disk_is_told_before_the_work(tmp_path, folders, base, monkeypatch):
-    usage = dataclasses.make_dataclass("Usage", ["free"])
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: usage(3 << 20))
-    with pytest.raises(TrainingError, match="Only 3 MB are free"):
-        train(folders[0], tmp_path / "out", base, reporter=Recorder())
 
 
 # --------------------------------------------------------------------------------------------- settings

@@ -23,7 +23,7 @@ import struct
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ def to_bytes(concept: Concept, dtype: str = "fp16") -> bytes:
     """The file's bytes. Raises SettingsError for an unknown dtype, ConceptError if fp16 overflows."""
     if dtype not in BYTES:
         raise SettingsError(f"A concept is saved as {' or '.join(BYTES)}, not {dtype!r}.")
+    check_patterns(concept.spec)
     tensors = dict(concept.atoms) | {
         key.replace("conv", "basis"): value for key, value in concept.bases.items()
     }
@@ -84,6 +85,20 @@ def to_bytes(concept: Concept, dtype: str = "fp16") -> bytes:
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + b"".join(parts)
+
+
+def check_patterns(spec: AtomSpec) -> None:
+    """Refuses layer patterns that no reader would run: a stranger's file must not keep a computer busy.
+
+    That is a repeated group, a back reference, more than four repetitions, or over 1,000 letters. To be
+    asked before training, since `to_bytes` asks too. Raises SettingsError.
+    """
+    for pattern in (spec.conv_layers, spec.linear_atoms):
+        if _RISKY_PATTERN.search(pattern):
+            raise SettingsError(
+                f"The layer pattern {pattern[:60]!r} could take for ever to search: use one without repeated "
+                "groups, back references and more than four repetitions."
+            )
 
 
 def from_bytes(data: bytes) -> Concept:
@@ -179,20 +194,17 @@ def _spec(text: str) -> AtomSpec:
             raise ConceptError(
                 f"The concept's spec has a field {key[:60]!r} that is unknown here: update atomdiff."
             )
-        if key.endswith(("_layers", "_atoms")) and _RISKY_PATTERN.search(value):
-            raise ConceptError(
-                f"The concept selects layers by {value[:60]!r}, a pattern that could take for ever: it is "
-                "not used."
-            )
         values[key] = int(value) if known[key] is int and re.fullmatch(r"\d{1,6}", value) else value
     try:
-        return AtomSpec(**values)
+        spec = AtomSpec(**values)
+        check_patterns(spec)
     except SettingsError as error:
         raise ConceptError(f"The concept's spec cannot be right: {error}") from None
+    return spec
 
 
 def _query(values: dict[str, Any]) -> str:
-    return urlencode(values, quote_via=quote, safe="/:,.*()^$|[]")
+    return urlencode(values, safe="/:,.*()^$|[]")
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

@@ -23,6 +23,13 @@ CONFIG = {
 }
 
 
+def new_autoencoder() -> AutoencoderKL:
+    vae = AutoencoderKL(**CONFIG)
+    with torch.no_grad():
+        vae.quant_conv.bias[CONFIG["latent_channels"] :] -= 6  # a posterior that is sharp from the first step
+    return vae
+
+
 def to_tensor(pictures: Tensor) -> Tensor:
     """uint8 (b, h, w, 3) -> float (b, 3, h, w) in [-1, 1]."""
     return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
@@ -39,11 +46,14 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
     return F.l1_loss(y, x) + sharp + 2.0 * F.mse_loss(y, x)
 
 
-def train(pictures: Tensor, schedule: Schedule, shop: Workshop, kl_weight: float = 1e-4) -> tuple[AutoencoderKL, dict]:
-    """pictures: uint8 (n, 64, 64, 3), of which the last 512 are kept for the reported PSNR in dB."""
+def train(
+    pictures: Tensor, schedule: Schedule, shop: Workshop, start: AutoencoderKL | None = None, kl_weight: float = 1e-4
+) -> tuple[AutoencoderKL, dict]:
+    """pictures: uint8 (n, 64, 64, 3), of which the last 512 are kept for the reported PSNR in dB; `start`: an
+    autoencoder to go on from."""
     unseen, pictures = pictures[-512:], pictures[:-512]
     torch.manual_seed(shop.seed)  # stock modules initialise from the global generator
-    vae = AutoencoderKL(**CONFIG).to(shop.device)
+    vae = (start or new_autoencoder()).to(shop.device)
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
         rows = torch.randint(len(pictures), (schedule.batch,), generator=g)

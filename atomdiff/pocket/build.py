@@ -35,8 +35,8 @@ class Recipe:
 
     pictures: int = 24_000
     acquaintances: int = 24_000
-    autoencoder: Schedule = Schedule(3_600, 4, 1.5e-3, warmup=50, decay=0.7)
-    decoder: Schedule = Schedule(6_000, 4, 1e-3, warmup=50, decay=0.7)
+    autoencoder: Schedule = Schedule(5_000, 4, 5e-3, warmup=50, decay=0.8)
+    decoder: Schedule = Schedule(5_000, 4, 3e-3, warmup=50, decay=0.8)
     words: Schedule = Schedule(600, 128, 1e-3, warmup=50)
     denoiser: Schedule = Schedule(8_000, 32, 1e-3, warmup=200, decay=0.4)
     judge: Schedule = Schedule(2_500, 96, 2e-3, warmup=50, decay=0.6)
@@ -45,8 +45,8 @@ class Recipe:
 class Build:
     """The stages, each reading what the former ones left in the work folder."""
 
-    def __init__(self, recipe: Recipe, shop: Workshop):
-        self.recipe, self.shop = recipe, shop
+    def __init__(self, recipe: Recipe, shop: Workshop, start: Path | None = None):
+        self.recipe, self.shop, self.start = recipe, shop, start
         self._corpus: corpus.Corpus | None = None
 
     @property
@@ -58,7 +58,8 @@ class Build:
     def autoencoder(self) -> AutoencoderKL:
         folder = self.shop.folder / "vae"
         if not folder.exists():
-            vae, about = autoencoder.train(torch.from_numpy(self.corpus.pictures), self.recipe.autoencoder, self.shop)
+            start = AutoencoderKL.from_pretrained(self.start / "vae") if self.start else None
+            vae, about = autoencoder.train(torch.from_numpy(self.corpus.pictures), self.recipe.autoencoder, self.shop, start)
             self._keep(vae, folder)
             self._record("autoencoder", about)
         return AutoencoderKL.from_pretrained(folder).to(self.shop.device)
@@ -104,7 +105,10 @@ class Build:
     def denoiser(self) -> None:
         tokenizer, text = self.words()
         empty = words.tokenize(tokenizer, [""])[0].short()
-        unet, text, about = denoiser.train(self.latents(), self.captions(tokenizer), empty, text, self.recipe.denoiser, self.shop)
+        start = UNet2DConditionModel.from_pretrained(self.start / "unet") if self.start else None
+        unet, text, about = denoiser.train(
+            self.latents(), self.captions(tokenizer), empty, text, self.recipe.denoiser, self.shop, start
+        )
         self._keep(unet, self.shop.folder / "unet")
         self._keep(text, self.shop.folder / "text_trained")
         self._record("denoiser", about)
@@ -172,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m atomdiff.pocket.build", description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("outputs/pocket-build"), help="checkpoints and rendered pictures")
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="where the finished model goes")
+    parser.add_argument("--start", type=Path, help="a finished model to go on from instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pictures", type=int, default=default.pictures)
@@ -182,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--export", action="store_true", help="write the model as it stands and stop")
     a = parser.parse_args(arguments)
     schedules = {s: Schedule(**asdict(getattr(default, s)) | {"steps": getattr(a, f"{s}_steps")}) for s in STAGES}
-    build = Build(Recipe(a.pictures, a.acquaintances, **schedules), Workshop(a.work, torch.device(a.device), a.seed))
+    build = Build(Recipe(a.pictures, a.acquaintances, **schedules), Workshop(a.work, torch.device(a.device), a.seed), a.start)
     a.work.mkdir(parents=True, exist_ok=True)
     wanted = a.only or [*STAGES, "card"]
     if not a.export:

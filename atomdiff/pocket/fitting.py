@@ -20,6 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .optimiser import Optimiser
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -71,11 +73,7 @@ def fit(
     name prefix to a factor on the rate. Returns {"seconds", "loss"} over all sittings of this stage.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = [
-        {"params": [p], "factor": next((f for k, f in (slower or {}).items() if name.startswith(k)), 1.0)}
-        for name, p in params.items()
-    ]
-    optimiser = torch.optim.AdamW(groups, schedule.lr, betas=(0.9, 0.99), weight_decay=schedule.weight_decay, fused=True)
+    optimiser = Optimiser(params, schedule.lr, schedule.weight_decay, slower or {})
     shadow = {name: p.detach().clone() for name, p in params.items()} if ema_decay else {}
     path = shop.folder / f"{stage}.checkpoint.safetensors"
     step, seconds, smooth = _restore(path, model, optimiser, params, shadow)
@@ -86,13 +84,10 @@ def fit(
     with Progress(*columns, refresh_per_second=0.5) as bar:
         task = bar.add_task(stage, total=schedule.steps, completed=step, loss=smooth)
         while step < schedule.steps:
-            for group in optimiser.param_groups:
-                group["lr"] = schedule.rate(step) * group["factor"]
             loss = loss_at(step, shop.generator(stage, step))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.step(schedule.rate(step))
             step += 1
             value = float(loss.detach())
             smooth = value if step == 1 else 0.99 * smooth + 0.01 * value
@@ -129,8 +124,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 def _save(path, model, optimiser, params, shadow, step, seconds, loss) -> None:
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for name, p in params.items():
-        tensors |= {f"adam.{name}.{k}": v for k, v in optimiser.state[p].items()}
+    tensors |= {f"optimiser.{k}": v for k, v in optimiser.tensors().items()}
     tensors |= {f"ema.{k}": v for k, v in shadow.items()}
     write_tensors(path, tensors, {"step": step, "seconds": seconds, "loss": loss})
 
@@ -140,11 +134,7 @@ def _restore(path, model, optimiser, params, shadow) -> tuple[int, float, float]
         return 0, 0.0, 0.0
     tensors, about = read_tensors(path)
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    for name, p in params.items():
-        optimiser.state[p] = {
-            key: tensors[f"adam.{name}.{key}"].to(p.device if key != "step" else "cpu")
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    optimiser.load({k[10:]: v for k, v in tensors.items() if k.startswith("optimiser.")})
     for name in shadow:
         shadow[name].copy_(tensors[f"ema.{name}"])
     return int(about["step"]), float(about["seconds"]), float(about["loss"])

@@ -1,0 +1,208 @@
+"""The command line from outside: what it writes, what it says, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from atomdiff import cli, inject
+from atomdiff.concept import Concept
+from atomdiff.inject import AtomSpec
+
+QUICK = ["--steps", "2", "--device", "cpu"]
+
+
+def run(*arguments: str | Path):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def concept_file(tiny_base, tmp_path_factory) -> Path:
+    base = tiny_base("sd1")
+    selection = inject.select(base.unet, AtomSpec())
+    atoms = {layer: torch.full((9, 9), 0.05) for layer in selection.conv}
+    atoms |= {layer: torch.full((16, 16), 0.05) for layer in selection.linear}
+    training = {"steps": 300, "learning_rate": 0.001, "instance_prompt": "a sks dog"}
+    concept = Concept.of(
+        base.unet,
+        AtomSpec(),
+        atoms,
+        base.passport,
+        trigger="sks",
+        class_word="dog",
+        name="Rex",
+        training=training,
+    )
+    return concept.save(tmp_path_factory.mktemp("concepts") / "rex.safetensors")
+
+
+def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept_file):
+    out = tmp_path / "new" / "beach.png"
+    done = run(
+        "generate", "--concept", f"{concept_file}:0.5", "a sks dog", "-n", 3, "--seed", 4, "--out", out,
+        "--base", tiny_folder("sd1"), "--negative", "rain", *QUICK,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(f"base: {tiny_folder('sd1')} (as asked)\n")
+    assert sorted(file.name for file in out.parent.iterdir()) == [
+        "beach-0.png", "beach-1.png", "beach-2.png", "beach.png",
+    ]  # fmt: skip
+    with Image.open(out.parent / "beach-2.png") as picture:
+        assert picture.size == (64, 64)
+        text = picture.info["parameters"]
+    assert text.startswith(
+        "a sks dog\nNegative prompt: rain\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 6,"
+    )
+    assert f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}"' in text
+
+
+def test_one_picture_or_no_grid_writes_just_pictures(tmp_path, tiny_folder):
+    where = ["--base", tiny_folder("sd1"), *QUICK]
+    assert run("generate", "a dog", "--out", tmp_path / "one.jpg", *where).exit_code == 0
+    assert (
+        run("generate", "a dog", "-n", 2, "--no-grid", "--out", tmp_path / "two.png", *where).exit_code == 0
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.jpg", "two-0.png", "two-1.png"]
+
+
+def test_the_base_is_the_one_that_the_concept_names(tmp_path, tiny_folder, concept_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lost = run("generate", "--concept", concept_file, "a sks dog", *QUICK)
+    assert lost.exit_code == 2
+    assert lost.stdout.startswith("base: tiny-sd1 (the one that 'Rex' was trained on)")
+    assert "--base says where it lies" in lost.stderr
+    monkeypatch.chdir(tiny_folder("sd1").parent)
+    found = run("generate", "--concept", concept_file, "a sks dog", "--out", tmp_path / "x.png", *QUICK)
+    assert found.exit_code == 0, found.output
+
+
+def test_notes_about_a_missing_trigger_a_long_prompt_and_a_cousin(tmp_path, tiny_folder, concept_file):
+    done = run(
+        "generate", "--concept", concept_file, "dog " * 75 + "on the beach", "--out", tmp_path / "x.png",
+        "--base", tiny_folder("sd1", 1), *QUICK,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "the prompt lacks 'sks'" in done.stderr
+    assert "not used: 'on the beach'" in done.stderr
+    assert "likeness may suffer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base", "nowhere/at/all"], "There is no base 'nowhere/at/all'"),
+        (["--base", "sd15"], "hub cannot be reached"),
+        (["--concept", "none.safetensors"], "No such file"),
+        (["--concept", "CONCEPT:strong"], "strength in .* is not a number"),
+        (["--concept", "CONCEPT:inf"], "not a finite number"),
+        (["--concept", "LORA"], "This is a LoRA"),
+        (["--concept", "CONCEPT", "--base", "SDXL"], "'Rex' was made for 'tiny-sd1'.*'tiny-sdxl'"),
+        (["--out", "x.gif"], r"not '\.gif'"),
+        (["--size", "64 by 64"], "A size is"),
+        (["--size", "63", "--base", "SD1"], "multiples of 8"),
+        (["--sampler", "magic", "--base", "SD1"], "no sampler 'magic'"),
+        (["--dtype", "int4", "--base", "SD1"], "--dtype is auto"),
+        (["--device", "tpu9", "--base", "SD1"], "no device 'tpu9'"),
+        (["-n", "0", "--base", "SD1"], "count 0"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_sentence(
+    tmp_path, tiny_folder, concept_file, monkeypatch, arguments, message
+):
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_file({"x.lora_up.weight": torch.zeros(1)}, "lora.safetensors")
+    names = {"CONCEPT": str(concept_file), "LORA": "lora.safetensors"}
+    names |= {"SDXL": str(tiny_folder("sdxl")), "SD1": str(tiny_folder("sd1"))}
+    given = [names.get(item, item.replace("CONCEPT", str(concept_file))) for item in arguments]
+    done = run("generate", "a sks dog", *given)
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if line]
+    assert line.startswith("error: ")
+    import re
+
+    assert re.search(message, line), line
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_compare_draws_two_rows_a_prompt(tmp_path, tiny_folder, concept_file):
+    out = tmp_path / "both.png"
+    done = run(
+        "compare", "--concept", concept_file, "a sks dog", "a sks dog at night", "-n", 2, "--out", out,
+        "--base", tiny_folder("sd1"), *QUICK,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    with Image.open(out) as sheet:
+        assert sheet.width < sheet.height  # four rows of two
+
+
+def test_ctrl_c_is_one_sentence(monkeypatch, tiny_folder):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("atomdiff.sampling.draw", stop)
+    done = run("generate", "a dog", "--base", tiny_folder("sd1"), *QUICK)
+    assert (done.exit_code, done.stderr) == (2, "error: Stopped; nothing was written.\n")
+
+
+def test_defects_keep_their_traceback(monkeypatch, tiny_folder):
+    monkeypatch.setattr("atomdiff.sampling.draw", lambda *args, **kwargs: 1 / 0)
+    assert isinstance(
+        run("generate", "a dog", "--base", tiny_folder("sd1"), *QUICK).exception, ZeroDivisionError
+    )
+
+
+def test_inspect_shows_what_matters(concept_file):
+    done = run("inspect", concept_file)
+    assert done.exit_code == 0, done.output
+    for text in (
+        "Rex",
+        "sks",
+        "dog",
+        "tiny-sd1",
+        "attn2, blocks of 4",
+        "conv atoms",
+        "instance prompt",
+        "0.001",
+    ):
+        assert text in done.output
+
+
+def test_inspect_json_is_complete(concept_file):
+    about = json.loads(run("inspect", concept_file, "--json").output)
+    assert (about["name"], about["trigger"], about["class_word"]) == ("Rex", "sks", "dog")
+    assert about["base"]["family"] == "sd1"
+    assert about["spec"]["num_atoms"] == 9
+    assert about["training"] == {"steps": 300, "learning_rate": 0.001, "instance_prompt": "a sks dog"}
+    assert sum(about["bytes"].values()) == about["file_bytes"] == concept_file.stat().st_size
+    assert about["sha256"] == Concept.load(concept_file).sha256()
+
+
+def test_inspect_refuses_other_files(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\0" * 3)
+    for file in (tmp_path / "x.safetensors", tmp_path / "none", tmp_path):
+        done = run("inspect", file)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_version_and_help():
+    assert run("--version").output.startswith("atomdiff ")
+    assert "--concept" in run("generate", "--help").output
+
+
+def test_app_says_where_drawing_is():
+    app = Path(__file__).parent.parent / "app.py"
+    done = subprocess.run([sys.executable, str(app)], capture_output=True, text=True, check=True)
+    assert "not in this version" in done.stdout
+    assert "atomdiff generate" in done.stdout

@@ -1,0 +1,227 @@
+"""Drawing with concepts folded in: same seeds, same pictures; nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atomdiff import inject, sampling, sheets
+from atomdiff.base import Base
+from atomdiff.concept import Concept
+from atomdiff.errors import ConceptError, ImageError, SettingsError
+from atomdiff.inject import AtomSpec
+from atomdiff.sampling import CousinWarning, draw
+
+QUICK = {"steps": 2, "guidance": 2.0}
+
+
+def concept_for(base: Base, scale: float = 0.2, seed: int = 0, name: str = "dog") -> Concept:
+    generator = torch.Generator().manual_seed(seed)
+    selection = inject.select(base.unet, AtomSpec())
+    shapes = dict.fromkeys(selection.conv, (9, 9)) | dict.fromkeys(selection.linear, (16, 16))
+    atoms = {layer: scale * torch.randn(shape, generator=generator) for layer, shape in shapes.items()}
+    return Concept.of(base.unet, AtomSpec(), atoms, base.passport, trigger="sks", name=name)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def gap(one: list[Image.Image], other: list[Image.Image]) -> float:
+    """Mean difference in 8-bit levels."""
+    return float(np.mean([np.abs(pixels(a) - pixels(b)).mean() for a, b in zip(one, other, strict=True)]))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Callable[..., Base]) -> Base:
+    """Shared: drawing must leave it as it was."""
+    return tiny_base("sd1")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_every_family_draws_with_a_concept(tiny_base, kind):
+    base = tiny_base(kind)
+    plain = draw(base, "a sks dog", **QUICK)
+    changed = draw(base, "a sks dog", concepts=[concept_for(base)], **QUICK)
+    assert plain[0].size == changed[0].size == (64, 64)
+    assert gap(plain, changed) > 0.5
+
+
+def test_a_picture_depends_on_its_own_seed_only(base):
+    together = draw(base, "a dog", count=3, seed=5, batch_size=3, **QUICK)
+    apart = draw(base, "a dog", count=3, seed=5, batch_size=1, **QUICK)
+    alone = draw(base, "a dog", seed=6, **QUICK)
+    assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(together, apart, strict=True))
+    assert np.array_equal(pixels(apart[1]), pixels(alone[0]))
+    assert gap(together[:1], together[1:2]) > 0.5
+
+
+def test_strength_zero_and_removal_give_the_base_bit_for_bit(base):
+    concept = concept_for(base)
+    before = draw(base, "a dog", count=2, **QUICK)
+    weights = {name: (parameter, parameter.clone()) for name, parameter in base.unet.named_parameters()}
+    changed = draw(base, "a dog", count=2, concepts=[concept], **QUICK)
+    off = draw(base, "a dog", count=2, concepts=[(concept, 0)], **QUICK)
+    after = draw(base, "a dog", count=2, **QUICK)
+    assert gap(before, changed) > 0.5
+    for images in (off, after):
+        assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(before, images, strict=True))
+    for name, parameter in base.unet.named_parameters():
+        assert parameter is weights[name][0]
+        assert torch.equal(parameter, weights[name][1])
+
+
+def test_strengths_of_several_concepts_add(base):
+    one, two = concept_for(base, 0.1, 1), concept_for(base, 0.1, 2)
+    twice = draw(base, "a dog", concepts=[(one, 0.5), (one, 0.5)], **QUICK)
+    assert gap(twice, draw(base, "a dog", concepts=[one], **QUICK)) < 0.5
+    both = draw(base, "a dog", concepts=[one, two], **QUICK)
+    assert gap(both, draw(base, "a dog", concepts=[two, one], **QUICK)) < 0.5
+    assert gap(both, twice) > 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_another_dtype_changes_a_concepts_pictures_no_more_than_the_bases(base, tiny_base, tmp_path, dtype):
+    concept = Concept.load(concept_for(base, 0.1).save(tmp_path / "x.safetensors"))
+    other = tiny_base("sd1", dtype=dtype)
+    settings = {"count": 3, "steps": 3, "guidance": 1.0}
+    by_dtype = gap(draw(base, "a dog", **settings), draw(other, "a dog", **settings))
+    with_concept = gap(
+        draw(base, "a dog", concepts=[concept], **settings),
+        draw(other, "a dog", concepts=[concept], **settings),
+    )
+    assert with_concept <= 1.5 * by_dtype + 0.1
+
+
+@pytest.mark.parametrize("sampler", list(sampling.SAMPLERS))
+def test_every_sampler_draws_reproducibly_and_the_base_keeps_its_own(base, sampler):
+    own = base.scheduler
+    first = draw(base, "a dog", steps=3, sampler=sampler)
+    assert np.array_equal(pixels(first[0]), pixels(draw(base, "a dog", steps=3, sampler=sampler)[0]))
+    assert base.scheduler is own
+
+
+def test_sizes_and_progress(base):
+    told = []
+    images = draw(
+        base, "a dog", count=3, batch_size=2, size=(72, 40), callback=lambda *at: told.append(at), **QUICK
+    )
+    assert [image.size for image in images] == [(72, 40)] * 3
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_stopping_in_the_middle_leaves_nothing_behind(base):
+    weights = dict(base.unet.named_parameters())
+    own = base.scheduler
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw(base, "a dog", concepts=[concept_for(base)], callback=stop, **QUICK)
+    assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
+    assert base.scheduler is own
+    draw(base, "a dog", concepts=[concept_for(base)], **QUICK)
+
+
+def test_pictures_that_turn_into_nan_are_told(base):
+    with pytest.raises(SettingsError, match=r"NaN at step 1: lower the concept's strength"):
+        draw(base, "a dog", concepts=[(concept_for(base), 1e30)], **QUICK)
+
+
+def test_concepts_of_other_bases(base, tiny_base):
+    concept = concept_for(base)
+    with pytest.raises(ConceptError, match=r"'dog' was made for 'tiny-sd1'.* cannot be used on 'tiny-sdxl'"):
+        draw(tiny_base("sdxl"), "a dog", concepts=[concept], **QUICK)
+    cousin = tiny_base("sd1", seed=1)
+    with pytest.warns(CousinWarning, match="likeness may suffer"):
+        draw(cousin, "a dog", concepts=[concept], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"sampler": "magic"}, "no sampler 'magic': choose one of dpm\\+\\+"),
+        ({"steps": 0}, "1 to 1000 steps, not 0"),
+        ({"seed": -1}, "not -1"),
+        ({"seed": 2**63 - 1, "count": 2}, "take a smaller seed"),
+        ({"guidance": float("nan")}, "guidance scale is a number"),
+        ({"size": 65}, "multiples of 8"),
+        ({"size": (64, 0)}, "64 × 0"),
+        ({"count": 0}, "count 0"),
+        ({"batch_size": 0}, "batch 0"),
+    ],
+)
+def test_settings_that_cannot_work(base, setting, message):
+    with pytest.raises(SettingsError, match=message):
+        draw(base, "a dog", **setting)
+
+
+def test_pictures_say_how_to_redraw_them(base, tmp_path):
+    concept = concept_for(base, name='Rex: "the" dog')
+    image = draw(base, "a sks dog", concepts=[(concept, 0.8)], seed=7, negative="blurry", **QUICK)[0]
+    assert image.info["parameters"] == (
+        "a sks dog\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 2, Seed: 7, "
+        "Size: 64x64, Model: tiny-sd1, "
+        f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Version: atomdiff'
+    )
+    for suffix in (".png", ".jpg", ".webp"):
+        path = sheets.save_picture(image, tmp_path / f"new/dog{suffix}", image.info["parameters"] + " 🐕")
+        with Image.open(path) as opened:
+            opened.load()
+            if suffix == ".png":
+                assert opened.info["parameters"] == image.info["parameters"] + " 🐕"
+            else:
+                comment = opened.getexif().get_ifd(0x8769)[0x9286]
+                assert comment[8:].decode("utf-16-be") == image.info["parameters"] + " 🐕"
+
+
+def test_the_concepts_checksum_is_that_of_its_file(base, tmp_path):
+    import hashlib
+
+    concept = concept_for(base)
+    file = concept.save(tmp_path / "dog.safetensors")
+    assert concept.sha256() == hashlib.sha256(file.read_bytes()).hexdigest() == Concept.load(file).sha256()
+
+
+def test_pictures_that_cannot_be_written(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(ImageError, match=r"written as \.png.*not '\.gif'"):
+        sheets.save_picture(image, tmp_path / "x.gif")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImageError, match="cannot be written"):
+        sheets.save_picture(image, tmp_path / "file" / "x.png")
+
+
+def test_contact_sheets_enlarge_stamps_and_keep_large_pictures():
+    small, large = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (256, 128), "blue")
+    sheet = sheets.contact_sheet([("before", [small, small]), ("after " * 100, [small, small])])
+    assert sheet.width == 3 * sheets.GAP + 2 * 192
+    assert sheet.getpixel((sheets.GAP + 96, sheet.height - sheets.GAP - 96)) == (255, 0, 0)
+    assert sheets.contact_sheet([("", [large])]).size == (256 + 2 * sheets.GAP, 128 + 2 * sheets.GAP)
+    assert sheets.grid([small] * 8).size == (4 * sheets.GAP + 3 * 192, 4 * sheets.GAP + 3 * 192)
+    with pytest.raises(ImageError, match="at least one picture"):
+        sheets.contact_sheet([("empty", [])])
+
+
+def test_the_five_lines_of_python_are_there(tmp_path: Path):
+    import atomdiff
+
+    assert atomdiff.draw is draw
+    assert atomdiff.Concept is Concept
+    assert {"train", "load_base", "AtomSpec"} <= set(dir(atomdiff))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = atomdiff.nothing
+
+
+def test_several_prompts_are_drawn_in_turn(base):
+    together = draw(base, ["a dog", "a cat"], count=2, seed=5, steps=2, size=64, batch_size=3)
+    alone = [draw(base, p, seed=5 + i, steps=2, size=64)[0] for i, p in enumerate(["a dog"] * 2 + ["a cat"] * 2)]
+    assert [image.info["parameters"] for image in together] == [image.info["parameters"] for image in alone]
+    for a, b in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 2  # batching rounds differently
