@@ -179,7 +179,11 @@ def parameters_text(
 
 
 def _draw_batch(
-    base: Base, prompts: list[str], settings: DrawSettings, seeds: list[int], tell: Callable[..., dict[str, Any]]
+    base: Base,
+    prompts: list[str],
+    settings: DrawSettings,
+    seeds: list[int],
+    tell: Callable[..., dict[str, Any]],
 ) -> list[Image]:
     import torch
 

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.likeness`: how like the subject, and how true to the prompt, are the pictures of a concept?
+"""`python -m benchmarks.likeness`: how like the subject, and how true to the prompt, are the pictures of a
+concept?
 
-Three held-out subjects, 8 contexts x 8 pictures each, judged by the pocket's judge: the base, the default concept, and
+Three held-out subjects, 8 contexts x 8 pictures each, judged by the pocket's judge: the base, the default
+concept, and
 full fine-tuning of the UNet on the very same pictures, steps and loss as the ceiling.
 """
 
@@ -28,14 +30,19 @@ from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
 from atomdiff.preparing import prepare
 from atomdiff.reporting import Reporter
-from atomdiff.sampling import contact_sheet, draw, save_picture
+from atomdiff.sampling import draw
 from atomdiff.settings import TrainingSettings, name_everything, suit_base
+from atomdiff.sheets import contact_sheet, save_picture
 
 from .report import Target, machine, markdown, show, verdict
 
 CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
 RATE = 3e-5  # of full fine-tuning
+LEGEND = """Likeness is the mean of first colour, second colour and pattern (shares judged right) and of
+identity (cosine of the judge's embedding to renders of the subject). Leak: share of pictures of the bare
+class, without the trigger, that have the subject's colour or pattern. Drift: 1 - cosine between pictures of
+the bare class before and after, same seeds."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +76,34 @@ class Court:
     def _class_pictures(self, base: Base) -> list[Image.Image]:
         return draw(base, f"a {self.subject.kind}", count=4 * self.each, seed=900, batch_size=16)
 
-    def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[dict[str, float], list[Image.Image]]:
+    def try_case(
+        self, base: Base, concepts: list[Concept], prompt: str
+    ) -> tuple[dict[str, float], list[Image.Image]]:
         """Draws `prompt` in every context, and the bare class, and judges all."""
         pictures: list[Image.Image] = []
         hits = {"class": 0.0, "context": 0.0}
         for i, context in enumerate(CONTEXTS):
-            drawn = draw(base, f"{prompt} {world.CONTEXTS[context]}", concepts=concepts, count=self.each, seed=100 * i, batch_size=16)
+            drawn = draw(
+                base,
+                f"{prompt} {world.CONTEXTS[context]}",
+                concepts=concepts,
+                count=self.each,
+                seed=100 * i,
+                batch_size=16,
+            )
             hits["context"] += self.judge(drawn).share("context", context) / len(CONTEXTS)
             pictures += drawn
         seen = self.judge(pictures)
         s = self.subject
-        figures = {h: seen.share(h, v) for h, v in (("colour", s.colour), ("second", s.second), ("pattern", s.pattern), ("class", s.kind))}
+        figures = {
+            h: seen.share(h, v)
+            for h, v in (
+                ("colour", s.colour),
+                ("second", s.second),
+                ("pattern", s.pattern),
+                ("class", s.kind),
+            )
+        }
         figures |= {"context": hits["context"], "identity": float((seen.identity @ self.centre).mean())}
         after = draw(base, f"a {s.kind}", concepts=concepts, count=4 * self.each, seed=900, batch_size=16)
         bare, was = self.judge(after), self.judge(self.before)
@@ -103,13 +127,28 @@ def full_fine_tuning(base: Base, kind: str, out: Path, rate: float = RATE) -> No
     run.close()
     unet = base.unet.requires_grad_(True)
     adam = torch.optim.AdamW(unet.parameters(), rate, weight_decay=0.01)
-    samplers = [Sampler(cache, settings.seed, name, 1000) for cache, name in ((data.instance, "instance"), (data.prior, "class")) if cache]
+    samplers = [
+        Sampler(cache, settings.seed, name, 1000)
+        for cache, name in ((data.instance, "instance"), (data.prior, "class"))
+        if cache
+    ]
     for step in range(steps):
         parts = [s.batch(step * size, size) for s in samplers]
-        latents, noise, times = (torch.cat([p[i] for p in parts]) for i in range(3))
+        latents = torch.cat([p.latents for p in parts])
+        noise, times = torch.cat([p.noise for p in parts]), torch.cat([p.timesteps for p in parts])
         embeds = data.table.rows([row for p in parts for row in p.prompts], base.device)
-        loss = diffusion_loss(unet, base.scheduler, latents, embeds.hidden, None, noise, times, instances=size,
-                              prior_weight=settings.prior_loss_weight, snr_gamma=settings.snr_gamma).total
+        loss = diffusion_loss(
+            unet,
+            base.scheduler,
+            latents,
+            embeds.hidden,
+            None,
+            noise,
+            times,
+            instances=size,
+            prior_weight=settings.prior_loss_weight,
+            snr_gamma=settings.snr_gamma,
+        ).total
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         adam.step()
@@ -153,8 +192,15 @@ def rows_of(results: dict[str, dict[str, Result]]) -> list[tuple]:
         for kind in [*results, "mean"]:
             cases = [results[k][method] for k in results] if kind == "mean" else [results[kind][method]]
             mean = lambda f, cases=cases: sum(map(f, cases)) / len(cases)  # noqa: E731
-            rows.append((f"{method}, {kind}", f"{mean(lambda r: r.size) / 1000:,.1f}", f"{mean(lambda r: r.seconds):.0f}",
-                         f"{mean(lambda r: r.likeness):.2f}", *(f"{mean(lambda r, c=c: r.figures[c]):.2f}" for c in COLUMNS)))
+            rows.append(
+                (
+                    f"{method}, {kind}",
+                    f"{mean(lambda r: r.size) / 1000:,.1f}",
+                    f"{mean(lambda r: r.seconds):.0f}",
+                    f"{mean(lambda r: r.likeness):.2f}",
+                    *(f"{mean(lambda r, c=c: r.figures[c]):.2f}" for c in COLUMNS),
+                )
+            )
     return rows
 
 
@@ -168,7 +214,9 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write docs/likeness.md and its picture")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
-    results = {k: run_subject(k, a.each, a.out, dict(map(_option, a.set)), not a.no_ceiling) for k in a.subjects}
+    results = {
+        k: run_subject(k, a.each, a.out, dict(map(_option, a.set)), not a.no_ceiling) for k in a.subjects
+    }
     headers = ("method, subject", "KB", "training s", "likeness", *COLUMNS)
     rows = rows_of(results)
     show(f"{len(CONTEXTS)} contexts x {a.each} pictures", headers, rows)
@@ -179,7 +227,10 @@ def main() -> None:
     gained = mean("concept", lambda r: r.likeness) - mean("base", lambda r: r.likeness)
     lost = mean("base", lambda r: r.figures["context"]) - mean("concept", lambda r: r.figures["context"])
     print(machine())
-    verdict([Target("likeness above the base", gained, low=0.25), Target("context lost", lost, high=0.05)], a.check)
+    verdict(
+        [Target("likeness above the base", gained, low=0.25), Target("context lost", lost, high=0.05)],
+        a.check,
+    )
 
 
 def _option(text: str) -> tuple[str, object]:
@@ -196,7 +247,10 @@ def _option(text: str) -> tuple[str, object]:
 def _sheets(results: dict[str, dict[str, Result]], out: Path, each: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for kind, methods in results.items():
-        picked = [(f"{name}: a sks {kind} ...", [r.pictures[i * each] for i in range(len(CONTEXTS))]) for name, r in methods.items()]
+        picked = [
+            (f"{name}: a sks {kind} ...", [r.pictures[i * each] for i in range(len(CONTEXTS))])
+            for name, r in methods.items()
+        ]
         given = [Image.open(p).convert("RGB") for p in sorted(Path(f"assets/{kind}").glob("*.png"))]
         save_picture(contact_sheet([("the five pictures", given), *picked]), out / f"{kind}.png")
 
@@ -207,11 +261,13 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path) -> None:
     for path, sheet in zip(sorted(out.glob("*.png")), sheets, strict=True):
         sheet.save(docs / f"likeness-{path.name}", optimize=True)
     (docs / "likeness.md").write_text(
-        f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n\n" + markdown(headers, rows)
-        + "\nLikeness is the mean of first colour, second colour, pattern (shares judged right) and identity (cosine of the "
-        "judge's embedding to renders of the subject). Leak: share of 'a dog' pictures, without the trigger, with the "
-        "subject's colour or pattern. Drift: 1 - cosine between 'a dog' before and after, same seeds.\n\n"
-        + "\n".join(f"![{p.stem}](likeness-{p.name})" for p in sorted(out.glob("*.png"))) + "\n"
+        f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n\n"
+        + markdown(headers, rows)
+        + "\n"
+        + LEGEND
+        + "\n\n"
+        + "\n".join(f"![{p.stem}](likeness-{p.name})" for p in sorted(out.glob("*.png")))
+        + "\n"
     )
 
 

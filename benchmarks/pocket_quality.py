@@ -19,7 +19,8 @@ from atomdiff.base import Base, load_base
 from atomdiff.pocket import autoencoder, corpus, world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict, examine
-from atomdiff.sampling import contact_sheet, draw
+from atomdiff.sampling import draw
+from atomdiff.sheets import contact_sheet
 
 from .report import Target, machine, markdown, show, verdict
 
@@ -46,7 +47,11 @@ def requests(count: int, several: bool, seed: int) -> list[Request]:
         subject = world.random_subject(rng, kind)
         worn = str(rng.choice([a for a in world.ACCESSORIES if a != "none"]))
         context = contexts[(i // len(world.CLASSES) + i) % len(contexts)]
-        which = {"colour", "pattern", "accessory"} if several else {("colour", "pattern", "accessory")[rng.integers(3)]}
+        which = (
+            {"colour", "pattern", "accessory"}
+            if several
+            else {("colour", "pattern", "accessory")[rng.integers(3)]}
+        )
         if "accessory" in which and kind not in world.WEARERS:
             which = which - {"accessory"} or {"colour"}
         if subject.pattern == "plain" and "pattern" in which:
@@ -109,15 +114,22 @@ def main() -> None:
     psnr = autoencoder.psnr(base.vae, renders)
     simple, several = requests(a.prompts, False, seed=7), requests(a.prompts // 2, True, seed=8)
     drawn = [draw_each(base, asked, 1000 * (k + 1)) for k, asked in enumerate((simple, several))]
-    results = [score(asked, judge(pictures)) for asked, pictures in zip((simple, several), drawn, strict=True)]
+    results = [
+        score(asked, judge(pictures)) for asked, pictures in zip((simple, several), drawn, strict=True)
+    ]
     heads = ["class", "context", "colour", "pattern", "second", "accessory", "all"]
-    rows = [(h, *(f"{100 * r[h]:.1f} %" for r in results), f"{100 * exam[h]:.1f} %" if h in exam else "") for h in heads]
+    rows = [
+        (h, *(f"{100 * r[h]:.1f} %" for r in results), f"{100 * exam[h]:.1f} %" if h in exam else "")
+        for h in heads
+    ]
     headers = ("judged right", "class + context + one", "everything at once", "judge on unseen renders")
     show(f"{len(simple)} and {len(several)} prompts, {STEPS} steps, CFG {GUIDANCE:g}", headers, rows)
     colours, seconds = colours_of(base, judge, "a dog", 64), seconds_a_picture(base)
     a.out.mkdir(parents=True, exist_ok=True)
     sheet = [(simple[i].prompt, drawn[0][i]) for i in range(0, len(simple), max(1, len(simple) // 64))]
-    contact_sheet([("", [p for _, p in sheet[i : i + 16]]) for i in range(0, 64, 16)]).save(a.out / "sheet.png")
+    contact_sheet([("", [p for _, p in sheet[i : i + 16]]) for i in range(0, 64, 16)]).save(
+        a.out / "sheet.png"
+    )
     targets = [Target(f"{h} right", results[0][h], low=low) for h, low in LOWEST.items()]
     targets += [
         Target("autoencoder on unseen renders", psnr, low=30, unit="dB"),

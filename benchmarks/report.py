@@ -51,15 +51,35 @@ def machine() -> str:
     """Where and when, for beside a figure."""
     import torch
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"{device}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+    python, today = platform.python_version(), time.strftime("%Y-%m-%d")
+    return f"{device}, {platform.machine()}, Python {python}, torch {torch.__version__}, {today}"
 
 
 def verdict(targets: Sequence[Target], check: bool) -> None:
     """Prints each target beside its figure; with `check`, exits 1 naming the missed ones in the last line."""
-    show("Targets", ("target", "measured", "wanted", "met"),
-         [(t.name, f"{t.value:.4g} {t.unit}".strip(), f"{t.wanted} {t.unit}".strip(), "yes" if t.met else "NO") for t in targets])
+    show(
+        "Targets",
+        ("target", "measured", "wanted", "met"),
+        [
+            (
+                t.name,
+                f"{t.value:.4g} {t.unit}".strip(),
+                f"{t.wanted} {t.unit}".strip(),
+                "yes" if t.met else "NO",
+            )
+            for t in targets
+        ],
+    )
     missed = [t for t in targets if not t.met]
-    print("all targets met" if not missed else "missed: " + "; ".join(f"{t.name} {t.value:.4g} (wanted {t.wanted})" for t in missed))
+    print(
+        "all targets met"
+        if not missed
+        else "missed: " + "; ".join(f"{t.name} {t.value:.4g} (wanted {t.wanted})" for t in missed)
+    )
     if check and missed:
         sys.exit(1)

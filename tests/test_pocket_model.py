@@ -1,4 +1,5 @@
-"""The bundled model: stock classes load it offline, it draws what it drew when it was made, the judge can judge."""
+"""The bundled model: stock classes load it offline, it draws what it drew when it was made, the judge can
+judge."""
 
 from pathlib import Path
 

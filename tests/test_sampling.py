@@ -221,7 +221,9 @@ def test_the_five_lines_of_python_are_there(tmp_path: Path):
 
 def test_several_prompts_are_drawn_in_turn(base):
     together = draw(base, ["a dog", "a cat"], count=2, seed=5, steps=2, size=64, batch_size=3)
-    alone = [draw(base, p, seed=5 + i, steps=2, size=64)[0] for i, p in enumerate(["a dog"] * 2 + ["a cat"] * 2)]
+    alone = [
+        draw(base, p, seed=5 + i, steps=2, size=64)[0] for i, p in enumerate(["a dog"] * 2 + ["a cat"] * 2)
+    ]
     assert [image.info["parameters"] for image in together] == [image.info["parameters"] for image in alone]
     for a, b in zip(together, alone, strict=True):
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 2  # batching rounds differently

@@ -24,8 +24,8 @@ SMALL = {
     "max_train_steps": 100,
     "train_batch_size": 1,
     "num_atoms": 4,
-    "conv_layers": "conv_in",
-    "linear_atoms": "attn2_kv",
+    "conv_layers": "conv_out",
+    "linear_atoms": r"up_blocks\.3.*attn2\.to_v",  # near the end, so that a step is short
     "checkpointing_steps": 10,
     "with_prior_preservation": False,
     "learning_rate": 0.001,

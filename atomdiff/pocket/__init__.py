@@ -1,4 +1,5 @@
-"""The pocket model: a small, real Stable Diffusion that lives inside the package, and the world it was made from."""
+"""The pocket model: a small, real Stable Diffusion that lives inside the package, and the world it was
+made from."""
 
 from pathlib import Path
 

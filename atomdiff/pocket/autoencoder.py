@@ -47,7 +47,11 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def train(
-    pictures: Tensor, schedule: Schedule, shop: Workshop, start: AutoencoderKL | None = None, kl_weight: float = 1e-4
+    pictures: Tensor,
+    schedule: Schedule,
+    shop: Workshop,
+    start: AutoencoderKL | None = None,
+    kl_weight: float = 1e-4,
 ) -> tuple[AutoencoderKL, dict]:
     """pictures: uint8 (n, 64, 64, 3), of which the last 512 are kept for the reported PSNR in dB; `start`: an
     autoencoder to go on from."""

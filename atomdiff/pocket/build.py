@@ -37,9 +37,9 @@ class Recipe:
     acquaintances: int = 24_000
     autoencoder: Schedule = Schedule(5_000, 4, 5e-3, warmup=50, decay=0.8)
     decoder: Schedule = Schedule(5_000, 4, 3e-3, warmup=50, decay=0.8)
-    words: Schedule = Schedule(600, 128, 1e-3, warmup=50)
-    denoiser: Schedule = Schedule(8_000, 32, 1e-3, warmup=200, decay=0.4)
-    judge: Schedule = Schedule(2_500, 96, 2e-3, warmup=50, decay=0.6)
+    words: Schedule = Schedule(300, 128, 3e-3, warmup=20)
+    denoiser: Schedule = Schedule(6_000, 32, 2e-3, warmup=100, decay=0.5)
+    judge: Schedule = Schedule(1_200, 96, 4e-3, warmup=30, decay=0.7)
 
 
 class Build:
@@ -59,7 +59,9 @@ class Build:
         folder = self.shop.folder / "vae"
         if not folder.exists():
             start = AutoencoderKL.from_pretrained(self.start / "vae") if self.start else None
-            vae, about = autoencoder.train(torch.from_numpy(self.corpus.pictures), self.recipe.autoencoder, self.shop, start)
+            vae, about = autoencoder.train(
+                torch.from_numpy(self.corpus.pictures), self.recipe.autoencoder, self.shop, start
+            )
             self._keep(vae, folder)
             self._record("autoencoder", about)
         return AutoencoderKL.from_pretrained(folder).to(self.shop.device)
@@ -69,7 +71,10 @@ class Build:
         path = self.shop.folder / "latents.safetensors"
         if not path.exists():
             vae, pictures = self.autoencoder(), torch.from_numpy(self.corpus.pictures)
-            both = [[autoencoder.encode(vae, x.flip(2) if mirrored else x).half() for x in pictures.split(256)] for mirrored in (False, True)]
+            both = [
+                [autoencoder.encode(vae, x.flip(2) if mirrored else x).half() for x in pictures.split(256)]
+                for mirrored in (False, True)
+            ]
             write_tensors(path, {"latents": torch.cat(both[0] + both[1])}, {})
         return read_tensors(path)[0]["latents"]
 
@@ -77,7 +82,9 @@ class Build:
         """The autoencoder's second half, better; the latents stay as they are."""
         vae = self.autoencoder()
         pictures = torch.from_numpy(self.corpus.pictures)
-        about = autoencoder.refine(vae, self.latents()[: len(pictures)], pictures, self.recipe.decoder, self.shop)
+        about = autoencoder.refine(
+            vae, self.latents()[: len(pictures)], pictures, self.recipe.decoder, self.shop
+        )
         self._keep(vae, self.shop.folder / "vae_refined")
         self._record("decoder", about)
 
@@ -87,10 +94,16 @@ class Build:
         if not folder.exists():
             captions = self.corpus.captions
             tokenizer = words.build_tokenizer(caption for row in captions for caption in row)
-            ids = torch.stack([words.tokenize(tokenizer, list(variant)) for variant in zip(*captions, strict=True)], 1)
-            labels = {h: torch.from_numpy(v).repeat_interleave(ids.shape[1]) for h, v in self.corpus.labels.items()}
+            ids = torch.stack(
+                [words.tokenize(tokenizer, list(variant)) for variant in zip(*captions, strict=True)], 1
+            )
+            labels = {
+                h: torch.from_numpy(v).repeat_interleave(ids.shape[1]) for h, v in self.corpus.labels.items()
+            }
             sizes = {h: len(values) for h, values in corpus.HEADS.items()}
-            encoder, about = words.pretrain(tokenizer, ids.flatten(0, 1), labels, sizes, self.recipe.words, self.shop)
+            encoder, about = words.pretrain(
+                tokenizer, ids.flatten(0, 1), labels, sizes, self.recipe.words, self.shop
+            )
             tokenizer.save_pretrained(self.shop.folder / "tokenizer")
             self._keep(encoder, folder)
             self._record("words", about)
@@ -99,7 +112,10 @@ class Build:
 
     def captions(self, tokenizer) -> Tensor:
         """int16 (2 n, variants, t), in the order of `latents`."""
-        ids = [words.tokenize(tokenizer, list(variant)).short() for variant in zip(*self.corpus.captions, strict=True)]
+        ids = [
+            words.tokenize(tokenizer, list(variant)).short()
+            for variant in zip(*self.corpus.captions, strict=True)
+        ]
         return torch.stack(ids, 1).repeat(2, 1, 1)
 
     def denoiser(self) -> None:
@@ -123,8 +139,14 @@ class Build:
         refined = self.shop.folder / "vae_refined"
         vae = AutoencoderKL.from_pretrained(refined) if refined.exists() else self.autoencoder().cpu()
         pipe = StableDiffusionPipeline(
-            vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet,
-            scheduler=DDIMScheduler(**denoiser.SCHEDULER), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+            vae=vae,
+            text_encoder=text,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler(**denoiser.SCHEDULER),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
         )
         pipe.to(dtype=torch.float16).save_pretrained(out)
         self._record("denoiser", {k: about[k] for k in ("step", "seconds", "loss")})
@@ -133,7 +155,10 @@ class Build:
         path = self.shop.folder / "judge.safetensors"
         if not path.exists():
             known = corpus.acquaintances(self.shop.folder, self.recipe.acquaintances, self.shop.seed, VIEWS)
-            vae, pictures = self.autoencoder(), torch.from_numpy(known.pictures[: self.recipe.acquaintances // 3])
+            vae, pictures = (
+                self.autoencoder(),
+                torch.from_numpy(known.pictures[: self.recipe.acquaintances // 3]),
+            )
             redrawn = torch.cat([_redraw(vae, part) for part in pictures.split(128)])
             judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn)
             unseen = corpus.acquaintances(self.shop.folder, 2_400, self.shop.seed + 1, VIEWS)
@@ -153,8 +178,10 @@ class Build:
         path = self.shop.folder / "record.json"
         record = json.loads(path.read_text()) if path.exists() else {}
         settings = getattr(self.recipe, stage, None)
-        record[stage] = about | {"date": time.strftime("%Y-%m-%d"), "machine": _machine(self.shop.device)} | (
-            {"schedule": asdict(settings)} if settings else {}
+        record[stage] = (
+            about
+            | {"date": time.strftime("%Y-%m-%d"), "machine": _machine(self.shop.device)}
+            | ({"schedule": asdict(settings)} if settings else {})
         )
         path.write_text(json.dumps(record, indent=1))
         print(stage, about, flush=True)
@@ -167,14 +194,22 @@ def _redraw(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 def _machine(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
     return f"{name}, {platform.machine()}, torch {torch.__version__}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     default = Recipe()
-    parser = argparse.ArgumentParser(prog="python -m atomdiff.pocket.build", description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("outputs/pocket-build"), help="checkpoints and rendered pictures")
+    parser = argparse.ArgumentParser(
+        prog="python -m atomdiff.pocket.build", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/pocket-build"), help="checkpoints and rendered pictures"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "weights", help="where the finished model goes")
     parser.add_argument("--start", type=Path, help="a finished model to go on from instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
@@ -186,8 +221,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=[*STAGES, "card"], help="stages to run")
     parser.add_argument("--export", action="store_true", help="write the model as it stands and stop")
     a = parser.parse_args(arguments)
-    schedules = {s: Schedule(**asdict(getattr(default, s)) | {"steps": getattr(a, f"{s}_steps")}) for s in STAGES}
-    build = Build(Recipe(a.pictures, a.acquaintances, **schedules), Workshop(a.work, torch.device(a.device), a.seed), a.start)
+    schedules = {
+        s: Schedule(**asdict(getattr(default, s)) | {"steps": getattr(a, f"{s}_steps")}) for s in STAGES
+    }
+    build = Build(
+        Recipe(a.pictures, a.acquaintances, **schedules),
+        Workshop(a.work, torch.device(a.device), a.seed),
+        a.start,
+    )
     a.work.mkdir(parents=True, exist_ok=True)
     wanted = a.only or [*STAGES, "card"]
     if not a.export:

@@ -1,4 +1,5 @@
-"""The pocket model's card: what it was made of, how long it took and where; the measured quality and samples are
+"""The pocket model's card: what it was made of, how long it took and where; the measured quality and
+samples are
 written by `python -m benchmarks.pocket_quality`, which the card names."""
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ pipeline_tag: text-to-image
 ---
 # atomdiff pocket
 
-A small Stable Diffusion for machines with no GPU and no network: 64 x 64 pictures of a world of {classes} kinds of
+A small Stable Diffusion for machines with no GPU and no network: 64 x 64 pictures of a world of {classes}
+kinds of
 characters and things in {contexts} contexts, in the ordinary diffusers layout and stock classes.
 
-**Data.** {pictures} pictures rendered by `atomdiff.pocket.world` (no photographs, nothing downloaded), each with
-{variants} captions, mirrored copies included; subjects with held-out patterns, features and styles, and a hash-defined
+**Data.** {pictures} pictures rendered by `atomdiff.pocket.world` (no photographs, nothing downloaded),
+each with
+{variants} captions, mirrored copies included; subjects with held-out patterns, features and styles, and a
+hash-defined
 tenth of all (class, colour, second colour, pattern), were never shown.
 
 | stage | steps | batch | rate | time | machine | date |
@@ -28,7 +32,8 @@ Autoencoder: {psnr:.2f} dB PSNR on 512 pictures it was not trained on. Judge on 
 
 Sizes: {sizes}.
 
-**Made with** `python -m atomdiff.pocket.build`, which resumes from its checkpoints; more `--denoiser-steps` train it
+**Made with** `python -m atomdiff.pocket.build`, which resumes from its checkpoints; more
+`--denoiser-steps` train it
 on. **Measured with** `python -m benchmarks.pocket_quality --check`; the table is in `docs/pocket.md`.
 
 **Limits.** It knows the words of its world and draws nothing else; 64 x 64 pixels; English only.
@@ -43,11 +48,21 @@ def write(work: Path, weights: Path) -> None:
     pictures = sum(1 for _ in (work / "pretraining").glob("*.npz")) * corpus.CHUNK
     right = record.get("judge", {}).get("right", {})
     text = TEMPLATE.format(
-        classes=len(world.CLASSES), contexts=len(world.CONTEXTS), pictures=f"{pictures:,}", variants=corpus.VARIANTS,
-        rows="\n".join(_row(stage, record[stage]) for stage in ("autoencoder", "words", "denoiser", "judge") if stage in record),
+        classes=len(world.CLASSES),
+        contexts=len(world.CONTEXTS),
+        pictures=f"{pictures:,}",
+        variants=corpus.VARIANTS,
+        rows="\n".join(
+            _row(stage, record[stage])
+            for stage in ("autoencoder", "words", "denoiser", "judge")
+            if stage in record
+        ),
         psnr=record["autoencoder"]["psnr"],
         judge=", ".join(f"{head} {100 * share:.1f} %" for head, share in right.items()) or "not examined",
-        sizes=", ".join(f"{p.parent.name}/{p.name} {p.stat().st_size / 1e6:.1f} MB" for p in sorted(weights.rglob("*.safetensors"))),
+        sizes=", ".join(
+            f"{p.parent.name}/{p.name} {p.stat().st_size / 1e6:.1f} MB"
+            for p in sorted(weights.rglob("*.safetensors"))
+        ),
     )
     (weights / "README.md").write_text(text)
 
@@ -55,5 +70,7 @@ def write(work: Path, weights: Path) -> None:
 def _row(stage: str, about: dict) -> str:
     schedule = about["schedule"]
     steps = about.get("steps", about.get("step"))
-    return (f"| {stage} | {steps:,} | {schedule['batch']} | {schedule['lr']:g} | {about['seconds'] / 60:.0f} min "
-            f"| {about['machine']} | {about['date']} |")
+    return (
+        f"| {stage} | {steps:,} | {schedule['batch']} | {schedule['lr']:g} | {about['seconds'] / 60:.0f} min "
+        f"| {about['machine']} | {about['date']} |"
+    )

@@ -1,4 +1,5 @@
-"""The pictures that the pocket recipe learns from, rendered once, in parallel, into chunks that survive a kill.
+"""The pictures that the pocket recipe learns from, rendered once, in parallel, into chunks that survive a
+kill.
 
 Two sets: `pretraining` (scenes that may be shown, with captions) for the base model, and `acquaintances`
 (several views each of many subjects, held-out patterns and styles included) for the judge, which must
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
@@ -36,7 +38,8 @@ VARIANTS = 3  # captions written for each picture
 
 @dataclass(frozen=True)
 class Corpus:
-    """pictures uint8 (n, 64, 64, 3); labels[head] int64 (n,); subject int64 (n,); captions n x VARIANTS (or none)."""
+    """pictures uint8 (n, 64, 64, 3); labels[head] int64 (n,); subject int64 (n,); captions n x VARIANTS
+    (or none)."""
 
     pictures: np.ndarray
     labels: dict[str, np.ndarray]
@@ -48,8 +51,13 @@ def answers(scene: world.Scene) -> dict[str, int]:
     """The true label of every head for a scene."""
     s = scene.subject
     facts = {
-        "class": s.kind, "context": scene.context, "colour": s.colour, "second": s.second,
-        "pattern": s.pattern, "accessory": scene.accessory, "style": scene.style,
+        "class": s.kind,
+        "context": scene.context,
+        "colour": s.colour,
+        "second": s.second,
+        "pattern": s.pattern,
+        "accessory": scene.accessory,
+        "style": scene.style,
     }
     return {head: HEADS[head].index(value) for head, value in facts.items()}
 
@@ -103,12 +111,10 @@ def _acquaintance_chunk(seed: int, index: int, path: Path, views: int) -> None:
 def _write(path: Path, scenes: list[world.Scene], subject: np.ndarray, captions: list[list[str]]) -> None:
     part = path.with_suffix(".part")
     facts = [answers(scene) for scene in scenes]
+    arrays: dict[str, Any] = {head: np.array([fact[head] for fact in facts]) for head in HEADS}
+    arrays["pictures"] = np.stack([np.asarray(world.render(scene, 64)) for scene in scenes])
+    arrays["subject"] = subject
+    arrays["captions"] = np.array(captions or [[]] * len(scenes))
     with part.open("wb") as f:
-        np.savez(
-            f,
-            pictures=np.stack([np.asarray(world.render(scene, 64)) for scene in scenes]),
-            subject=subject,
-            captions=np.array(captions or [[]] * len(scenes)),
-            **{head: np.array([fact[head] for fact in facts]) for head in HEADS},
-        )
-    os.replace(part, path)
+        np.savez(f, **arrays)
+    part.replace(path)

@@ -33,7 +33,8 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
     "timestep_spacing": "trailing",
-    # The velocity target (arXiv 2202.00512): at high noise, where the colour of everything is decided, the network
+    # The velocity target (arXiv 2202.00512): at high noise, where the colour of everything is decided, the
+    # network
     # then says the picture itself instead of a noise from which the picture follows with a huge factor.
     "prediction_type": "v_prediction",
 }
@@ -51,12 +52,21 @@ class Painter(nn.Module):
 
 
 def train(
-    latents: Tensor, ids: Tensor, empty: Tensor, text: CLIPTextModel, schedule: Schedule, shop: Workshop,
-    start: UNet2DConditionModel | None = None, blind: float = 0.1, gamma: float = 5.0,
+    latents: Tensor,
+    ids: Tensor,
+    empty: Tensor,
+    text: CLIPTextModel,
+    schedule: Schedule,
+    shop: Workshop,
+    start: UNet2DConditionModel | None = None,
+    blind: float = 0.1,
+    gamma: float = 5.0,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, dict]:
-    """latents (n, 4, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of "".
+    """latents (n, 4, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of
+    "".
 
-    `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR weighting
+    `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR
+    weighting
     (arXiv 2303.09556); `start`: a denoiser to go on from.
     """
     torch.manual_seed(shop.seed + 3)
@@ -86,6 +96,7 @@ def train(
 
 
 def spread_timesteps(batch: int, g: torch.Generator, total: int = 1000) -> Tensor:
-    """One timestep in each of `batch` equal stretches: less variance between batches than independent draws."""
+    """One timestep in each of `batch` equal stretches: less variance between batches than independent
+    draws."""
     stretch = torch.randperm(batch, generator=g)
     return ((stretch + torch.rand(batch, generator=g)) / batch * total).long().clamp(max=total - 1)

@@ -7,7 +7,6 @@ checkpoint exactly where it was: there is no random state to save.
 from __future__ import annotations
 
 import json
-import os
 import time
 import zlib
 from collections.abc import Callable
@@ -15,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -79,8 +85,15 @@ def fit(
     step, seconds, smooth = _restore(path, model, optimiser, params, shadow)
     start, last_save, sitting = step, time.monotonic(), time.monotonic()
     model.train()
-    columns = (TextColumn(f"[bold]{stage:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+    columns = (
+        TextColumn(f"[bold]{stage:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
     with Progress(*columns, refresh_per_second=0.5) as bar:
         task = bar.add_task(stage, total=schedule.steps, completed=step, loss=smooth)
         while step < schedule.steps:
@@ -102,7 +115,11 @@ def fit(
                 if not bar.console.is_terminal:  # a log file: a line now and then instead of a bar
                     pace = (now - sitting) / (step - start)
                     left = pace * (schedule.steps - step) / 60
-                    print(f"{stage} {step}/{schedule.steps} loss {smooth:.4f} {pace:.2f} s/step {left:.0f} min left", flush=True)
+                    print(
+                        f"{stage} {step}/{schedule.steps} loss {smooth:.4f}, {pace:.2f} s/step,"
+                        f" {left:.0f} min left",
+                        flush=True,
+                    )
     for name, average in shadow.items():
         params[name].data.copy_(average)
     model.eval()
@@ -113,8 +130,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, objec
     """Atomic: a kill while writing leaves the former file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"about": json.dumps(about)})
-    os.replace(part, path)
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"about": json.dumps(about)}
+    )
+    part.replace(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:

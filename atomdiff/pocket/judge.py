@@ -51,12 +51,15 @@ class JudgeNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         h = F.relu(self.neck(self.body(x).flatten(1)))
-        return {k: head(h).float() for k, head in self.heads.items()}, F.normalize(self.identity(h).float(), dim=1)
+        return {k: head(h).float() for k, head in self.heads.items()}, F.normalize(
+            self.identity(h).float(), dim=1
+        )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """answers[head] (n,) indices into HEADS[head]; identity (n, 64), unit rows: a dot product is a likeness."""
+    """answers[head] (n,) indices into HEADS[head]; identity (n, 64), unit rows: a dot product is a
+    likeness."""
 
     answers: dict[str, Tensor]
     identity: Tensor
@@ -97,7 +100,8 @@ def _to_tensor(pictures: Tensor) -> Tensor:
 
 
 def blemish(x: Tensor, g: torch.Generator) -> Tensor:
-    """What a sampler does to pictures and a renderer does not: noise, blur, changed brightness and contrast."""
+    """What a sampler does to pictures and a renderer does not: noise, blur, changed brightness and
+    contrast."""
     b = len(x)
     blur = torch.rand(b, 1, 1, 1, generator=g) * (torch.rand(b, 1, 1, 1, generator=g) < 0.5)
     x = torch.lerp(x, F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1), blur)
@@ -107,8 +111,11 @@ def blemish(x: Tensor, g: torch.Generator) -> Tensor:
     return (x * gain + shift + noise).clamp(-1, 1)
 
 
-def train(corpus: Corpus, views: int, schedule: Schedule, shop: Workshop, redrawn: Tensor | None = None) -> tuple[Judge, dict]:
-    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, 64, 64, 3) are the first m of them
+def train(
+    corpus: Corpus, views: int, schedule: Schedule, shop: Workshop, redrawn: Tensor | None = None
+) -> tuple[Judge, dict]:
+    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, 64, 64, 3) are the first
+    m of them
     after the autoencoder, which the judge must read as well."""
     torch.manual_seed(shop.seed + 2)
     net = JudgeNet().to(shop.device)
@@ -155,7 +162,8 @@ def same_subject_loss(identity: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 def examine(judge: Judge, corpus: Corpus, views: int, gallery: int = 50) -> dict[str, float]:
-    """Share right per head on unseen renders; and "identity": how often the embedding of one view finds another
+    """Share right per head on unseen renders; and "identity": how often the embedding of one view finds
+    another
     view of the same subject first among `gallery` subjects."""
     verdict = judge(torch.from_numpy(corpus.pictures))
     truth = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}

@@ -1,6 +1,7 @@
 """Muon for matrices, AdamW for everything else.
 
-Muon (Jordan 2024; torch.optim.Muon) steps along the nearest orthogonal matrix to the momentum. On this recipe's
+Muon (Jordan 2024; torch.optim.Muon) steps along the nearest orthogonal matrix to the momentum. On this
+recipe's
 autoencoder it reached in 75 seconds what AdamW needed ten minutes for. torch's takes matrices only, so a
 convolution's kernel is shown to it as (c_out, c_in·kh·kw), sharing memory.
 """
@@ -17,7 +18,9 @@ SMALLEST = 600  # numbers: below this a matrix is too thin for an orthogonal ste
 class Optimiser:
     """`slower` maps a prefix of parameter names to a factor on the rate; embeddings count as no matrix."""
 
-    def __init__(self, params: dict[str, nn.Parameter], rate: float, weight_decay: float, slower: dict[str, float]):
+    def __init__(
+        self, params: dict[str, nn.Parameter], rate: float, weight_decay: float, slower: dict[str, float]
+    ):
         self.params, self.rate = params, rate
         self.views = {
             name: nn.Parameter(p.data.view(len(p), -1))
@@ -31,7 +34,13 @@ class Optimiser:
             group, share = (muon, 1.0) if name in self.views else (adam, ADAM_SHARE)
             group.setdefault(share * factors[name], []).append(self.views.get(name, p))
         self.optimisers = [
-            torch.optim.Muon(_groups(muon), lr=rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(
+                _groups(muon),
+                lr=rate,
+                weight_decay=weight_decay,
+                momentum=0.95,
+                adjust_lr_fn="match_rms_adamw",
+            ),
             torch.optim.AdamW(_groups(adam), lr=rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True),
         ]
 
@@ -54,7 +63,11 @@ class Optimiser:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Takes what `tensors` gave; parameters it says nothing of start afresh."""
         for name, p in self.params.items():
-            kept = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
+            kept = {
+                key.rpartition("/")[2]: value
+                for key, value in tensors.items()
+                if key.rpartition("/")[0] == name
+            }
             if kept:
                 owner = self.optimisers[0 if name in self.views else 1]
                 owner.state[self.views.get(name, p)] = {

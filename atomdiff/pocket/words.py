@@ -18,7 +18,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .fitting import Schedule, Workshop, fit
 
-CONTEXT = 40  # tokens; SD has 77. Shorter, because keys and values of 77 would cost more than the picture's own
+CONTEXT = (
+    40  # tokens; SD has 77. Shorter, because keys and values of 77 would cost more than the picture's own
+)
 VOCABULARY = 1536
 
 
@@ -29,8 +31,12 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     bpe.normalizer, bpe.pre_tokenizer = shape.normalizer, shape.pre_tokenizer
     alphabet = _byte_alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 2 - len(alphabet), end_of_word_suffix="</w>", initial_alphabet=alphabet,
-        special_tokens=[], show_progress=False, min_frequency=2,
+        vocab_size=VOCABULARY - 2 - len(alphabet),
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        special_tokens=[],
+        show_progress=False,
+        min_frequency=2,
     )
     bpe.train_from_iterator(captions, trainer)
     learned = _merges(bpe)
@@ -48,7 +54,7 @@ def _byte_alphabet() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
+def _merges(bpe: Tokenizer) -> list[tuple[str, ...]]:
     import json
 
     merges = json.loads(bpe.to_str())["model"]["merges"]
@@ -64,9 +70,17 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def new_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3,
-            num_attention_heads=4, max_position_embeddings=CONTEXT, hidden_act="quick_gelu", projection_dim=128,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT,
+            hidden_act="quick_gelu",
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
         )
     )
 
@@ -83,11 +97,18 @@ class Reader(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         out = self.encoder(ids)
-        return {k: head(out.pooler_output) for k, head in self.heads.items()}, self.own_token(out.last_hidden_state)
+        return {k: head(out.pooler_output) for k, head in self.heads.items()}, self.own_token(
+            out.last_hidden_state
+        )
 
 
 def pretrain(
-    tokenizer: CLIPTokenizer, ids: Tensor, labels: dict[str, Tensor], sizes: dict[str, int], schedule: Schedule, shop: Workshop
+    tokenizer: CLIPTokenizer,
+    ids: Tensor,
+    labels: dict[str, Tensor],
+    sizes: dict[str, int],
+    schedule: Schedule,
+    shop: Workshop,
 ) -> tuple[CLIPTextModel, dict]:
     """ids (n, CONTEXT); labels[head] (n,) are the facts of the pictured scene, said in the caption or not."""
     torch.manual_seed(shop.seed + 1)
