@@ -21,12 +21,14 @@ from atomdiff import sampling
 from atomdiff.base import Base, load_base
 from atomdiff.checkpoint import find_checkpoint, require_writable
 from atomdiff.concept import Concept
-from atomdiff.errors import AtomdiffError, SettingsError, TrainingError
+from atomdiff.errors import AtomdiffError, SettingsError
+from atomdiff.formats.safetensors_file import check_patterns
 from atomdiff.images import check_folder
 from atomdiff.loop import Run, spec_of
 from atomdiff.preparing import prepare
 from atomdiff.reporting import Reporter, TensorBoard
 from atomdiff.settings import TrainingSettings, name_everything, suit_base
+from atomdiff.sheets import save_picture
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
@@ -75,7 +77,7 @@ def fit(
     A `base` handed over keeps its encoders and weights; it is moved to the device that accelerate chose.
     """
     settings = name_everything(settings)
-    spec_of(settings)
+    check_patterns(spec_of(settings))  # now, not when the finished concept is saved
     _check_folders(settings)
     accelerator, settings = _accelerator(settings)
     told = (reporter or Reporter()) if accelerator.is_main_process else _Silent()
@@ -163,7 +165,7 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
     settings = run.settings
 
     def validate(step: int) -> tuple[Image, ...]:
-        concept = concept_of(run)
+        concept, folder = concept_of(run), Path(settings.output_dir) / "validation"
         try:
             with run.without_atoms():
                 drawn = sampling.draw(
@@ -175,18 +177,11 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
                     size=settings.resolution,
                     batch_size=settings.sample_batch_size,
                 )
-        except AtomdiffError as error:  # a picture that cannot be drawn is no reason to lose the run
+            for i, picture in enumerate(drawn):
+                save_picture(picture, folder / f"step-{step:06d}-{i}.png")
+        except AtomdiffError as error:  # what cannot be drawn or kept is no reason to lose the run
             told.warn(f"No validation pictures at step {step}: {error}")
             return ()
-        folder = Path(settings.output_dir) / "validation"
-        try:
-            folder.mkdir(exist_ok=True)
-            for i, picture in enumerate(drawn):
-                picture.save(folder / f"step-{step:06d}-{i}.png")
-        except OSError as error:
-            raise TrainingError(
-                f"Validation pictures cannot be kept in '{folder}': {error.strerror}."
-            ) from None
         return tuple(drawn)
 
     return validate

@@ -12,7 +12,7 @@ from atomdiff.pocket.fitting import Schedule, Workshop, fit, read_tensors, write
 
 def problem() -> nn.Linear:
     torch.manual_seed(0)
-    return nn.Linear(4, 2)
+    return nn.Linear(40, 20)  # a matrix for Muon, a bias for AdamW
 
 
 def run(folder: Path, steps: int, stop_at: int | None = None) -> nn.Linear:
@@ -22,7 +22,7 @@ def run(folder: Path, steps: int, stop_at: int | None = None) -> nn.Linear:
     def loss_at(step: int, g: torch.Generator) -> torch.Tensor:
         if step == stop_at:
             raise KeyboardInterrupt
-        return (model(torch.randn(8, 4, generator=g)) - 1).pow(2).mean()
+        return (model(torch.randn(8, 40, generator=g)) - 1).pow(2).mean()
 
     fit("toy", model, loss_at, Schedule(steps, 8, 1e-2, warmup=2), shop, ema_decay=0.9)
     return model

@@ -33,23 +33,17 @@ class Optimiser:
         for name, p in params.items():
             group, share = (muon, 1.0) if name in self.views else (adam, ADAM_SHARE)
             group.setdefault(share * factors[name], []).append(self.views.get(name, p))
-        self.optimisers = [
-            torch.optim.Muon(
-                _groups(muon),
-                lr=rate,
-                weight_decay=weight_decay,
-                momentum=0.95,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(_groups(adam), lr=rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True),
-        ]
+        self.muon = torch.optim.Muon(
+            _groups(muon), lr=rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adam = torch.optim.AdamW(_groups(adam), lr=rate, weight_decay=0.0, betas=(0.9, 0.99), fused=True)
 
     def step(self, rate: float) -> None:
         """One step at `rate`; takes the gradients, and forgets them."""
         for name, view in self.views.items():
             grad = self.params[name].grad
             view.grad = None if grad is None else grad.view(view.shape)
-        for optimiser in self.optimisers:
+        for optimiser in (self.muon, self.adam):
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
             optimiser.step()
@@ -69,14 +63,14 @@ class Optimiser:
                 if key.rpartition("/")[0] == name
             }
             if kept:
-                owner = self.optimisers[0 if name in self.views else 1]
+                owner = self.muon if name in self.views else self.adam
                 owner.state[self.views.get(name, p)] = {
                     key: value.to(p.device if key != "step" else "cpu") for key, value in kept.items()
                 }
 
     def _states(self):
         for name, p in self.params.items():
-            owner = self.optimisers[0 if name in self.views else 1]
+            owner = self.muon if name in self.views else self.adam
             yield name, owner.state[self.views.get(name, p)]
 
 
