@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint pocket gpu clean
 help:          ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -28,6 +28,17 @@ lint: install  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pocket: install  ## make the pocket model from nothing (hours on two cores; goes on where it was stopped)
+	$(BIN)/python -m atomdiff.pocket.build
+
+gpu: install   ## on a GPU: a longer pocket training, then every benchmark
+	$(BIN)/python -m atomdiff.pocket.build --pictures 96000 --acquaintances 48000 \
+	    --autoencoder-steps 30000 --autoencoder-batch 32 --words-steps 2000 --decoder-steps 10000 --decoder-batch 32 \
+	    --denoiser-steps 30000 --denoiser-batch 256 --judge-steps 6000 --judge-batch 256
+	$(BIN)/python -m benchmarks.pocket_quality --check
+	$(BIN)/python -m benchmarks.likeness --docs --check
+	$(BIN)/python -m benchmarks.step_time --check
 
 clean:         ## removes outputs and the environment
 	rm -rf outputs $(VENV) *.egg-info

@@ -7,6 +7,7 @@ reported apart. Every picture is judged by the pocket's judge, which is itself e
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from atomdiff.pocket import autoencoder, corpus, world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict, examine
 from atomdiff.sampling import draw
-from atomdiff.sheets import contact_sheet
+from atomdiff.sheets import contact_sheet, save_picture
 
 from .report import Target, machine, markdown, show, verdict
 
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     parser.add_argument("--base", default="pocket", help="another folder in the pocket's layout")
+    parser.add_argument("--docs", action="store_true", help="write docs/pocket.md and its picture")
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket_quality"))
     a = parser.parse_args()
     base, judge = load_base(a.base), Judge.load(pocket.path() / "judge.safetensors")
@@ -126,10 +128,9 @@ def main() -> None:
     show(f"{len(simple)} and {len(several)} prompts, {STEPS} steps, CFG {GUIDANCE:g}", headers, rows)
     colours, seconds = colours_of(base, judge, "a dog", 64), seconds_a_picture(base)
     a.out.mkdir(parents=True, exist_ok=True)
-    sheet = [(simple[i].prompt, drawn[0][i]) for i in range(0, len(simple), max(1, len(simple) // 64))]
-    contact_sheet([("", [p for _, p in sheet[i : i + 16]]) for i in range(0, 64, 16)]).save(
-        a.out / "sheet.png"
-    )
+    picked = range(0, len(simple), max(1, len(simple) // 48))
+    sheet = contact_sheet([("", [drawn[0][i] for i in picked[k : k + 12]]) for k in range(0, 48, 12)])
+    save_picture(sheet, a.out / "pocket.png")
     targets = [Target(f"{h} right", results[0][h], low=low) for h, low in LOWEST.items()]
     targets += [
         Target("autoencoder on unseen renders", psnr, low=30, unit="dB"),
@@ -138,9 +139,28 @@ def main() -> None:
         *(Target(f"judge, {h}", exam[h], low=0.97) for h in HEADS),
         Target("judge, subject first of 50", exam["identity"], low=0.90),
     ]
-    (a.out / "table.md").write_text(markdown(headers, rows) + f"\n{machine()}\n")
+    if a.docs:
+        _write_docs(headers, rows, targets, a.out / "pocket.png", [simple[i].prompt for i in picked])
     print(machine())
     verdict(targets, a.check)
+
+
+def _write_docs(
+    headers: tuple, rows: list[tuple], targets: list[Target], sheet: Path, prompts: list[str]
+) -> None:
+    docs = Path("docs")
+    shutil.copyfile(sheet, docs / "pocket.png")
+    met = [
+        (t.name, f"{t.value:.3g} {t.unit}", f"{t.wanted} {t.unit}", "yes" if t.met else "no") for t in targets
+    ]
+    (docs / "pocket.md").write_text(
+        f"# The pocket model\n\nWritten by `python -m benchmarks.pocket_quality --docs` on {machine()}.\n\n"
+        + "![pictures of the pocket model](pocket.png)\n\n"
+        + f"From {prompts[0]!r} to {prompts[-1]!r}: one picture each, not chosen.\n\n"
+        + markdown(headers, rows)
+        + "\n"
+        + markdown(("target", "measured", "wanted", "met"), met)
+    )
 
 
 def draw_each(base: Base, asked: list[Request], seed: int) -> list:

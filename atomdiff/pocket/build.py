@@ -14,7 +14,7 @@ import json
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -218,11 +218,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--acquaintances", type=int, default=default.acquaintances)
     for stage in STAGES:
         parser.add_argument(f"--{stage}-steps", type=int, default=getattr(default, stage).steps)
+        parser.add_argument(f"--{stage}-batch", type=int, default=getattr(default, stage).batch)
     parser.add_argument("--only", nargs="*", choices=[*STAGES, "card"], help="stages to run")
     parser.add_argument("--export", action="store_true", help="write the model as it stands and stop")
     a = parser.parse_args(arguments)
     schedules = {
-        s: Schedule(**asdict(getattr(default, s)) | {"steps": getattr(a, f"{s}_steps")}) for s in STAGES
+        s: replace(getattr(default, s), steps=getattr(a, f"{s}_steps"), batch=getattr(a, f"{s}_batch"))
+        for s in STAGES
     }
     build = Build(
         Recipe(a.pictures, a.acquaintances, **schedules),
