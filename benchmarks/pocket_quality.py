@@ -17,9 +17,10 @@ import torch
 
 from atomdiff import pocket
 from atomdiff.base import Base, load_base
-from atomdiff.pocket import autoencoder, corpus, world
+from atomdiff.pocket import corpus, world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict, examine
+from atomdiff.pocket.recipe import autoencoder
 from atomdiff.sampling import draw
 from atomdiff.sheets import contact_sheet, save_picture
 

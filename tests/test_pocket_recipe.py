@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from atomdiff.pocket import words
-from atomdiff.pocket.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
+from atomdiff.pocket.recipe import words
+from atomdiff.pocket.recipe.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
 
 
 def problem() -> nn.Linear:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atomdiff.pocket import brush, gallery, world
+from atomdiff.pocket import gallery, world
+from atomdiff.pocket.drawing import brush
 
 ALL_PATTERNS = world.PATTERNS + world.HELD_OUT_PATTERNS
 
@@ -217,7 +218,7 @@ def test_rare_words_and_names_are_tied_to_nothing():
 
 # ---------------------------------------------------------------- the command
 def test_the_command_draws_the_sheet_and_the_assets(tmp_path, capsys):
-    world.main(["--sheet", str(tmp_path / "sheet.png"), "--assets", str(tmp_path / "assets")])
+    gallery.main(["--sheet", str(tmp_path / "sheet.png"), "--assets", str(tmp_path / "assets")])
     assert size_of(tmp_path / "sheet.png")[0] > 1000
     for kind in ("dog", "cat", "robot", "style"):
         names = sorted(p.name for p in (tmp_path / "assets" / kind).iterdir())
@@ -225,7 +226,7 @@ def test_the_command_draws_the_sheet_and_the_assets(tmp_path, capsys):
         assert size_of(tmp_path / "assets" / kind / "0.png") == (64, 64)
         assert size_of(tmp_path / "assets" / "large" / kind / "4.png") == (256, 256)
     with pytest.raises(SystemExit):
-        world.main([])
+        gallery.main([])
     assert "nothing to do" in capsys.readouterr().err
 
 

@@ -21,8 +21,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from . import autoencoder, corpus, denoiser, judge, words
-from .fitting import Schedule, Workshop, read_tensors, write_tensors
+from . import corpus, judge
+from .recipe import autoencoder, denoiser, words
+from .recipe.fitting import Schedule, Workshop, read_tensors, write_tensors
 
 HERE = Path(__file__).parent
 VIEWS = 4
@@ -71,11 +72,11 @@ class Build:
         path = self.shop.folder / "latents.safetensors"
         if not path.exists():
             vae, pictures = self.autoencoder(), torch.from_numpy(self.corpus.pictures)
-            both = [
-                [autoencoder.encode(vae, x.flip(2) if mirrored else x).half() for x in pictures.split(256)]
-                for mirrored in (False, True)
-            ]
-            write_tensors(path, {"latents": torch.cat(both[0] + both[1])}, {})
+            with self.shop.autocast():
+                straight = [autoencoder.encode(vae, x).half() for x in pictures.split(256)]
+                mirrored = [autoencoder.encode(vae, x.flip(2)).half() for x in pictures.split(256)]
+            both = torch.cat(straight + mirrored)
+            write_tensors(path, {"latents": both}, {})
         return read_tensors(path)[0]["latents"]
 
     def decoder(self) -> None:
@@ -242,7 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
     if a.export or {"denoiser", "decoder"} & set(wanted):
         build.export(a.out)
     if not a.export and "card" in wanted:
-        from . import card
+        from .recipe import card
 
         card.write(a.work, a.out)
 

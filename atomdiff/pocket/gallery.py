@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,3 +67,24 @@ def contact_sheet(rows: int = 8, columns: int = 12, size: int = 96, seed: int = 
             render(scene, size), (gap + i % columns * (size + gap), gap + i // columns * (size + gap))
         )
     return sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m atomdiff.pocket.gallery --sheet FILE | --assets FOLDER`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m atomdiff.pocket.gallery", description="Draw the pocket world."
+    )
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of random pictures to this file")
+    parser.add_argument("--assets", type=Path, help="write the example pictures into this folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the contact sheet")
+    chosen = parser.parse_args(arguments)
+    if chosen.sheet is None and chosen.assets is None:
+        parser.error("nothing to do: give --sheet FILE or --assets FOLDER")
+    if chosen.sheet is not None:
+        contact_sheet(seed=chosen.seed).save(chosen.sheet)
+    if chosen.assets is not None:
+        write_assets(chosen.assets)
+
+
+if __name__ == "__main__":
+    main()

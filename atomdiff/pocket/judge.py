@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .corpus import HEADS, Corpus
-from .fitting import Schedule, Workshop, fit, read_tensors, write_tensors
+from .recipe.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
 
 
 class Block(nn.Module):

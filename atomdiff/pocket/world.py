@@ -7,20 +7,18 @@ occur in pretraining and are what concepts are trained on.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from atomdiff.pocket import brush, scenery, wardrobe
-from atomdiff.pocket.brush import Colour, Figure, luminance, mix
-from atomdiff.pocket.characters import DRAW
-from atomdiff.pocket.styles import FINISH, Job
+from atomdiff.pocket.drawing import brush, scenery, wardrobe
+from atomdiff.pocket.drawing.brush import Colour, Figure, luminance, mix
+from atomdiff.pocket.drawing.characters import DRAW
+from atomdiff.pocket.drawing.styles import FINISH, Job
 
 CLASSES: tuple[str, ...] = tuple(DRAW)
 COLOURS: dict[str, Colour] = {
@@ -292,26 +290,3 @@ def benchmark_subjects(n: int, kinds: Sequence[str] | None = None) -> tuple[Subj
         if subject.kind in wanted:
             chosen.append(subject)
     return tuple(chosen)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m atomdiff.pocket.world --sheet FILE | --assets FOLDER`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m atomdiff.pocket.world", description="Draw the pocket world."
-    )
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet of random pictures to this file")
-    parser.add_argument("--assets", type=Path, help="write the example pictures into this folder")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the contact sheet")
-    chosen = parser.parse_args(arguments)
-    if chosen.sheet is None and chosen.assets is None:
-        parser.error("nothing to do: give --sheet FILE or --assets FOLDER")
-    from atomdiff.pocket import gallery  # it is made of this module
-
-    if chosen.sheet is not None:
-        gallery.contact_sheet(seed=chosen.seed).save(chosen.sheet)
-    if chosen.assets is not None:
-        gallery.write_assets(chosen.assets)
-
-
-if __name__ == "__main__":
-    main()

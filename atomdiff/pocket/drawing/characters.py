@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from atomdiff.pocket import objects
-from atomdiff.pocket.brush import INK, Figure, Shape, blob, box, ellipse, mix, outline_of, span, tube
+from atomdiff.pocket.drawing import objects
+from atomdiff.pocket.drawing.brush import INK, Figure, Shape, blob, box, ellipse, mix, outline_of, span, tube
 
 STEEL, BEAK, NOSE = (196, 204, 214), (255, 170, 50), (70, 48, 60)
 

@@ -6,7 +6,18 @@ import math
 
 import numpy as np
 
-from atomdiff.pocket.brush import INK, Colour, Figure, Points, blob, box, ellipse, luminance, star, tube
+from atomdiff.pocket.drawing.brush import (
+    INK,
+    Colour,
+    Figure,
+    Points,
+    blob,
+    box,
+    ellipse,
+    luminance,
+    star,
+    tube,
+)
 
 WHITE: Colour = (255, 255, 255)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from atomdiff.pocket.brush import Colour, Figure, Placement, Points, luminance, mix, paint
+from atomdiff.pocket.drawing.brush import Colour, Figure, Placement, Points, luminance, mix, paint
 
 PAPER, GRAPHITE, VOID = (250, 246, 236), (74, 72, 82), (14, 9, 34)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from atomdiff.pocket.brush import (
+from atomdiff.pocket.drawing.brush import (
     CREAM,
     INK,
     Figure,

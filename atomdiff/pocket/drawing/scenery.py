@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from atomdiff.pocket.brush import INK, Colour, Points, box, ellipse, mix, tube
+from atomdiff.pocket.drawing.brush import INK, Colour, Points, box, ellipse, mix, tube
 
 WHITE: Colour = (255, 255, 255)
 

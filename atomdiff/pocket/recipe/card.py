@@ -42,7 +42,7 @@ on. **Measured with** `python -m benchmarks.pocket_quality --check`; the table i
 
 def write(work: Path, weights: Path) -> None:
     """README.md of the weights folder, from the record that the stages left in the work folder."""
-    from . import corpus, world
+    from atomdiff.pocket import corpus, world
 
     record = json.loads((work / "record.json").read_text())
     pictures = sum(1 for _ in (work / "pretraining").glob("*.npz")) * corpus.CHUNK

@@ -1,0 +1,1 @@
+"""How the pocket world is drawn: brush, characters and objects, scenery, wardrobe, styles."""
