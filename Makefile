@@ -29,8 +29,8 @@ lint: install  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pocket: install  ## make the pocket model from nothing (hours on two cores; goes on where it was stopped)
-	$(BIN)/python -m atomdiff.pocket.build
+pocket: install  ## train the bundled pocket model on (hours on two cores; goes on where it was stopped)
+	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights
 
 gpu: install   ## on a GPU: a longer pocket training, then every benchmark
 	$(BIN)/python -m atomdiff.pocket.build --pictures 96000 --acquaintances 48000 \

@@ -11,13 +11,31 @@ import argparse
 import dataclasses
 import difflib
 import os
+import signal
 import sys
 import typing
 from typing import Any, NoReturn
 
 from atomdiff import launching
-from atomdiff.errors import AtomdiffError, BaseError, ImageError, Interrupted, SettingsError
+from atomdiff.errors import (
+    AtomdiffError,
+    BaseError,
+    ImageError,
+    Interrupted,
+    SettingsError,
+    refused_by_system,
+)
 from atomdiff.settings import TrainingSettings
+
+GROUPS = {  # the headings of --help, by the field that each begins with
+    "instance_data_dir": "pictures, base and words",
+    "with_prior_preservation": "keeping the class as it is",
+    "resolution": "how much is seen",
+    "learning_rate": "how fast it learns",
+    "num_atoms": "what is trained",
+    "mixed_precision": "speed and memory",
+    "checkpointing_steps": "saving, resuming, looking on",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,27 +54,36 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     """One flag for every field of TrainingSettings, with diffusers' names."""
     paragraphs = (__doc__ or "").split("\n\n")
-    parser = Parser(description=paragraphs[0], epilog=paragraphs[-1], allow_abbrev=False)
+    parser = Parser(
+        usage="%(prog)s --instance_dir FOLDER [flags]",
+        description=paragraphs[0],
+        epilog=paragraphs[-1],
+        allow_abbrev=False,
+    )
+    group: Any = parser
     for item in dataclasses.fields(TrainingSettings):
+        if item.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[item.name])
         names = [f"--{name}" for name in (item.name, *item.metadata["aliases"])]
         kind = (typing.get_args(item.type) or (item.type,))[0]
         help_text = item.metadata["help"].replace("%", "%%")
         options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": help_text}
         if kind is bool:
             options["help"] += f" (default: {'on' if item.default else 'off'})"
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
+            group.add_argument(*names, action=argparse.BooleanOptionalAction, **options)
+            if item.name == "with_prior_preservation":
+                group.add_argument(
+                    "--no_prior", dest=item.name, action="store_false", default=argparse.SUPPRESS,
+                    help="the same as --no-with_prior_preservation",
+                )  # fmt: skip
             continue
         if item.metadata["choices"]:
             options["choices"] = item.metadata["choices"]
         if item.default not in (None, ""):
             options["help"] += f" (default: {item.default})"
-        parser.add_argument(
+        group.add_argument(
             *names, type=kind, metavar=None if "choices" in options else kind.__name__.upper(), **options
         )
-    parser.add_argument(
-        "--no_prior", dest="with_prior_preservation", action="store_false", default=argparse.SUPPRESS,
-        help="same as --no-with_prior_preservation",
-    )  # fmt: skip
     return parser
 
 
@@ -67,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
         settings = TrainingSettings(**vars(given))
         launch = launching.detect()
         if launch.processes > 1:
-            sys.exit(launching.run_all(launch, launching.this_command()))
+            status = launching.run_all(launch, launching.this_command())
+            _explain_launcher(status)
+            sys.exit(status)
         import torch  # late, like what follows: it takes seconds to load
 
         from atomdiff.terminal import Terminal
@@ -85,6 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))  # found alike by every process
     except AtomdiffError as error:
         _fail(str(error), everyone=True)
+    except OSError as error:
+        _fail(refused_by_system(error), everyone=True)
 
 
 def _fail(sentence: str, status: int = 2, everyone: bool = False) -> NoReturn:
@@ -93,8 +124,27 @@ def _fail(sentence: str, status: int = 2, everyone: bool = False) -> NoReturn:
     if rank == 0 or everyone:
         who = f"process {rank}: " if rank else ""
         print(f"{who}{'' if status == 130 else 'error: '}{sentence}", file=sys.stderr, flush=True)
+    if "RANK" not in os.environ:
+        _explain_launcher(status)
     sys.exit(status)
 
 
+def _explain_launcher(status: int) -> None:
+    """`accelerate launch` puts a traceback of its own below whatever fails: say so first."""
+    if status == 2 and launching.adds_traceback():
+        print(
+            "(What follows is accelerate's own report of exit status 2; accelerate launch -q leaves it out.)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _as_ctrl_c(number: int, frame: Any) -> NoReturn:
+    """SIGTERM before the first step; from then on training handles it."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    if "RANK" not in os.environ:  # one of several must end at once, even while it waits for the others
+        signal.signal(signal.SIGTERM, _as_ctrl_c)
     main()

@@ -47,12 +47,11 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
     """Write `parent/checkpoint-STEP` atomically, then remove all but the `keep` newest (None or 0: all).
 
     Raises TrainingError when the disk is full or the folder cannot be written; older states then stay
-    as they are.
+    as they are, and this one is kept in the system's temporary folder if that has room.
     """
     from safetensors.torch import save
 
     final = parent / f"checkpoint-{checkpoint.step}"
-    part = parent / f".{final.name}.part"
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
     state = {
         "format": FORMAT,
@@ -61,17 +60,17 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
     } | checkpoint.state
     try:
         _clear_parts(parent)
-        part.mkdir(parents=True)
-        _write(part / TENSORS, data)
-        _write(part / STATE, json.dumps(state, indent=1, allow_nan=False).encode())
-        _sync(part)
-        _replace(part, final)
-        _sync(parent)
+        _put(final, data, state)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
+        kept = _keep_elsewhere(final.name, data, state)
+        remedy = "free some space or choose another --output_dir. States saved before are untouched."
+        if kept:
+            remedy = (
+                f"free some space and go on with --resume_from_checkpoint {kept}, where it is kept instead."
+            )
         raise TrainingError(
             f"The state of step {checkpoint.step} could not be written to '{final}': {error.strerror}; "
-            "free some space or choose another --output_dir. States saved before are untouched."
+            f"{remedy}"
         ) from None
     if keep:
         for old in _by_age(parent)[:-keep]:
@@ -167,6 +166,34 @@ def _clear_parts(parent: Path) -> None:
         for path in parent.glob(".checkpoint-*"):
             if path.suffix in (".part", ".old"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _put(final: Path, data: bytes, state: dict[str, Any]) -> None:
+    """Write a state to `final` whole or, with an OSError, not at all."""
+    part = final.with_name(f".{final.name}.part")
+    try:
+        part.mkdir(parents=True)
+        _write(part / TENSORS, data)
+        _write(part / STATE, json.dumps(state, indent=1, allow_nan=False).encode())
+        _sync(part)
+        _replace(part, final)
+        _sync(final.parent)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _keep_elsewhere(name: str, data: bytes, state: dict[str, Any]) -> Path | None:
+    """The state in a new temporary folder, so that no step is lost; None where there is no room either."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="atomdiff-"))
+        _put(folder / name, data, state)
+    except OSError:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return folder / name
 
 
 def _replace(part: Path, final: Path) -> None:

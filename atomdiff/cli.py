@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atomdiff import __version__
-from atomdiff.errors import AtomdiffError, BaseError, SettingsError
+from atomdiff.errors import AtomdiffError, BaseError, SettingsError, refused_by_system
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +48,8 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except AtomdiffError as error:
             _fail(str(error))
+        except OSError as error:
+            _fail(refused_by_system(error))
         except KeyboardInterrupt:
             _fail("Stopped; nothing was written.")
         except (MemoryError, RuntimeError) as error:
@@ -88,7 +90,7 @@ def generate(
     ],
     concept: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE[:STRENGTH]", help="A concept file; may be given several times."),
+        typer.Option(metavar="FILE[:STRENGTH]", help="A concept file or card; may be given several times."),
     ] = None,
     count: Annotated[
         int, typer.Option("--count", "-n", help="How many pictures; picture i has the seed SEED + i.")
@@ -120,11 +122,18 @@ def generate(
         int | None, typer.Option(help="Pictures at a time; by default what suits the base.")
     ] = None,
     grid: Annotated[bool, typer.Option(help="Whether several pictures also make a contact sheet.")] = True,
+    embed_concept: Annotated[
+        bool,
+        typer.Option("--embed-concept", help="Put the concept into every picture, which then carries it."),
+    ] = False,
 ) -> None:
     """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png."""
     from atomdiff import sheets
+    from atomdiff.checkpoint import require_writable
 
-    sheets.check_suffix(out)
+    sheets.check_suffix(out, carries=embed_concept)
+    require_writable(out.parent, "--out")
+    carried = _carried(concept or []) if embed_concept else None
     sides = _size(size)
     weighted = _load_concepts(concept or [])
     name, why = _which_base(base, weighted)
@@ -144,7 +153,7 @@ def generate(
         sampler=sampler,
         batch_size=batch_size,
     )
-    for line in _write(images, out, grid):
+    for line in _write(images, out, grid, carried):
         typer.echo(line)
 
 
@@ -164,8 +173,10 @@ def compare(
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
     from atomdiff import sheets
+    from atomdiff.checkpoint import require_writable
 
     sheets.check_suffix(out)
+    require_writable(out.parent, "--out")
     weighted = _load_concepts(concept)
     name, why = _which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
@@ -186,7 +197,7 @@ def compare(
 @app.command()
 @one_sentence
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    file: Annotated[Path, typer.Argument(help="A concept file or card.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what is in a concept file."""
@@ -201,13 +212,24 @@ def inspect(
 
 def _load_concepts(given: list[str]) -> list[tuple[Concept, float]]:
     """`FILE` or `FILE:STRENGTH`, each. Raises ConceptError or SettingsError."""
-    from atomdiff.concept import Concept
+    from atomdiff.formats import card
 
     weighted = []
     for item in given:
         path, strength = _split_strength(item)
-        weighted.append((Concept.load(path), strength))
+        weighted.append((card.load(path), strength))
     return weighted
+
+
+def _carried(given: list[str]) -> bytes:
+    """The bytes of the one concept that the pictures are to carry. Raises ConceptError or SettingsError."""
+    from atomdiff.formats import card
+
+    if len(given) != 1:
+        raise SettingsError(
+            f"--embed-concept needs one --concept, since a picture carries one; {len(given)} given."
+        )
+    return card.concept_bytes(_split_strength(given[0])[0])
 
 
 def _split_strength(item: str) -> tuple[str, float]:
@@ -299,17 +321,21 @@ def _draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list
         return draw(base, prompt, callback=tell, **settings)
 
 
-def _write(images: list[Image], out: Path, grid: bool) -> list[str]:
+def _write(images: list[Image], out: Path, grid: bool, carried: bytes | None = None) -> list[str]:
     """Writes the pictures, and the sheet of several at `out` itself; returns what to tell."""
     from atomdiff import sheets
 
     if len(images) == 1:
-        return [str(sheets.save_picture(images[0], out))]
+        return [str(sheets.save_picture(images[0], out, concept=carried))]
     files = [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(len(images))]
     for image, file in zip(images, files, strict=True):
-        sheets.save_picture(image, file)
+        sheets.save_picture(image, file, concept=carried)
     lines = [f"{files[0]} to {files[-1].name}"]
     if grid:
         sheet = sheets.grid(images)
-        lines.insert(0, f"{sheets.save_picture(sheet, out, images[0].info['parameters'])} (contact sheet)")
+        written = sheets.save_picture(sheet, out, images[0].info["parameters"], carried)
+        lines.insert(0, f"{written} (contact sheet)")
     return lines
+
+
+from atomdiff import cli_card, cli_share  # noqa: E402, F401 - they add their commands to `app`

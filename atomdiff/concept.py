@@ -148,14 +148,14 @@ class Concept:
         return sum(tensor.numel() for tensor in self.atoms.values())
 
     def size_report(self, dtype: str = "fp16") -> dict[str, int]:
-        """Bytes of each part of the file: conv atoms, linear atoms, bases, header with the texts."""
+        """Bytes of each part of the file: conv atoms, linear atoms, bases, scales, header with the texts."""
         from atomdiff.formats import safetensors_file  # formats is built on this module
 
-        width = safetensors_file.BYTES[dtype]
-        report = {"conv atoms": 0, "linear atoms": 0, "bases": 0}
-        for key, tensor in self.atoms.items():
-            report["linear atoms" if key == "linear" else "conv atoms"] += tensor.numel() * width
-        report["bases"] = sum(tensor.numel() * width for tensor in self.bases.values())
+        kinds = {"conv": "conv atoms", "linear": "linear atoms", "basis": "bases"}
+        report = dict.fromkeys([*kinds.values(), "scales"], 0)
+        for part in safetensors_file.to_parts(self, dtype):
+            kind = "scales" if part.name.endswith(".scale") else kinds[part.name.split(".")[0]]
+            report[kind] += len(part.data)
         report["header"] = len(safetensors_file.to_bytes(self, dtype)) - sum(report.values())
         return report
 
@@ -169,14 +169,15 @@ class Concept:
             data = safetensors_file.to_bytes(self, "fp32")
         return hashlib.sha256(data).hexdigest()
 
-    def save(self, path: str | Path, dtype: str = "fp16") -> Path:
+    def save(self, path: str | Path, dtype: str = "fp16", max_bytes: int | None = None) -> Path:
         """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.
 
-        `dtype` is "fp16" or "fp32". Raises ConceptError if it cannot be written.
+        `dtype` is "fp32", "fp16", "int8" or "int4"; with `max_bytes` it is the best of these, from `dtype`
+        down, with which the file is no larger. Raises ConceptError if it cannot be written or nothing fits.
         """
         from atomdiff.formats import safetensors_file
 
-        return safetensors_file.write(self, Path(path), dtype)
+        return safetensors_file.write(self, Path(path), dtype, max_bytes)
 
     @classmethod
     def load(cls, path: str | Path) -> Concept:

@@ -31,3 +31,18 @@ class TrainingError(AtomdiffError):
 
 class Interrupted(AtomdiffError):
     """The user stopped a run; its state was saved, and the message says how to go on."""
+
+
+def refused_by_system(error: OSError) -> str:
+    """A sentence for a file or folder that the system refuses: no permission, a name too long, a full disk.
+
+    Raises the error again where it names none: then it is a defect, or a library's own.
+    """
+    if error.strerror is None or error.filename is None:
+        raise error
+    name = str(error.filename)
+    shown = name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}"
+    return (
+        f"'{shown}' cannot be used: {error.strerror}; check the path, its permissions and the free space, or "
+        "choose another."
+    )

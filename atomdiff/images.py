@@ -6,6 +6,7 @@ nothing here lets Pillow's exceptions out, and no pixel is decoded before the he
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,8 +100,10 @@ def read_picture(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, i
         raise
     except UnidentifiedImageError:
         raise ImageError("an empty file" if path.stat().st_size == 0 else "not a picture") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS:,} pixels; make it smaller first") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which says how many pixels
+        count = re.search(r"\d{6,}", str(error))
+        found = f"{int(count[0]):,} pixels, " if count else ""
+        raise ImageError(f"{found}more than {MAX_PIXELS:,} pixels; make it smaller first") from None
     except PermissionError:
         raise ImageError("may not be read (permission denied)") from None
     except Exception as error:  # decoders raise nearly anything on broken bytes

@@ -7,19 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from atomdiff.concept import Concept
-from atomdiff.errors import ConceptError
+from atomdiff.formats import card, precision
 from atomdiff.formats.header import parse_header
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Everything worth knowing about a concept file, ready for JSON. Raises ConceptError."""
-    concept = Concept.load(file)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ConceptError(f"The concept file {str(file)!r} cannot be read ({error.strerror}).") from error
-    dtype = "fp32" if parse_header(data)[1][0].dtype == "F32" else "fp16"
+    """Everything worth knowing about a concept file or card, ready for JSON. Raises ConceptError."""
+    concept, data = card.load(file), card.concept_bytes(file)
+    dtype = precision.of(parse_header(data)[1])
     base = concept.base
     return {
         "file": str(file),

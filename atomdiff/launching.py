@@ -95,6 +95,18 @@ def run_all(launch: Launch, command: Sequence[str]) -> int:
     return status or next((worker.returncode for worker in workers if worker.returncode), 0)
 
 
+def adds_traceback() -> bool:
+    """Whether the parent is `accelerate launch` without -q, which shows a traceback where a script fails."""
+    import psutil
+
+    try:
+        command = psutil.Process(os.getppid()).cmdline()
+    except (psutil.Error, OSError):
+        return False
+    own = command[: command.index(sys.argv[0])] if sys.argv[0] in command else command
+    return any("accelerate" in word for word in own) and "launch" in own and not {"-q", "--quiet"} & set(own)
+
+
 def this_command() -> list[str]:
     """How this script was called."""
     return [sys.executable, *sys.argv]

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from atomdiff.base import Base
 
 
+# What may differ when a run goes on that broke down: the very settings that can mend it.
+MAY_CHANGE = ["learning_rate", "linear_learning_rate", "max_grad_norm", "mixed_precision"]
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What the loop trains on. `prior` is None without prior preservation."""
@@ -292,12 +296,13 @@ class Run:
                 f"The {what} of the first step is not a number, so the base cannot be trained like this; "
                 f"try --mixed_precision no (now {self.settings.mixed_precision}) or another base."
             )
-        kept = self._write(folder, self._good)
+        kept = self._write(folder, replace(self._good, state=self._good.state | {"may_change": MAY_CHANGE}))
         self.restore(self._good)
         raise TrainingError(
             f"The {what} became not a number at step {number}; the last good state is kept in "
             f"'{kept}'. Lower --learning_rate (now {self.settings.learning_rate:g}) and "
-            f"--linear_learning_rate (now {self.settings.linear_learning_rate:g}), or use another dtype."
+            f"--linear_learning_rate (now {self.settings.linear_learning_rate:g}), or change "
+            "--mixed_precision, and go on with --resume_from_checkpoint latest."
         )
 
 

@@ -158,7 +158,9 @@ def _refuse_differences(saved: Checkpoint, now: dict[str, Any]) -> None:
     before = saved.state.get("compared") or {}
     if "class pictures" not in now["compared"]:  # not drawn yet: compared in a second round
         before = {name: value for name, value in before.items() if name != "class pictures"}
-    found = differences(before, now["compared"])
+    free = saved.state.get("may_change") or []  # of a run that broke down, see `loop.MAY_CHANGE`
+    before, after = ({k: v for k, v in d.items() if k not in free} for d in (before, now["compared"]))
+    found = differences(before, after)
     then, base = saved.state.get("base") or {}, now["base"]
     passports = [BasePassport.from_text(b.get("architecture", ""), b.get("sketch", "")) for b in (then, base)]
     if passports[0].compare(passports[1]).kind != "same":

@@ -102,7 +102,12 @@ class TrainingSettings:
         "attn2", "linear layers with atoms: none, attn2, attn2_kv, attn, all, or a pattern"
     )
     linear_block: int = option(4, "side of the blocks of the linear atoms")
-    precision: str = option("fp16", "number format in the concept file", choices=("fp16", "fp32"), inert=True)
+    precision: str = option(
+        "fp16",
+        "number format in the concept file: int8 halves it, int4 again",
+        choices=("fp32", "fp16", "int8", "int4"),
+        inert=True,
+    )
     mixed_precision: str | None = option(
         None,
         "dtype of the frozen model; atoms stay fp32 (default: accelerate's)",

@@ -20,15 +20,18 @@ GAP = 12
 PAPER, INK = (250, 249, 247), (60, 58, 56)
 
 
-def save_picture(image: Image, path: str | Path, parameters: str | None = None) -> Path:
+def save_picture(
+    image: Image, path: str | Path, parameters: str | None = None, concept: bytes | None = None
+) -> Path:
     """Writes a PNG, JPEG or WebP, whole or not at all, with its generation text where A1111 and its kin look
     for it.
 
     That is a PNG text chunk `parameters`, or the EXIF user comment; the text is the picture's own unless
-    given. Raises ImageError for another suffix or if the file cannot be written.
+    given. `concept` is the bytes of a concept file that a PNG carries along. Raises ImageError for another
+    suffix or if the file cannot be written.
     """
     path = Path(path)
-    check_suffix(path)
+    check_suffix(path, carries=concept is not None)
     kind = FORMATS[path.suffix.lower()]
     text = image.info.get("parameters", "") if parameters is None else parameters
     options: dict[str, Any] = {"quality": 95} if kind != "PNG" else {}
@@ -41,8 +44,13 @@ def save_picture(image: Image, path: str | Path, parameters: str | None = None) 
         options["exif"] = _user_comment(text)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
+    data = buffer.getvalue()
+    if concept is not None:
+        from atomdiff.formats.card import embed  # reads concepts, so it needs torch; pictures alone do not
+
+        data = embed(data, concept)
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, data)
     except OSError as error:
         raise ImageError(
             f"The picture cannot be written to {str(path)!r} ({error.strerror or error}): choose a folder "
@@ -51,8 +59,12 @@ def save_picture(image: Image, path: str | Path, parameters: str | None = None) 
     return path
 
 
-def check_suffix(path: Path) -> None:
-    """Raises ImageError if pictures cannot be written under this name."""
+def check_suffix(path: Path, carries: bool = False) -> None:
+    """Raises ImageError if pictures (that carry a concept) cannot be written under this name."""
+    if carries and path.suffix.lower() != ".png":
+        raise ImageError(
+            f"Only a PNG can carry a concept: name the picture {path.stem}.png, not {path.name}."
+        )
     if path.suffix.lower() not in FORMATS:
         raise ImageError(
             f"Pictures are written as {', '.join(FORMATS)}, not {path.suffix or 'without a suffix'!r}."

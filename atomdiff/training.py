@@ -21,7 +21,7 @@ from atomdiff import sampling
 from atomdiff.base import Base, load_base
 from atomdiff.checkpoint import find_checkpoint, require_writable
 from atomdiff.concept import Concept
-from atomdiff.errors import AtomdiffError, SettingsError
+from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
 from atomdiff.formats.safetensors_file import check_patterns
 from atomdiff.images import check_folder
 from atomdiff.loop import Run, spec_of
@@ -150,7 +150,7 @@ def _train(run: Run, told: Reporter, stop: Stop) -> None:
         log = TensorBoard(output / settings.logging_dir, run.done)
     validate = _validator(run, told) if settings.validation_prompt else None
     try:
-        with _stop_signals() as stopped:
+        with _stop_signals(told) as stopped:
             for record in run.steps(output, lambda: stopped() or stop(), validate):
                 told.step(record)
                 if log:
@@ -179,6 +179,8 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
                 )
             for i, picture in enumerate(drawn):
                 save_picture(picture, folder / f"step-{step:06d}-{i}.png")
+        except Interrupted:
+            raise
         except AtomdiffError as error:  # what cannot be drawn or kept is no reason to lose the run
             told.warn(f"No validation pictures at step {step}: {error}")
             return ()
@@ -188,7 +190,7 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Stop]:
+def _stop_signals(told: Reporter) -> Iterator[Stop]:
     """Within: Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -197,8 +199,13 @@ def _stop_signals() -> Iterator[Stop]:
 
     def ask(number: int, frame: Any) -> None:
         if number == signal.SIGINT and number in asked:
-            raise KeyboardInterrupt
+            raise Interrupted(
+                "Stopped at once, without saving this step; --resume_from_checkpoint latest goes on from the "
+                "last saved state, if there is one."
+            )
         asked.append(number)
+        with contextlib.suppress(RuntimeError):  # the signal may come while a line is being written
+            told.notice("Stopping after this step, to save it; a second Ctrl-C stops at once.")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

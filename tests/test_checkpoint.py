@@ -74,6 +74,25 @@ def test_a_full_disk_leaves_the_older_states_and_no_rubbish(tmp_path, monkeypatc
     assert load_checkpoint(tmp_path / "checkpoint-1").step == 1
 
 
+def test_what_a_full_disk_refuses_is_kept_in_the_temporary_folder(tmp_path, monkeypatch):
+    rescue, out, write = tmp_path / "tmp", tmp_path / "out", checkpoint._write
+    rescue.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(rescue))
+
+    def full(path, data):
+        if out in path.parents:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    with pytest.raises(TrainingError, match=r"No space left on device; .*--resume_from_checkpoint") as told:
+        save_checkpoint(out, a_state(2))
+    kept = next(rescue.glob("atomdiff-*/checkpoint-2"))
+    assert f"--resume_from_checkpoint {kept}, where" in str(told.value)
+    assert load_checkpoint(kept).step == 2
+    assert names(out) == []
+
+
 def test_leftovers_of_a_killed_writer_are_ignored_and_cleared(tmp_path):
     (tmp_path / ".checkpoint-5.part").mkdir()
     (tmp_path / ".checkpoint-5.part" / "state.safetensors").write_bytes(b"half")

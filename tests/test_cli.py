@@ -105,6 +105,8 @@ def test_notes_about_a_missing_trigger_a_long_prompt_and_a_cousin(tmp_path, tiny
         (["--concept", "LORA"], "This is a LoRA"),
         (["--concept", "CONCEPT", "--base", "SDXL"], "'Rex' was made for 'tiny-sd1'.*'tiny-sdxl'"),
         (["--out", "x.gif"], r"not '\.gif'"),
+        (["--out", "/proc/nowhere/x.png", "--base", "SD1"], "'/proc/nowhere' cannot be written.*--out"),
+        (["--concept", "x" * 300 + ":0.5"], r"'x{60}.*0\.5' cannot be .*File name too long.* check"),
         (["--size", "64 by 64"], "A size is"),
         (["--size", "63", "--base", "SD1"], "multiples of 8"),
         (["--sampler", "magic", "--base", "SD1"], "no sampler 'magic'"),

@@ -157,8 +157,8 @@ def test_numbers_too_large_for_fp16_are_refused_but_fit_fp32():
     with pytest.raises(ConceptError, match="save as fp32"):
         to_bytes(large)
     assert from_bytes(to_bytes(large, "fp32")).atoms["conv"].max() == 1e5
-    with pytest.raises(SettingsError, match="fp16 or fp32, not 'int8'"):
-        to_bytes(large, "int8")
+    with pytest.raises(SettingsError, match="fp32, fp16, int8 or int4, not 'int3'"):
+        to_bytes(large, "int3")
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(conv|x)*y", r"(a)\1", "a*b*c*d*e*", "x" * 2000])
@@ -295,6 +295,135 @@ def test_flipped_bytes_never_crash(data):
     good = bytearray(to_bytes(concept()))
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, 900))] = data.draw(st.integers(0, 255))
+    try:
+        from_bytes(bytes(good))
+    except AtomdiffError as error:
+        assert isinstance(error, ConceptError)
+
+
+# ------------------------------------------------------------------- docs/format.md, and a reader by it alone
+
+PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text("utf-8")
+
+
+def vector(kind: str, precision: str) -> str:
+    return PAGE.split(f"```{kind} {precision}\n")[1].split("```")[0]
+
+
+def read_by_the_page(data: bytes) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """Metadata and flat numbers of a sound file, knowing nothing but the page."""
+    (size,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + size])
+    metadata = header.pop("__metadata__")
+    raw = {
+        name: data[8 + size :][slice(*about["data_offsets"])]
+        for name, about in header.items()
+    }  # fmt: skip
+    found = {}
+    for name, about in header.items():
+        if name.endswith(".scale"):
+            continue
+        letter = {"F32": "f", "F16": "e", "I8": "b", "U8": "B"}[about["dtype"]]
+        numbers = [number for (number,) in struct.iter_unpack("<" + letter, raw[name])]
+        shape = about["shape"]
+        if letter == "B":
+            numbers = [((half ^ 8) - 8) for byte in numbers for half in (byte & 15, byte >> 4)]
+            shape = [int(side) for side in dict(
+                item.split("=") for item in metadata["int4"].split("&"))[name].split("x")]  # fmt: skip
+            numbers = numbers[: shape[0] * shape[1] * shape[2]]
+        if letter in "bB":
+            scales = [scale for (scale,) in struct.iter_unpack("<e", raw[name + ".scale"])]
+            numbers = [scales[i // (shape[1] * shape[2])] * number for i, number in enumerate(numbers)]
+        found[name] = numbers
+    return metadata, found
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_the_vectors_of_the_page(precision):
+    data = bytes.fromhex(vector("hex", precision))
+    said = json.loads(vector("json", precision))
+    made = from_bytes(data)
+    assert to_bytes(made, precision) == data
+    assert {name: tensor.tolist() for name, tensor in made.atoms.items()} == said["tensors"]
+    for field in ("name", "trigger", "class_word", "layers", "training", "extra"):
+        assert getattr(made, field) == said[field]
+    assert (made.base.architecture, made.base.name) == (said["base"], said["base_name"])
+    for field in ("num_atoms", "linear_atoms", "linear_block"):
+        assert getattr(made.spec, field) == said[field]
+    metadata, numbers = read_by_the_page(data)
+    assert metadata["trigger"] == said["trigger"]
+    for name, nested in said["tensors"].items():
+        assert numbers[name] == torch.tensor(nested).flatten().tolist()
+
+
+def test_the_text_of_the_page():
+    from atomdiff.formats.text import from_text, to_text
+
+    data = bytes.fromhex(vector("hex", "int4"))
+    assert to_text(data) == vector("text", "int4").strip()
+    assert from_text(vector("text", "int4")) == data
+
+
+@cache
+def hostile_quantised() -> dict[str, tuple[bytes, str]]:
+    int8, int4 = (bytes.fromhex(vector("hex", kind)) for kind in ("int8", "int4"))
+    header, data = parts(int8)
+    packed, nibbles = parts(int4)
+
+    def without(name: str) -> bytes:
+        left = {key: value for key, value in packed.items() if key != name}
+        return join(left, nibbles)
+
+    def meta(text: str) -> bytes:
+        return join(packed | {"__metadata__": packed["__metadata__"] | {"int4": text}}, nibbles)
+
+    infinite, negative, zero = (struct.pack("<e", x) + data[2:] for x in (float("inf"), -1.0, -0.0))
+    swapped = dict(reversed(list(header.items())))
+    swapped["conv"] = header["conv"] | {"data_offsets": [0, 9]}
+    swapped["conv.scale"] = header["conv.scale"] | {"data_offsets": [9, 11]}
+    swapped["linear.scale"] = header["linear.scale"] | {"data_offsets": [11, 15]}
+    return {
+        "infinite scale": (join(header, infinite), "NaN, infinite or negative"),
+        "negative scale": (join(header, negative), "NaN, infinite or negative"),
+        "minus zero": (join(header, zero), "NaN, infinite or negative"),
+        "-128": (join(header, data[:-1] + b"\x80"), "hold a -128"),
+        "-8": (join(packed, nibbles[:-1] + b"\x08"), "not packed as they must be"),
+        "padding not zero": (join(packed, nibbles[:8] + b"\xf0" + nibbles[9:]), "not packed as they must be"),
+        "no shapes": (meta(""), "not of one of the precisions"),
+        "odd shapes": (meta("conv=1x1x9&linear=1x4xfour"), "cannot be read"),
+        "twice a shape": (meta("conv=1x1x9&conv=1x1x9"), "cannot be read"),
+        "huge shapes": (meta("conv=1x999999x999999&linear=1x4x4"), "not packed as they must be"),
+        "other shapes": (meta("conv=1x3x3&linear=1x4x4"), "contradicts"),
+        "other layers": (meta("conv=2x1x9&linear=1x4x4"), "not of one of the precisions"),
+        "too many shapes": (meta("conv=1x1x9&linear=1x4x4&basis=1x1x1"), "not of one of the precisions"),
+        "scale is gone": (without("linear"), "cannot be|belong to no tensor"),
+        "shapes in int8": (
+            join(header | {"__metadata__": header["__metadata__"] | {"int4": "conv=1x1x9"}}, data),
+            "not of one of the precisions",
+        ),
+        "scale of nothing": (
+            join({"__metadata__": header["__metadata__"], "conv.scale": header["conv.scale"]}, data[:2]),
+            "not of one of the precisions",
+        ),
+        "other order": (join(swapped, data), "canonical order"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(hostile_quantised()))
+def test_hostile_quantised_files_give_one_sentence(kind):
+    data, message = hostile_quantised()[kind]
+    with pytest.raises(ConceptError, match=message) as caught:
+        from_bytes(data)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_flipped_bytes_of_quantised_files_never_crash(data):
+    good = bytearray.fromhex(vector("hex", data.draw(st.sampled_from(["int8", "int4"]))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     try:
         from_bytes(bytes(good))
     except AtomdiffError as error:

@@ -1,5 +1,7 @@
 """The command line: its flags, its sentences, and what only real processes can show (kills, several)."""
 
+import dataclasses
+import errno
 import os
 import runpy
 import signal
@@ -14,7 +16,8 @@ from PIL import Image
 
 from atomdiff.concept import Concept
 from atomdiff.errors import Interrupted
-from atomdiff.launching import Launch, plan
+from atomdiff.launching import Launch, adds_traceback, plan
+from atomdiff.settings import TrainingSettings
 from atomdiff.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +90,26 @@ def test_bad_input_is_one_sentence(refused, tmp_path, folder):
     )
 
 
+def test_what_the_system_refuses_is_one_sentence(refused, folder, monkeypatch):
+    assert "cannot be used: File name too long" in refused("--instance_dir", "x" * 300)
+
+    def locked(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/locked/dog")
+
+    monkeypatch.setattr("atomdiff.training.find_checkpoint", locked)
+    assert refused("--instance_dir", folder, "--resume_from_checkpoint", "latest") == (
+        "error: '/locked/dog' cannot be used: Permission denied; check the path, its permissions and the "
+        "free space, or choose another.\n"
+    )
+
+    def defect(*_):
+        raise OSError("a library's own")
+
+    monkeypatch.setattr("atomdiff.training.find_checkpoint", defect)
+    with pytest.raises(OSError, match="a library's own"):
+        main(["--instance_dir", str(folder), "--resume_from_checkpoint", "latest"])
+
+
 def test_diffusers_flag_names_are_taken(refused, folder):
     flags = """--pretrained_model_name_or_path pocket --instance_prompt x --class_prompt x
         --with_prior_preservation --no-with_prior_preservation --no_prior --prior_loss_weight 1
@@ -122,6 +145,39 @@ def test_help_lists_every_flag_with_its_default(capsys):
     assert "--instance_data_dir" in text
     assert "--instance_dir" in text
     assert "(default: 0.01)" in text
+    assert text.index("saving, resuming") < text.index("--resume_from_checkpoint")
+    headings = runpy.run_path(str(SCRIPT), run_name="script")["GROUPS"]
+    assert set(headings) < {item.name for item in dataclasses.fields(TrainingSettings)}
+
+
+def test_the_launchers_own_traceback_is_explained(refused, tmp_path, monkeypatch):
+    """accelerate raises CalledProcessError where a script fails, unless it was started with -q."""
+    monkeypatch.setattr("sys.argv", ["train.py", "-q"])
+    for launcher, added in (
+        (["python", "/bin/accelerate", "launch", "train.py", "-q"], True),
+        (["python", "-m", "accelerate.commands.accelerate_cli", "launch", "train.py"], True),
+        (["python", "/bin/accelerate", "launch", "-q", "train.py", "-q"], False),
+        (["bash"], False),
+    ):
+        monkeypatch.setattr("psutil.Process.cmdline", lambda process, line=launcher: line)
+        assert adds_traceback() is added
+        told = refused("--instance_dir", tmp_path / "nowhere")
+        assert ("accelerate launch -q leaves it out" in told) is added
+
+
+def test_sigterm_before_the_first_step_is_one_sentence(folder, tiny_folder, tmp_path):
+    """The script sends it to itself while the base is being loaded."""
+    program = (
+        "import os, signal, sys, runpy, atomdiff.training as training\n"
+        f"sys.argv = ['train.py', '--instance_dir', {str(folder)!r}, '--output_dir', {str(tmp_path)!r}]\n"
+        "training.load_base = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1), done.stderr
+    assert done.stderr.startswith("Stopped before the first step")
 
 
 def test_killed_at_step_37_of_100_and_resumed_is_the_same_bit_for_bit(folder, tiny_folder, tmp_path):

@@ -237,6 +237,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(run, tmp_path, number):
     assert signal.getsignal(number) is before
 
 
+def test_a_second_ctrl_c_stops_at_once(run, tmp_path):
+    class Press(Recorder):
+        def step(self, record):
+            super().step(record)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    heard = Press()
+    with pytest.raises(Interrupted, match="Stopped at once, without saving this step; --resume_from"):
+        run(max_train_steps=9, recorder=heard, num_atoms=0)
+    assert heard.notices[-1] == "Stopping after this step, to save it; a second Ctrl-C stops at once."
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
 def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
     whole, _ = run(max_train_steps=4)
     run(max_train_steps=2)
@@ -298,6 +312,10 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(run, tm
     kept, heard = run(max_train_steps=2, resume_from_checkpoint="checkpoint-2")
     assert heard.records == []
     assert same(good, kept)
+    with pytest.raises(TrainingError, match=r"other settings \(seed: 0 -> 3\)"):
+        run(max_train_steps=4, resume_from_checkpoint="checkpoint-2", learning_rate=1e-4, seed=3)
+    _, heard = run(max_train_steps=4, resume_from_checkpoint="checkpoint-2", learning_rate=1e-4)
+    assert [record.step for record in heard.records] == [3, 4]
 
 
 def test_not_a_number_at_the_first_step_blames_the_base(run, monkeypatch):

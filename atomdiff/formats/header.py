@@ -19,7 +19,7 @@ MAX_HEADER = 16 * 2**20
 MAX_DATA = 64 * 2**20  # a thousand times the usual concept
 MAX_TENSORS = 64
 MAX_SIDE = 2**20
-_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _entry(name: str, value: Any) -> Entry:
         sound = len(value) == 3 and isinstance(shape, list) and 0 < len(shape) <= 8
         sound = sound and all(type(number) is int and number >= 0 for number in (*shape, start, end))
         sound = sound and all(0 < side <= MAX_SIDE for side in shape)
-        sound = sound and end - start == prod(shape) * _WIDTHS[dtype]
+        sound = sound and end - start == prod(shape) * WIDTHS[dtype]
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:

@@ -1,18 +1,11 @@
 """The concept file: a safetensors file of a few KB, the same bytes for the same concept on every machine.
 
-A file MUST
-- be valid safetensors, with tensors in ascending order of their names, back to back from offset 0 (one
-layout only,
-  so that a checksum identifies a concept);
-- hold one packed tensor a family, `conv` or `conv.KHxKW` (layers, m, k²) and `linear` (layers, kc², kc²),
-and for a
-  data-driven subspace `basis` or `basis.KHxKW` of the same shape, all fp16 or all fp32 (52 tensors would
-  cost 5 KB more);
-- carry the metadata below in the order of `_metadata`, then unknown keys in ascending order.
-
-`format` is `atomdiff/1`. A reader refuses another major version, and any field of `spec` that it does not
-know, since that would change what the numbers mean; it keeps every other unknown key. `spec` and `training`
-are written like a query string (`steps=300&learning_rate=0.001`), a third shorter than JSON in JSON.
+docs/format.md says what is in it and why. In short: one packed tensor a family, `conv` or `conv.KHxKW`
+(layers, m, k²) and `linear` (layers, kc², kc²), and for a data-driven subspace `basis` or `basis.KHxKW` like
+`conv`, in one of four precisions; metadata in the order of `KNOWN`. A reader refuses another major version
+and any field of `spec` that it does not know, since that would change what the numbers mean; it keeps every
+other unknown key. `spec` and `training` are written like a query string (`steps=300&learning_rate=0.001`), a
+third shorter than JSON in JSON.
 """
 
 from __future__ import annotations
@@ -25,22 +18,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from atomdiff.concept import Concept
 from atomdiff.errors import ConceptError, SettingsError
+from atomdiff.formats import precision
 from atomdiff.formats.files import write_atomically
-from atomdiff.formats.header import Entry, parse_header, read_header
+from atomdiff.formats.header import WIDTHS, Entry, parse_header, read_header
+from atomdiff.formats.precision import Part
 from atomdiff.inject import AtomSpec
 from atomdiff.passport import BasePassport
 
 FORMAT = "atomdiff/1"
-BYTES = {"fp16": 2, "fp32": 4}
-_CODES = {"fp16": "F16", "fp32": "F32"}
-_NUMPY: dict[str, Any] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
-_TENSOR_NAME = re.compile(r"(conv|basis)(\.[1-9]\d?x[1-9]\d?)?|linear")
+_FAMILY = r"(?:(?:conv|basis)(?:\.[1-9]\d?x[1-9]\d?)?|linear)"
+_TENSOR_NAME = re.compile(rf"{_FAMILY}(?:\.scale)?")
+_INT4 = re.compile(rf"({_FAMILY})=([1-9]\d{{0,6}})x([1-9]\d{{0,6}})x([1-9]\d{{0,6}})")
 _ARCHITECTURE = re.compile(r"[a-z0-9]{1,20}-[0-9a-f]{8}")
 _BASE_NAME = re.compile(r"[^/\\]{0,200}|[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -48,7 +40,7 @@ _RISKY_PATTERN = re.compile(
     r"\)[*+{]|\\\d|([*+{].*){5}|.{200}"
 )  # a repeated group, a back reference, much of it
 _REQUIRED = ("base", "base_sketch", "spec", "layers")
-_KNOWN = (
+KNOWN = (
     "format",
     "name",
     "trigger",
@@ -59,32 +51,71 @@ _KNOWN = (
     "spec",
     "layers",
     "training",
+    "int4",
 )
 
 
-def to_bytes(concept: Concept, dtype: str = "fp16") -> bytes:
-    """The file's bytes. Raises SettingsError for an unknown dtype, ConceptError if fp16 overflows."""
-    if dtype not in BYTES:
-        raise SettingsError(f"A concept is saved as {' or '.join(BYTES)}, not {dtype!r}.")
+def to_bytes(concept: Concept, dtype: str = "fp16", max_bytes: int | None = None) -> bytes:
+    """The file's bytes, in `dtype` (fp32, fp16, int8 or int4) or, with `max_bytes`, in the best precision
+    from `dtype` down that fits.
+
+    Raises SettingsError for an unknown dtype, ConceptError if fp16 overflows or nothing fits.
+    """
+    known = precision.PRECISIONS
+    if dtype not in known:
+        raise SettingsError(f"A concept is saved as {', '.join(known[:-1])} or {known[-1]}, not {dtype!r}.")
     check_patterns(concept.spec)
+    if max_bytes is None:
+        return assemble(_metadata(concept), to_parts(concept, dtype))
+    size = 0
+    for coarser in known[known.index(dtype) :]:
+        try:
+            data = assemble(_metadata(concept), to_parts(concept, coarser))
+        except ConceptError:  # beyond the range of fp16, which the scales of int8 and int4 stretch
+            continue
+        size = len(data)
+        if size <= max_bytes:
+            return data
+    raise ConceptError(
+        f"The concept {concept.title!r} takes {size:,} bytes in its smallest form, more than the "
+        f"{max_bytes:,} asked for: allow more, or train fewer layers or atoms."
+    )
+
+
+def to_parts(concept: Concept, dtype: str) -> list[Part]:
+    """The tensors of the file in `dtype`. Raises ConceptError where the range of fp16 does not suffice."""
     tensors = dict(concept.atoms) | {
         key.replace("conv", "basis"): value for key, value in concept.bases.items()
     }
-    header: dict[str, Any] = {"__metadata__": _metadata(concept)}
-    parts: list[bytes] = []
+    made = [precision.encode(name, tensor.numpy(), dtype) for name, tensor in tensors.items()]
+    return [part for parts in made for part in parts]
+
+
+def assemble(metadata: dict[str, str], parts: list[Part]) -> bytes:
+    """A safetensors file in the one canonical layout: wider numbers first (as the safetensors library orders
+    them too, so that none is misaligned), then by name."""
+    parts = sorted(parts, key=lambda part: canonical_place(part.code, part.name))
+    int4 = {part.name: "x".join(map(str, part.int4)) for part in parts if part.int4}
+    header: dict[str, Any] = {"__metadata__": _in_order(metadata | {"int4": _query(int4)})}
     offset = 0
-    for name in sorted(tensors):
-        parts.append(_encode(name, tensors[name], dtype))
-        end = offset + len(parts[-1])
-        header[name] = {
-            "dtype": _CODES[dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [offset, end],
-        }
+    for part in parts:
+        end = offset + len(part.data)
+        header[part.name] = {"dtype": part.code, "shape": list(part.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + b"".join(parts)
+    return struct.pack("<Q", len(text)) + text + b"".join(part.data for part in parts)
+
+
+def canonical_place(code: str, name: str) -> tuple[int, str]:
+    """What tensors are sorted by."""
+    return -WIDTHS[code], name
+
+
+def _in_order(metadata: dict[str, str]) -> dict[str, str]:
+    """Known keys in their order, then the others by name; empty known ones are left out."""
+    known = {key: metadata[key] for key in KNOWN if metadata.get(key)}
+    return known | {key: metadata[key] for key in sorted(metadata) if key not in KNOWN}
 
 
 def check_patterns(spec: AtomSpec) -> None:
@@ -107,9 +138,13 @@ def from_bytes(data: bytes) -> Concept:
     return _concept(metadata, entries, data[start:])
 
 
-def write(concept: Concept, path: Path, dtype: str = "fp16") -> Path:
+def write(concept: Concept, path: Path, dtype: str = "fp16", max_bytes: int | None = None) -> Path:
     """Saves the concept at `path`, whole or not at all. Raises ConceptError if it cannot be written."""
-    data = to_bytes(concept, dtype)
+    return write_data(to_bytes(concept, dtype, max_bytes), path)
+
+
+def write_data(data: bytes, path: Path) -> Path:
+    """Saves the bytes of a concept at `path`, whole or not at all. Raises ConceptError."""
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -136,9 +171,12 @@ def read(path: Path) -> Concept:
 
 
 def _metadata(concept: Concept) -> dict[str, str]:
-    """Ordered; empty texts are left out."""
+    """All texts of the file; `assemble` puts them in order and leaves out empty ones."""
+    clash = next((key for key in concept.extra if key in KNOWN), None)
+    if clash is not None:
+        raise ConceptError(f"The extra field {clash!r} is one of the format's own: name it otherwise.")
     spec = {item.name: getattr(concept.spec, item.name) for item in fields(AtomSpec)}
-    known = {
+    known: dict[str, str] = {
         "format": FORMAT,
         "name": concept.name,
         "trigger": concept.trigger,
@@ -150,23 +188,23 @@ def _metadata(concept: Concept) -> dict[str, str]:
         "layers": concept.layers,
         "training": _query({key: _text(value) for key, value in concept.training.items()}),
     }
-    return {key: text for key, text in known.items() if text} | dict(sorted(concept.extra.items()))
+    return known | dict(concept.extra)
 
 
 def _concept(metadata: dict[str, str], entries: list[Entry], data: bytes) -> Concept:
     missing = [key for key in _REQUIRED if key not in metadata]
     if missing:
         raise ConceptError(f"The file lacks {', '.join(missing)}: it is damaged, get it again.")
-    tensors: dict[str, Tensor] = {}
     for entry in entries:
-        if not _TENSOR_NAME.fullmatch(entry.name) or entry.dtype not in _NUMPY or len(entry.shape) != 3:
+        if not _TENSOR_NAME.fullmatch(entry.name) or entry.dtype not in ("F32", "F16", "I8", "U8"):
             raise ConceptError(
                 f"The file holds a tensor {entry.name[:60]!r} of type {entry.dtype} and shape "
                 f"{list(entry.shape)[:8]}, which this version of atomdiff does not know: update atomdiff."
             )
-        tensors[entry.name] = _decode(entry, data)
-    if [entry.name for entry in entries] != sorted(tensors) or len({entry.dtype for entry in entries}) != 1:
-        raise ConceptError("The file's tensors are not in canonical order and of one type: it was altered.")
+    if entries != sorted(entries, key=lambda entry: canonical_place(entry.dtype, entry.name)):
+        raise ConceptError("The file's tensors are not in canonical order: it was altered.")
+    _, numbers = precision.decode(entries, data, int4_shapes(metadata))
+    tensors = {name: torch.from_numpy(array) for name, array in numbers.items()}
     if not re.fullmatch(r"[0-9a-f]{8}", metadata["layers"]):
         raise ConceptError(f"The file's digest of layers is not 8 hex digits: {metadata['layers'][:60]!r}.")
     base = metadata["base"]
@@ -182,8 +220,18 @@ def _concept(metadata: dict[str, str], entries: list[Entry], data: bytes) -> Con
         class_word=metadata.get("class_word", ""),
         name=metadata.get("name", ""),
         training={key: _value(text) for key, text in _pairs(metadata.get("training", ""))},
-        extra={key: text for key, text in metadata.items() if key not in _KNOWN},
+        extra={key: text for key, text in metadata.items() if key not in KNOWN},
     )
+
+
+def int4_shapes(metadata: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shapes (L, r, c) of the int4 tensors, which lie flat in the file. Raises ConceptError."""
+    text = metadata.get("int4", "")
+    found = [_INT4.fullmatch(item) for item in text.split("&")] if text else []
+    shapes = {str(item[1]): tuple(map(int, item.groups()[1:])) for item in found if item}
+    if len(shapes) != len(found):
+        raise ConceptError(f"The file's shapes of int4 numbers cannot be read: {text[:60]!r}.")
+    return shapes
 
 
 def _spec(text: str) -> AtomSpec:
@@ -234,19 +282,3 @@ def _value(text: str) -> str | int | float:
         return str(json.loads(text)) if text[:1] == '"' else text
     except ValueError:
         raise ConceptError(f"The training summary has a value that cannot be read: {text[:60]!r}.") from None
-
-
-def _encode(name: str, tensor: Tensor, dtype: str) -> bytes:
-    with np.errstate(over="ignore"):
-        numbers = tensor.numpy().astype(_NUMPY[_CODES[dtype]])
-    if not np.isfinite(numbers).all():
-        raise ConceptError(
-            f"The {name!r} atoms reach {float(tensor.abs().max()):.3g}, which fp16 cannot hold: save as "
-            "fp32, or train with a lower learning rate."
-        )
-    return numbers.tobytes()
-
-
-def _decode(entry: Entry, data: bytes) -> Tensor:
-    numbers = np.frombuffer(data[entry.start : entry.end], _NUMPY[entry.dtype]).reshape(entry.shape)
-    return torch.from_numpy(numbers.astype(np.float32))

@@ -1,0 +1,103 @@
+"""The commands that make a concept visible: `card` and `qr` draw it, `read` finds it again in a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atomdiff.cli import app, one_sentence
+from atomdiff.errors import ConceptError, ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@app.command("card")
+@one_sentence
+def make_card(
+    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    picture: Annotated[
+        list[Path] | None, typer.Option(help="What it draws; one to four, the best first.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The card: a .png.")] = Path("card.png"),
+) -> None:
+    """Draw a card: a picture to post that is the concept itself, exact to the byte."""
+    from atomdiff import card_art
+    from atomdiff.formats.card import concept_bytes
+
+    if out.suffix.lower() != ".png":
+        raise ImageError(f"Only a PNG can carry a concept, so a card is a .png, not {out.name!r}.")
+    data = concept_bytes(file)
+    card = card_art.make(data, [_preview(path) for path in picture or []])
+    _write(out, card)
+    typer.echo(f"{out} ({len(card):,} bytes, {len(data):,} of them the concept)")
+
+
+@app.command("qr")
+@one_sentence
+def make_qr(
+    file: Annotated[Path, typer.Argument(help="A concept file, or a card.")],
+    out: Annotated[Path, typer.Option(help="A .png, .jpg or .webp.")] = Path("qr.png"),
+    scale: Annotated[int, typer.Option(help="Pixels a module.")] = 6,
+) -> None:
+    """Draw a concept as QR codes, from which a photo gives it back."""
+    from atomdiff import sheets, symbols
+    from atomdiff.formats import card, qr
+    from atomdiff.formats.safetensors_file import from_bytes
+
+    sheets.check_suffix(out)
+    data = card.concept_bytes(file)
+    concept = from_bytes(data)
+    facts = (concept.title, concept.trigger, concept.base.name, f"{len(data):,} bytes")
+    image = symbols.sheet(data, " · ".join(dict.fromkeys(filter(None, facts))), scale)
+    codes = qr.split(data)
+    sheets.save_picture(image, out)
+    what = "one QR code" if len(codes) == 1 else f"{len(codes)} QR codes"
+    typer.echo(f"{out} ({what} of {len(codes[0]):,} bytes, for a concept of {len(data):,})")
+
+
+@app.command("read")
+@one_sentence
+def read_picture(
+    picture: Annotated[
+        list[Path], typer.Argument(help="A card, or a screenshot or photo of QR codes; several make one.")
+    ],
+    out: Annotated[Path, typer.Option(help="The concept file to write.")] = Path("concept.safetensors"),
+) -> None:
+    """Find the concept in a picture and write its file, exact to the byte."""
+    from atomdiff import symbols
+    from atomdiff.formats.safetensors_file import from_bytes
+
+    if out.suffix.lower() != ".safetensors":
+        raise ConceptError(
+            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
+        )
+    data = symbols.concept_in(picture)
+    concept = from_bytes(data)
+    _write(out, data)
+    base = f", for {concept.base.name}" if concept.base.name else ""
+    typer.echo(f"{out} ({len(data):,} bytes: {concept.title!r}{base})")
+
+
+def _preview(path: Path) -> Image:
+    from atomdiff.card_art import HERO
+    from atomdiff.images import read_picture as read
+
+    try:
+        return read(path, HERO)[0]
+    except ImageError as error:
+        raise ImageError(f"The picture {str(path)!r} cannot be used: {error}.") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    from atomdiff.formats.files import write_atomically
+
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise ConceptError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}): choose a folder that can be "
+            "written, or free some space."
+        ) from error

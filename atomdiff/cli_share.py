@@ -1,0 +1,122 @@
+"""The commands that pass a concept on: `export`, `import` (text and JSON), `convert` (precision, credits)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atomdiff.cli import app, one_sentence
+from atomdiff.errors import ConceptError, ImageError, SettingsError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+THUMBNAIL = 256  # pixels a side, as the ModelSpec says
+
+
+@app.command("export")
+@one_sentence
+def export_concept(
+    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    text: Annotated[bool, typer.Option("--text", help="One line for a chat message (the default).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for version control.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
+) -> None:
+    """Write a concept as text, from which `import` makes the same file."""
+    from atomdiff.formats import text as forms
+    from atomdiff.formats.files import write_atomically
+
+    if text and as_json:
+        raise SettingsError("A concept is exported as --text or as --json, not as both: run it twice.")
+    data = _read(file)
+    try:
+        made = forms.to_json(data) if as_json else forms.to_text(data) + "\n"
+    except ConceptError as error:
+        raise ConceptError(f"{str(file)!r}: {error}") from None
+    if out is None:
+        sys.stdout.write(made)
+        return
+    try:
+        write_atomically(out, made.encode())
+    except OSError as error:
+        raise ConceptError(f"The text cannot be written to {str(out)!r} ({error.strerror}).") from error
+    typer.echo(str(out))
+
+
+@app.command("import")
+@one_sentence
+def import_concept(
+    file: Annotated[
+        str, typer.Argument(help="A text or JSON file made by `export`, or - for standard input.")
+    ],
+    out: Annotated[Path, typer.Option(help="The concept file to write.")],
+) -> None:
+    """Make a concept file of its text or JSON."""
+    from atomdiff.formats import safetensors_file
+    from atomdiff.formats import text as forms
+
+    raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else _read(Path(file))
+    try:
+        text = raw.decode("utf-8-sig")
+        data = forms.from_json(text) if text.lstrip().startswith("{") else forms.from_text(text)
+    except UnicodeDecodeError:
+        raise ConceptError(f"{file!r} is not text: give what `atomdiff export` wrote.") from None
+    except ConceptError as error:
+        raise ConceptError(f"{file!r}: {error}") from None
+    typer.echo(f"{safetensors_file.write_data(data, out)} ({len(data):,} bytes)")
+
+
+@app.command()
+@one_sentence
+def convert(
+    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    out: Annotated[Path, typer.Option(help="The concept file to write.")],
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Take the best precision with which the file is no larger.")
+    ] = None,
+    author: Annotated[str, typer.Option(help="Who made the concept.")] = "",
+    license: Annotated[str, typer.Option(help="Its licence.")] = "",  # noqa: A002 - the flag's name
+    description: Annotated[str, typer.Option(help="What it draws.")] = "",
+    usage_hint: Annotated[str, typer.Option(help="How to use it best.")] = "",
+    thumbnail: Annotated[Path | None, typer.Option(help="A picture to show it by (some KB).")] = None,
+) -> None:
+    """Write a concept in another precision, or with what its author says of it."""
+    from atomdiff.concept import Concept
+    from atomdiff.formats import header, modelspec, safetensors_file
+    from atomdiff.formats import precision as precisions
+
+    concept = Concept.load(file)
+    best = "fp32" if max_bytes is not None else precisions.of(header.parse_header(_read(file))[1])
+    concept = modelspec.annotated(
+        concept,
+        author=author,
+        license=license,
+        description=description,
+        usage_hint=usage_hint,
+        thumbnail=_picture(thumbnail) if thumbnail else None,
+    )
+    data = safetensors_file.to_bytes(concept, precision or best, max_bytes)
+    safetensors_file.write_data(data, out)
+    typer.echo(f"{out} ({precisions.of(header.parse_header(data)[1])}, {len(data):,} bytes)")
+
+
+def _picture(file: Path) -> Image:
+    from atomdiff import images
+
+    try:
+        return images.read_picture(file, THUMBNAIL)[0]
+    except ImageError as error:
+        raise ImageError(f"The thumbnail {str(file)!r} is {error}: give a picture.") from None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConceptError(
+            f"The file {str(file)!r} cannot be read ({error.strerror or error}): check the path."
+        ) from error

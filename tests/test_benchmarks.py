@@ -1,0 +1,51 @@
+"""The benchmarks' own arithmetic: what is asked for, how it is scored, when --check fails."""
+
+import pytest
+import torch
+
+from atomdiff.pocket import world
+from atomdiff.pocket.corpus import HEADS
+from atomdiff.pocket.judge import Verdict
+from benchmarks.pocket_quality import Request, requests, score
+from benchmarks.report import Target, markdown, verdict
+
+
+def test_requests_name_what_they_want():
+    for several in (False, True):
+        asked = requests(256, several, seed=3)
+        assert {r.wanted["class"] for r in asked} == set(world.CLASSES)
+        assert {r.wanted["context"] for r in asked} == set(world.CONTEXTS)
+        for r in asked:
+            assert r.wanted["class"] in r.prompt and world.CONTEXTS[r.wanted["context"]] in r.prompt
+            assert r.wanted.get("colour", "") in r.prompt and r.wanted.get("second", "") in r.prompt
+            assert ("accessory" not in r.wanted) or r.wanted["class"] in world.WEARERS
+    assert all("colour" in r.wanted and "pattern" in r.wanted for r in asked)
+
+
+def test_requests_are_reproducible():
+    assert requests(64, True, seed=1) == requests(64, True, seed=1) != requests(64, True, seed=2)
+
+
+def test_scores_count_only_what_was_asked():
+    asked = [
+        Request("a dog at night", {"class": "dog", "context": "night"}),
+        Request("a red cat", {"class": "cat", "colour": "red"}),
+    ]
+    said = {"class": ("dog", "dog"), "context": ("night", "beach"), "colour": ("blue", "red")}
+    answers = {h: torch.tensor([HEADS[h].index(v) for v in values]) for h, values in said.items()}
+    result = score(asked, Verdict(answers, torch.zeros(2, 64)))
+    assert result == {"all": 0.5, "class": 0.5, "context": 1.0, "colour": 1.0}
+
+
+def test_check_names_what_was_missed(capsys):
+    targets = [Target("fast", 2.0, high=1.0, unit="s"), Target("good", 0.9, low=0.8)]
+    verdict(targets, check=False)
+    with pytest.raises(SystemExit) as stop:
+        verdict(targets, check=True)
+    assert stop.value.code == 1
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == "missed: fast 2 (wanted ≤ 1)"
+
+
+def test_markdown_tables():
+    assert markdown(("a", "b"), [("x", 1)]) == "| a | b |\n|---|---:|\n| x | 1 |\n"

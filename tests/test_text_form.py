@@ -1,0 +1,292 @@
+"""A concept as chat text and as JSON: the very same bytes come back, and damage is told in one sentence."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from test_formats import concept, join, parts
+from typer.testing import CliRunner
+
+from atomdiff import cli
+from atomdiff.concept import Concept
+from atomdiff.errors import ConceptError
+from atomdiff.formats import precision
+from atomdiff.formats.modelspec import annotated
+from atomdiff.formats.safetensors_file import from_bytes, to_bytes
+from atomdiff.formats.text import from_json, from_text, to_json, to_text
+from atomdiff.inject import AtomSpec
+
+SMALL = AtomSpec(num_atoms=2, linear_block=2)
+texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
+
+
+@st.composite
+def concepts(draw) -> Concept:
+    floats = st.floats(-60000, 60000, width=32)
+    atoms = {"conv": draw(arrays(np.float32, (draw(st.integers(1, 3)), 2, 9), elements=floats))}
+    if draw(st.booleans()):
+        atoms["linear"] = draw(arrays(np.float32, (draw(st.integers(1, 3)), 4, 4), elements=floats))
+    return concept(
+        spec=SMALL,
+        atoms={name: torch.from_numpy(array) for name, array in atoms.items()},
+        name=draw(texts),
+        trigger=draw(texts),
+        extra=draw(st.dictionaries(texts.map("x-{}".format), texts, max_size=3)),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(concepts(), st.sampled_from(precision.PRECISIONS))
+def test_bytes_text_and_json_give_each_other_back(made, dtype):
+    data = to_bytes(made, dtype)
+    assert to_bytes(from_bytes(data), dtype) == data
+    assert from_text(to_text(data)) == data
+    assert from_json(to_json(data)) == data
+
+
+@pytest.mark.parametrize(
+    "mangle",
+    [
+        lambda text: f"\n  {text} \r\n",
+        lambda text: "\n".join(textwrap.wrap(text, 60)),
+        lambda text: "\n".join("> " + line for line in textwrap.wrap(text, 60)),
+        lambda text: f"```\n{text}\n```",
+        lambda text: f"\ufeff“{text}”".replace("“", '"').replace("”", '"'),
+        lambda text: text.replace("a", "a\u200b"),
+        lambda text: text.replace("atomdiff:v1:", "Atomdiff:v1: "),
+        lambda text: text + "==",
+    ],
+)
+def test_what_chat_programs_do_to_a_text_is_undone(mangle):
+    data = to_bytes(concept())
+    assert from_text(mangle(to_text(data))) == data
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: "", "not the text of a concept"),
+        (lambda text: "hello", "not the text of a concept"),
+        (lambda text: text[5:], "not the text of a concept"),
+        (lambda text: text.replace("v1", "v2"), "newer than this version"),
+        (lambda text: text[:-1], "cut off or changed"),
+        (lambda text: text[:500], "cut off or changed"),
+        (lambda text: "atomdiff:v1:", "cut off or changed"),
+        (lambda text: "atomdiff:v1:A", "cut off or changed"),
+        (lambda text: text.lower(), "cut off or changed"),
+        (lambda text: text[:700] + text[701:], "cut off or changed"),
+        (lambda text: text + " enjoy!", "holds '!'"),
+        (lambda text: text[:700] + "…" + text[760:], "holds '…'"),
+        (lambda text: text + "A" * 2**27, "too many"),
+    ],
+)
+def test_a_damaged_text_is_told_in_one_sentence(damage, message):
+    with pytest.raises(ConceptError, match=message) as caught:
+        from_text(damage(to_text(to_bytes(concept()))))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_one_wrong_letter_is_always_found(data):
+    text = to_text(to_bytes(concept(), "int4"))
+    place = data.draw(st.integers(0, len(text) - 1))
+    letter = data.draw(st.characters(codec="ascii", categories=("L", "N", "P")))
+    wrong = text[:place] + letter + text[place + 1 :]
+    try:
+        assert from_text(wrong) == from_text(text)  # an A for an a in the prefix
+        assert wrong.lower() == text.lower()
+    except ConceptError as error:
+        assert "\n" not in str(error)
+
+
+def test_text_whose_checksum_is_right_is_still_checked():
+    import base64
+    import zlib
+
+    bad = b"\0" * 3
+    line = "atomdiff:v1:" + base64.urlsafe_b64encode(zlib.crc32(bad).to_bytes(4, "big") + bad).decode()
+    with pytest.raises(ConceptError, match="only 3 bytes long"):
+        from_text(line)
+    with pytest.raises(ConceptError, match="only 3 bytes long"):
+        to_text(bad)
+
+
+def test_json_has_a_line_a_row_so_that_one_change_is_one_line():
+    first = to_json(to_bytes(concept(), "int8"))
+    lines = first.splitlines()
+    assert sum(line.startswith("   [") for line in lines) == 2 * 9 + 3 * 16 + 2
+    assert '  "format": "atomdiff/1",' in lines
+    content = json.loads(first)
+    assert list(content) == ["metadata", "tensors"]
+    assert list(content["tensors"]) == ["conv.scale", "linear.scale", "conv", "linear"]
+    content["metadata"]["name"] = "your dog"
+    assert from_bytes(from_json(json.dumps(content))).name == "your dog"
+
+
+def test_json_of_int4_shows_every_number():
+    content = json.loads(to_json(to_bytes(concept(), "int4")))
+    conv = content["tensors"]["conv"]
+    assert (conv["dtype"], conv["shape"]) == ("I4", [2, 9, 9])
+    assert max(abs(number) for row in conv["rows"] for number in row) == 7
+    assert "int4" not in content["metadata"]
+
+
+def edited(change) -> str:
+    content = json.loads(to_json(to_bytes(concept(), "int8")))
+    change(content)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a concept written as JSON"),
+        ("[]", "not a concept written as JSON"),
+        ("{}", "not a concept written as JSON"),
+        ("[" * 100_000, "not a concept written as JSON"),
+        ('{"metadata": {}, "metadata": {}}', "names something twice"),
+        ('{"metadata": {}, "tensors": {"conv": NaN}}', "holds NaN"),
+        ('{"metadata": {}, "tensors": {}}', "not an atomdiff concept"),
+        ('{"metadata": {"a": 1}, "tensors": {}}', "not a concept written as JSON"),
+        (edited(lambda c: c.update(more=1)), "not a concept written as JSON"),
+        (edited(lambda c: c["metadata"].update(int4="conv=1x1x1")), "not a concept written as JSON"),
+        (edited(lambda c: c["metadata"].update(format="atomdiff/2")), "newer than this version"),
+        (edited(lambda c: c["tensors"].pop("conv.scale")), "not of one of the precisions"),
+        (edited(lambda c: c["tensors"]["conv"].update(dtype="F64")), "not a concept written as JSON"),
+        (edited(lambda c: c["tensors"]["conv"].update(shape=[2**62, 9, 9])), "shape or the type"),
+        (edited(lambda c: c["tensors"]["conv"]["rows"].pop()), "shape or the type"),
+        (edited(lambda c: c["tensors"]["conv"]["rows"][0].append(1)), "shape or the type"),
+        (edited(lambda c: c["tensors"]["conv"]["rows"][0].__setitem__(0, 0.5)), "shape or the type"),
+        (edited(lambda c: c["tensors"]["conv"]["rows"][0].__setitem__(0, True)), "shape or the type"),
+        (edited(lambda c: c["tensors"]["conv"]["rows"][0].__setitem__(0, -128)), "beyond 127"),
+        (edited(lambda c: c["tensors"]["conv.scale"]["rows"][0].__setitem__(0, 1e5)), "NaN, infinite or neg"),
+        (edited(lambda c: c["tensors"]["conv.scale"]["rows"][0].__setitem__(0, 1e99)), "beyond 3.5e"),
+    ],
+)  # fmt: skip
+def test_json_that_is_no_concept_is_told_in_one_sentence(text, message):
+    with pytest.raises(ConceptError, match=message) as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_json_with_anything_in_it_never_crashes(data):
+    content = json.loads(to_json(to_bytes(concept(), "int8")))
+    place = content
+    for _ in range(data.draw(st.integers(0, 3))):
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], dict | list) or not place[key]:
+            break
+        place = place[key]
+    key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+    place[key] = data.draw(
+        st.sampled_from([None, True, -1, 2**70, 1e308, 0.5, "x", "I4", [], {}, [[]], [[1]]])
+    )
+    try:
+        from_json(json.dumps(content))
+    except ConceptError as error:
+        assert "\n" not in str(error)
+
+
+def test_json_of_a_file_that_is_not_canonical_is_refused():
+    header, data = parts(to_bytes(concept()))
+    with pytest.raises(ConceptError, match="not in the canonical form"):
+        to_json(join(header, data))
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def run(*arguments: object, **options):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return concept().save(tmp_path / "dog.safetensors")
+
+
+@pytest.mark.parametrize("form", ["--text", "--json"])
+def test_export_and_import(file, tmp_path, form):
+    exported = tmp_path / "dog.txt"
+    assert run("export", file, form, "--out", exported).exit_code == 0
+    assert run("export", file, form).stdout == exported.read_text("utf-8")
+    done = run("import", exported, "--out", tmp_path / "again.safetensors")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    piped = run("import", "-", "--out", tmp_path / "piped.safetensors", input=exported.read_bytes())
+    assert piped.exit_code == 0, piped.output
+    assert (tmp_path / "piped.safetensors").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "none.safetensors"),
+        ("export", "dog.safetensors", "--text", "--json"),
+        ("export", "dog.safetensors", "--out", "dog.safetensors/x"),
+        ("import", "none.txt", "--out", "x.safetensors"),
+        ("import", "dog.safetensors", "--out", "x.safetensors"),
+        ("convert", "dog.safetensors", "--precision", "int3", "--out", "x.safetensors"),
+        ("convert", "dog.safetensors", "--max-bytes", "10", "--out", "x.safetensors"),
+        ("convert", "dog.safetensors", "--thumbnail", "dog.safetensors", "--out", "x.safetensors"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_sentence(file, monkeypatch, arguments):
+    monkeypatch.chdir(file.parent)
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (file.parent / "x.safetensors").exists()
+
+
+def test_convert_to_a_precision_and_to_a_size(file, tmp_path):
+    out = tmp_path / "small.safetensors"
+    done = run("convert", file, "--precision", "int8", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "(int8, " in done.output
+    assert out.read_bytes() == to_bytes(Concept.load(file), "int8")
+    assert run("convert", file, "--max-bytes", "1400", "--out", out).exit_code == 0
+    assert out.read_bytes() == to_bytes(Concept.load(file), "int4")
+    about = json.loads(run("inspect", out, "--json").stdout)
+    assert about["dtype"] == "int4"
+    assert sum(about["bytes"].values()) == about["file_bytes"]
+    again = tmp_path / "again.safetensors"
+    assert run("convert", out, "--out", again).exit_code == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_an_author_signs_a_concept(file, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (400, 300), (200, 60, 60)).save(tmp_path / "look.png")
+    out = tmp_path / "signed.safetensors"
+    signed = ("--author", "Ada", "--license", "CC0-1.0", "--thumbnail", tmp_path / "look.png")
+    done = run("convert", file, *signed, "--out", out)
+    assert done.exit_code == 0, done.output
+    said = Concept.load(out).extra
+    assert said["modelspec.author"] == "Ada"
+    assert said["modelspec.license"] == "CC0-1.0"
+    assert said["modelspec.title"] == "my dog"
+    assert said["modelspec.trigger_phrase"] == "sks"
+    assert said["modelspec.architecture"] == "stable-diffusion-v1/atomdiff"
+    assert said["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert "modelspec.usage_hint" not in said
+    assert annotated(concept()).extra == {}
+
+
+def test_a_field_of_the_format_is_no_extra_field():
+    with pytest.raises(ConceptError, match="'format' is one of the format's own"):
+        to_bytes(concept(extra={"format": "mine"}))
