@@ -131,7 +131,7 @@ class Build:
         self._record("denoiser", about)
 
     def export(self, out: Path) -> None:
-        """The model as it stands -> a diffusers folder in fp16."""
+        """The model as it stands -> a diffusers folder, in fp16 but for the small text encoder."""
         tokenizer, text = self.words()
         unet = UNet2DConditionModel(**denoiser.CONFIG)
         painter = denoiser.Painter(unet, text.cpu())
@@ -149,7 +149,11 @@ class Build:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        pipe.to(dtype=torch.float16).save_pretrained(out)
+        # transformers opens a model in the format it was saved in, diffusers in fp32: an fp16 text encoder would
+        # not fit the rest for whoever loads the folder without naming a dtype.
+        for part in (pipe.unet, pipe.vae):
+            part.half()
+        pipe.save_pretrained(out)
         self._record("denoiser", {k: about[k] for k in ("step", "seconds", "loss")})
 
     def judge(self, out: Path) -> None:
@@ -179,11 +183,12 @@ class Build:
         path = self.shop.folder / "record.json"
         record = json.loads(path.read_text()) if path.exists() else {}
         settings = getattr(self.recipe, stage, None)
-        record[stage] = (
-            about
-            | {"date": time.strftime("%Y-%m-%d"), "machine": _machine(self.shop.device)}
-            | ({"schedule": asdict(settings)} if settings else {})
-        )
+        now = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": _machine(self.shop.device),
+            "start": bool(self.start),
+        }
+        record[stage] = about | now | ({"schedule": asdict(settings)} if settings else {})
         path.write_text(json.dumps(record, indent=1))
         print(stage, about, flush=True)
 

@@ -14,15 +14,12 @@ pipeline_tag: text-to-image
 ---
 # atomdiff pocket
 
-A small Stable Diffusion for machines with no GPU and no network: 64 x 64 pictures of a world of {classes}
-kinds of
-characters and things in {contexts} contexts, in the ordinary diffusers layout and stock classes.
+A small Stable Diffusion for machines with no GPU and no network: 64 × 64 pictures of a world of {classes}
+kinds of characters and things in {contexts} contexts, in the ordinary diffusers layout and stock classes.
 
-**Data.** {pictures} pictures rendered by `atomdiff.pocket.world` (no photographs, nothing downloaded),
-each with
-{variants} captions, mirrored copies included; subjects with held-out patterns, features and styles, and a
-hash-defined
-tenth of all (class, colour, second colour, pattern), were never shown.
+**Data.** {pictures} pictures rendered by `atomdiff.pocket.world` (no photographs, nothing downloaded), each
+with {variants} captions, mirrored copies included. Subjects with held-out patterns, features and styles, and
+a hash-defined tenth of all (class, colour, second colour, pattern), were never shown.
 
 | stage | steps | batch | rate | time | machine | date |
 |---|---:|---:|---:|---:|---|---|
@@ -32,9 +29,8 @@ Autoencoder: {psnr:.2f} dB PSNR on 512 pictures it was not trained on. Judge on 
 
 Sizes: {sizes}.
 
-**Made with** `python -m atomdiff.pocket.build`, which resumes from its checkpoints; more
-`--denoiser-steps` train it
-on. **Measured with** `python -m benchmarks.pocket_quality --check`; the table is in `docs/pocket.md`.
+**Made with** `python -m atomdiff.pocket.build`, which resumes from its checkpoints; `--start` trains a
+finished model on. **Measured with** `python -m benchmarks.pocket_quality --check`.
 
 **Limits.** It knows the words of its world and draws nothing else; 64 x 64 pixels; English only.
 """
@@ -68,9 +64,8 @@ def write(work: Path, weights: Path) -> None:
 
 
 def _row(stage: str, about: dict) -> str:
-    schedule = about["schedule"]
+    schedule, minutes = about["schedule"], about["seconds"] / 60
     steps = about.get("steps", about.get("step"))
-    return (
-        f"| {stage} | {steps:,} | {schedule['batch']} | {schedule['lr']:g} | {about['seconds'] / 60:.0f} min "
-        f"| {about['machine']} | {about['date']} |"
-    )
+    what = f"{stage}, going on from an earlier model" if about.get("start") else stage
+    cells = (what, f"{steps:,}", schedule["batch"], f"{schedule['lr']:g}", f"{minutes:.0f} min")
+    return "| " + " | ".join(map(str, (*cells, about["machine"], about["date"]))) + " |"
