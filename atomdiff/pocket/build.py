@@ -149,8 +149,8 @@ class Build:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        # transformers opens a model in the format it was saved in, diffusers in fp32: an fp16 text encoder would
-        # not fit the rest for whoever loads the folder without naming a dtype.
+        # transformers opens a model in the format it was saved in, diffusers in fp32: an fp16 text encoder
+        # would not fit the rest for whoever loads the folder without naming a dtype.
         for part in (pipe.unet, pipe.vae):
             part.half()
         pipe.save_pretrained(out)
