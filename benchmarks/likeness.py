@@ -34,7 +34,7 @@ from atomdiff.sampling import draw
 from atomdiff.settings import TrainingSettings, name_everything, suit_base
 from atomdiff.sheets import contact_sheet, save_picture
 
-from .report import Target, machine, markdown, show, verdict
+from .report import Target, machine, markdown, one_sentence, show, verdict
 
 CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
@@ -272,4 +272,5 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -24,7 +24,7 @@ from atomdiff.pocket.recipe import autoencoder
 from atomdiff.sampling import draw
 from atomdiff.sheets import contact_sheet, save_picture
 
-from .report import Target, machine, markdown, show, verdict
+from .report import Target, machine, markdown, one_sentence, show, verdict
 
 STEPS, GUIDANCE = 25, 4.0
 LOWEST = {"class": 0.95, "context": 0.93, "colour": 0.90, "pattern": 0.80, "accessory": 0.85}
@@ -170,4 +170,5 @@ def draw_each(base: Base, asked: list[Request], seed: int) -> list:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

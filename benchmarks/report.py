@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+
+from atomdiff.errors import AtomdiffError
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,16 @@ class Target:
     @property
     def wanted(self) -> str:
         return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What a user can cause ends in its sentence and exit status 2."""
+    try:
+        yield
+    except AtomdiffError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def show(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

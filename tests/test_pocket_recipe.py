@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from atomdiff.errors import AtomdiffError
+from atomdiff.pocket.judge import Judge
 from atomdiff.pocket.recipe import words
 from atomdiff.pocket.recipe.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
 
@@ -56,3 +58,8 @@ def test_the_tokenizer_takes_any_text():
     ids = words.tokenize(tokenizer, ["Ünïcode ☃ 日本, 123!", ""])
     assert ids.shape == (2, words.CONTEXT)
     assert tokenizer.decode(ids[0], skip_special_tokens=True).replace(" ", "") == "ünïcode☃日本,123!"
+
+
+def test_a_missing_judge_is_told_with_the_remedy(tmp_path):
+    with pytest.raises(AtomdiffError, match=r"There is no judge at .*: train it with"):
+        Judge.load(tmp_path / "judge.safetensors")

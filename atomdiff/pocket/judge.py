@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from atomdiff.errors import AtomdiffError
+
 from .corpus import HEADS, Corpus
 from .recipe.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
 
@@ -77,6 +79,12 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path) -> Judge:
+        """Raises AtomdiffError where there is none yet."""
+        if not path.exists():
+            raise AtomdiffError(
+                f"There is no judge at {str(path)!r}: train it with "
+                "`python -m atomdiff.pocket.build --only judge`."
+            )
         net = JudgeNet()
         net.load_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
         return cls(net)
