@@ -20,6 +20,7 @@ from atomdiff.concept import Concept
 from atomdiff.errors import ImageError
 from atomdiff.formats.card import embed
 from atomdiff.formats.safetensors_file import from_bytes
+from atomdiff.sheets import fitted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -228,7 +229,7 @@ def _name(card: Image, title: str, y: int) -> int:
 
     room = WIDTH - 190
     size = next((size for size in (92, 80, 70, 60) if _font(size).getlength(title) <= room), 52)
-    text = symbols.fitted(title, _font(size), room)
+    text = fitted(title, _font(size), room)
     place = (INSET, y + 78)
     ImageDraw.Draw(card).text(place, text, INK, _font(size), "ls", stroke_width=2, stroke_fill=INK)
     return y + 120
@@ -246,7 +247,7 @@ def _tags(card: Image, concept: Concept, colour: Colour, y: int) -> int:
         room = SIZE[0] - INSET - start - 24
         if not text or room < 60:
             continue
-        text = symbols.fitted(text, _font(34), room)
+        text = fitted(text, _font(34), room)
         end = start + round(_font(34).getlength(text)) + 24
         tag = colour if label == "trigger" else _mix(PAPER, colour, 0.14)
         card.paste(tag, (x, y), _rounded((end - x, height), height // 2))

@@ -96,7 +96,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
     y = GAP
     for label, images in rows:
         if label:
-            pen.text((GAP, y), _fitted(label, font, sheet.width - 2 * GAP), fill=INK, font=font)
+            pen.text((GAP, y), fitted(label, font, sheet.width - 2 * GAP), fill=INK, font=font)
             y += label_height
         for column, image in enumerate(images):
             shown = image.convert("RGB").resize(
@@ -114,14 +114,14 @@ def grid(images: Sequence[Image]) -> Image:
     return contact_sheet([("", images[start : start + columns]) for start in range(0, len(images), columns)])
 
 
-def _fitted(text: str, font: Any, width: int) -> str:
-    """The text, cut with an ellipsis where it would run out of the sheet."""
+def fitted(text: str, font: Any, width: float) -> str:
+    """The text in one line, cut with an ellipsis where it would run out of `width` pixels."""
     line = " ".join(text.split())
     if font.getlength(line) <= width:
         return line
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
-    return line + "…"
+    return line.rstrip() + "…"
 
 
 def _user_comment(text: str) -> Any:

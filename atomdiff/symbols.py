@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.formats import card, qr
+from atomdiff.sheets import fitted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -173,16 +174,6 @@ def _check_size(image: Image) -> None:
             f"The picture has {image.width} x {image.height} pixels, too many to search: make it "
             "smaller first."
         )
-
-
-def fitted(text: str, font: Any, width: float) -> str:
-    """The text in one line, cut with an ellipsis where it would run out of `width` pixels."""
-    line = " ".join(text.split())
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line.rstrip() + "…"
 
 
 def _drawn(code: Any, scale: int) -> Image:
