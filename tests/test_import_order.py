@@ -19,11 +19,12 @@ ORDER = [
     "formats.qr", "pocket", "loading", "base", "images", "sampling", "sheets", "symbols", "card_art",
     "checkpoint", "prior", "latents", "batches", "objective", "reporting", "settings", "loop",
     "preparing", "training", "metrics", "plots",
-    "inspection", "terminal", "launching", "cli", "cli_card", "cli_share", "pocket.*", "studio", "studio.*",
+    "inspection", "terminal", "launching", "cli.common", "cli.given", "cli.*", "cli",
+    "pocket.*", "studio", "studio.*",
 ]  # fmt: skip
 
-# Concept.save and .load call the file format when they run, not before; cli's last lines add more commands.
-DEFERRED = {("concept", "formats"), ("cli", "cli_card"), ("cli", "cli_share")}
+# Concept.save and .load call the file format when they run, not before.
+DEFERRED = {("concept", "formats")}
 
 
 def _name(path: Path) -> str:

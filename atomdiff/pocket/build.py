@@ -39,8 +39,8 @@ class Recipe:
     autoencoder: Schedule = Schedule(5_000, 4, 5e-3, warmup=50, decay=0.8)
     decoder: Schedule = Schedule(5_000, 4, 3e-3, warmup=50, decay=0.8)
     words: Schedule = Schedule(300, 128, 3e-3, warmup=20)
-    denoiser: Schedule = Schedule(6_000, 32, 2e-3, warmup=100, decay=0.5)
-    judge: Schedule = Schedule(1_200, 96, 4e-3, warmup=30, decay=0.7)
+    denoiser: Schedule = Schedule(4_000, 64, 2e-3, warmup=100, decay=0.7)
+    judge: Schedule = Schedule(2_500, 96, 4e-3, warmup=30, decay=0.8)
 
 
 class Build:
@@ -92,6 +92,9 @@ class Build:
     def words(self) -> tuple:
         """(tokenizer, text encoder)."""
         folder = self.shop.folder / "text"
+        if self.start and not folder.exists():
+            shutil.copytree(self.start / "tokenizer", self.shop.folder / "tokenizer", dirs_exist_ok=True)
+            shutil.copytree(self.start / "text_encoder", folder)
         if not folder.exists():
             captions = self.corpus.captions
             tokenizer = words.build_tokenizer(caption for row in captions for caption in row)

@@ -45,9 +45,15 @@ class JudgeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU(), Block(32, 64, 2), Block(64, 128, 2), Block(128, 160, 2)
+            nn.Conv2d(3, 32, 5, 2, 2),
+            nn.ReLU(),
+            Block(32, 64, 2),
+            Block(64, 128, 2),
+            Block(128, 160, 2),
+            nn.Conv2d(160, 80, 1),
+            nn.ReLU(),
         )
-        self.neck = nn.Linear(160 * 4 * 4, 256)
+        self.neck = nn.Linear(80 * 4 * 4, 256)
         self.heads = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in HEADS.items()})
         self.identity = nn.Linear(256, 64)
 

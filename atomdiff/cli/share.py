@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli import app, one_sentence
+from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 
 if TYPE_CHECKING:

@@ -1,0 +1,63 @@
+"""What every command shares: the `atomdiff` app itself, and how a user's mistakes are told."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from atomdiff import __version__
+from atomdiff.errors import AtomdiffError, refused_by_system
+
+app = typer.Typer(
+    help="Personalise Stable Diffusion with concept files of a few KB.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """Tells what a user can cause in one line on stderr, with exit status 2; defects keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except AtomdiffError as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(refused_by_system(error))
+        except KeyboardInterrupt:
+            _fail("Stopped; nothing was written.")
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not re.search(
+                "out of memory|allocate memory", str(error)
+            ):
+                raise
+            _fail("There is not enough memory: try a smaller --size, --batch-size 1 or --dtype fp16.")
+
+    return wrapped
+
+
+def _fail(sentence: str) -> None:
+    typer.echo(f"error: {' '.join(sentence.split())}", err=True)
+    raise typer.Exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"atomdiff {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Personalise Stable Diffusion with concept files of a few KB."""

@@ -1,0 +1,165 @@
+"""The commands that draw: `generate` pictures, `compare` them without and with a concept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.cli.given import draw_with_bar, load_base, load_concepts, split_strength, tell_about, which_base
+from atomdiff.errors import SettingsError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@app.command()
+@one_sentence
+def generate(
+    prompt: Annotated[
+        str, typer.Argument(help="What to draw, with the concept's trigger: 'a sks dog on the beach'.")
+    ],
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A concept file or card; may be given several times."),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", help="How many pictures; picture i has the seed SEED + i.")
+    ] = 1,
+    out: Annotated[
+        Path, typer.Option(help="A .png, .jpg or .webp. Of several pictures: the sheet; each lies beside it.")
+    ] = Path("picture.png"),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale (CFG); by default what suits the base.")
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help="dpm++, dpm++ karras, ddim, euler, euler a, heun or unipc.")
+    ] = "dpm++",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="pocket, sd15, sd21, sdxl, a folder, file or hub id; by default the concept's own."
+        ),
+    ] = None,
+    negative: Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")] = "",
+    size: Annotated[
+        str | None, typer.Option(metavar="SIDE or WxH", help="In pixels; by default the base's own.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures at a time; by default what suits the base.")
+    ] = None,
+    grid: Annotated[bool, typer.Option(help="Whether several pictures also make a contact sheet.")] = True,
+    embed_concept: Annotated[
+        bool,
+        typer.Option("--embed-concept", help="Put the concept into every picture, which then carries it."),
+    ] = False,
+) -> None:
+    """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png."""
+    from atomdiff import sheets
+    from atomdiff.checkpoint import require_writable
+
+    sheets.check_suffix(out, carries=embed_concept)
+    require_writable(out.parent, "--out")
+    carried = _carried(concept or []) if embed_concept else None
+    sides = _size(size)
+    weighted = load_concepts(concept or [])
+    name, why = which_base(base, weighted)
+    typer.echo(f"base: {name} ({why})")
+    loaded = load_base(name, device, dtype, given=base is not None)
+    tell_about(loaded, prompt, negative, weighted)
+    images = draw_with_bar(
+        loaded,
+        prompt,
+        concepts=weighted,
+        count=count,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        size=sides,
+        sampler=sampler,
+        batch_size=batch_size,
+    )
+    for line in _write(images, out, grid, carried):
+        typer.echo(line)
+
+
+@app.command()
+@one_sentence
+def compare(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts give more rows.")],
+    concept: Annotated[list[str], typer.Option(metavar="FILE[:STRENGTH]", help="What to compare with none.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures a row.")] = 6,
+    out: Annotated[Path, typer.Option(help="The sheet: a .png, .jpg or .webp.")] = Path("compare.png"),
+    seed: Annotated[int, typer.Option(help="The same seeds are used in both rows.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
+    base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+) -> None:
+    """Draw prompts without and with a concept at the same seeds, one row above the other."""
+    from atomdiff import sheets
+    from atomdiff.checkpoint import require_writable
+
+    sheets.check_suffix(out)
+    require_writable(out.parent, "--out")
+    weighted = load_concepts(concept)
+    name, why = which_base(base, weighted)
+    typer.echo(f"base: {name} ({why})")
+    loaded = load_base(name, device, dtype, given=base is not None)
+    for prompt in prompts:
+        tell_about(loaded, prompt, "", weighted)
+    options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
+    without = draw_with_bar(loaded, prompts, **options)
+    drawn = draw_with_bar(loaded, prompts, concepts=weighted, **options)
+    title = " + ".join(item.title for item, _ in weighted)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        those = slice(i * count, (i + 1) * count)
+        rows += [(f"{prompt}: without {title}", without[those]), (f"with {title}", drawn[those])]
+    typer.echo(f"{sheets.save_picture(sheets.contact_sheet(rows), out)} (contact sheet)")
+
+
+def _carried(given: list[str]) -> bytes:
+    """The bytes of the one concept that the pictures are to carry. Raises ConceptError or SettingsError."""
+    from atomdiff.formats import card
+
+    if len(given) != 1:
+        raise SettingsError(
+            f"--embed-concept needs one --concept, since a picture carries one; {len(given)} given."
+        )
+    return card.concept_bytes(split_strength(given[0])[0])
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """`512` or `512x768` (width, height)."""
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
+        raise SettingsError(f"A size is a side or WIDTHxHEIGHT in pixels (512, 512x768), not {text!r}.")
+    return int(sides[0]), int(sides[-1])
+
+
+def _write(images: list[Image], out: Path, grid: bool, carried: bytes | None = None) -> list[str]:
+    """Writes the pictures, and the sheet of several at `out` itself; returns what to tell."""
+    from atomdiff import sheets
+
+    if len(images) == 1:
+        return [str(sheets.save_picture(images[0], out, concept=carried))]
+    files = [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(len(images))]
+    for image, file in zip(images, files, strict=True):
+        sheets.save_picture(image, file, concept=carried)
+    lines = [f"{files[0]} to {files[-1].name}"]
+    if grid:
+        sheet = sheets.grid(images)
+        written = sheets.save_picture(sheet, out, images[0].info["parameters"], carried)
+        lines.insert(0, f"{written} (contact sheet)")
+    return lines
