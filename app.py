@@ -1,7 +1,8 @@
-"""The web studio's place; the studio itself comes in a later version."""
+"""The studio, as `python app.py`: the flags are those of `atomdiff studio`."""
+
+import sys
+
+from atomdiff.cli import app
 
 if __name__ == "__main__":
-    print(
-        "The web studio is not in this version of atomdiff; draw from the command line instead: "
-        'atomdiff generate --concept outputs/dog/dog.safetensors "a sks dog on the beach" --out beach.png'
-    )
+    app(["studio", *sys.argv[1:]])

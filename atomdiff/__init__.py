@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from atomdiff.inject import AtomSpec, attach, detach, fold
     from atomdiff.sampling import draw
     from atomdiff.sheets import contact_sheet, save_picture
+    from atomdiff.timeline import Timeline
     from atomdiff.training import train
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "ConceptError": "errors",
     "ImageError": "errors",
     "SettingsError": "errors",
+    "Timeline": "timeline",
     "TrainingError": "errors",
     "attach": "inject",
     "contact_sheet": "sheets",
@@ -57,6 +59,7 @@ __all__ = [
     "ConceptError",
     "ImageError",
     "SettingsError",
+    "Timeline",
     "TrainingError",
     "attach",
     "contact_sheet",

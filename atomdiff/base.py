@@ -119,11 +119,17 @@ def encode_prompts(base: Base, prompts: list[str]) -> PromptEmbeds:
     """Embeddings of prompts, exactly as the pipeline's own sampling would make them; no gradient."""
     import torch
 
+    with torch.no_grad():
+        return embed_prompts(base, prompts)
+
+
+def embed_prompts(base: Base, prompts: list[str]) -> PromptEmbeds:
+    """The same with gradients, for where the text encoders are changed by something that learns."""
     if base.pipe.text_encoder is None:
         raise BaseError(
             f"The text encoders of the base {base.name!r} were already dropped: load the base again."
         )
-    with torch.no_grad(), loading.quiet():
+    with loading.quiet():
         made = base.pipe.encode_prompt(
             list(prompts), device=base.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

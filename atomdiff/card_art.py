@@ -264,7 +264,7 @@ def _band(card: Image, concept: Concept, accents: tuple[Colour, Colour], y: int)
 
     band = _maps(concept, accents, 10, 1, 90, 4)
     card.paste(band, (INSET + (WIDTH - band.width) // 2, y), _rounded(band.size, 12))
-    count = sum(len(tensor) for tensor in concept.atoms.values())
+    count = sum(len(tensor) for key, tensor in concept.atoms.items() if key[:4] in ("conv", "line"))
     line = f"all it learned: {concept.num_parameters():,} numbers in {count} maps like these"
     ImageDraw.Draw(card).text((INSET, y + 120), line, FAINT, _font(24), "ls")
 
@@ -283,8 +283,8 @@ def _maps(
     """
     from PIL import Image as Pictures
 
-    spatial = [tensor for key, tensor in concept.atoms.items() if key != "linear"]
-    maps = [matrix[:32, :32] for tensor in spatial or concept.atoms.values() for matrix in tensor]
+    spatial = [tensor for key, tensor in concept.atoms.items() if key.startswith("conv")]
+    maps = [matrix[:32, :32] for tensor in spatial or [concept.atoms["linear"]] for matrix in tensor]
     made = Pictures.new("RGB", (columns * (tile + gap) - gap, rows * (tile + gap) - gap), PAPER)
     blank = _mix(PAPER, accents[0], 0.08)
     for i in range(columns * rows):

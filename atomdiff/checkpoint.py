@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import TrainingError
+from atomdiff.formats.files import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,12 +75,13 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint, keep: int | None = Non
         ) from None
     if keep:
         for old in _by_age(parent)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return final
 
 
 def find_checkpoint(parent: Path, wanted: str) -> Path | None:
     """The folder that `wanted` means: "latest" (the one saved last, None without any), a name, or a path."""
+    _put_back(parent)
     if wanted == "latest":
         saved = _by_age(parent)
         return saved[-1] if saved else None
@@ -162,10 +164,20 @@ def _by_age(parent: Path) -> list[Path]:
 
 def _clear_parts(parent: Path) -> None:
     """Remove what writers left that were killed at work."""
+    _put_back(parent)
     if parent.is_dir():
         for path in parent.glob(".checkpoint-*"):
             if path.suffix in (".part", ".old"):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(parent: Path) -> None:
+    """Give a state its name again that made way for one which a killed writer never put in its place."""
+    for old in parent.glob(".checkpoint-*.old") if parent.is_dir() else ():
+        final = old.with_name(old.name[1 : -len(".old")])
+        if not final.exists():
+            with contextlib.suppress(OSError):  # another process was faster, or nothing can be written here
+                old.rename(final)
 
 
 def _put(final: Path, data: bytes, state: dict[str, Any]) -> None:
@@ -175,9 +187,9 @@ def _put(final: Path, data: bytes, state: dict[str, Any]) -> None:
         part.mkdir(parents=True)
         _write(part / TENSORS, data)
         _write(part / STATE, json.dumps(state, indent=1, allow_nan=False).encode())
-        _sync(part)
+        sync_folder(part)
         _replace(part, final)
-        _sync(final.parent)
+        sync_folder(final.parent)
     except OSError:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -200,9 +212,22 @@ def _replace(part: Path, final: Path) -> None:
     """Rename `part` to `final`; a folder that is already there (of an earlier run) makes way first."""
     old = final.with_name(f".{final.name}.old")
     if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
-    part.rename(final)
+    try:
+        part.rename(final)
+    except OSError:
+        _put_back(final.parent)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a state so that one killed at it leaves none that looks whole."""
+    part = folder.with_name(f".{folder.name}.part")
+    with contextlib.suppress(OSError):
+        folder.rename(part)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -210,13 +235,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` last through a power cut, where the system can."""
-    with contextlib.suppress(OSError):  # some systems cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -2,8 +2,13 @@
 
 Atoms are kept packed, one tensor a family, in the order in which `inject.select` finds the layers:
 
-    "conv"    (L, m, k2)      ΔD of every spatial convolution; "conv.3x3", "conv.5x5", ... where kernels
-    differ "linear"  (L, kc², kc²)   ΔDc of every linear or 1×1 layer
+    "conv"     (L, m, k2)       ΔD of every spatial convolution; "conv.3x3", "conv.5x5", ... where
+                                kernels differ
+    "linear"   (L, kc², kc²)    ΔDc of every linear or 1×1 layer
+    "token"    (n, 1, d)        what is added to the embeddings of the trigger's n tokens; "token2" for a
+                                second text encoder
+
+(docs/format.md has the shapes of the other families, and "beta" and "coef", which some have beside these.)
 
 Layer names are not kept: the spec and the base's UNet give them again, and a digest over names and shapes
 makes sure that they are the ones the concept was trained on.
@@ -12,21 +17,18 @@ makes sure that they are the ones the concept was trained on.
 from __future__ import annotations
 
 import hashlib
-import math
-import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from atomdiff import inject, subspace
+from atomdiff import inject, passport, subspace
+from atomdiff.contents import Contents
 from atomdiff.errors import AtomdiffError, ConceptError
 from atomdiff.inject import AtomSpec, DeltaOf, Selection
 from atomdiff.passport import BasePassport
-
-MAX_TEXT = 1000  # characters of any one text field: a concept is read by people and shown in lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,8 @@ class Concept:
     `layers` is the digest of the layers that the atoms belong to. `bases` holds, packed like the atoms, the
     basis of every convolution where it follows from the weights and spans a subspace (svd with fewer atoms
     than weights in the kernel); everything else follows from `spec`. `extra` keeps metadata that this
-    version does not know. Raises ConceptError if the parts contradict each other or a number is not finite.
+    version does not know. Of a `trimmed` concept the file leaves out layers that are all zero. Raises
+    ConceptError if the parts contradict each other or a number is not finite.
     """
 
     atoms: Mapping[str, Tensor]
@@ -49,6 +52,7 @@ class Concept:
     training: Mapping[str, str | int | float] = field(default_factory=dict)
     bases: Mapping[str, Tensor] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
+    trimmed: bool = False
 
     def __post_init__(self) -> None:
         for kind in ("atoms", "bases"):
@@ -57,8 +61,7 @@ class Concept:
                 for key, value in sorted(getattr(self, kind).items())
             }
             object.__setattr__(self, kind, tensors)
-        self._check_texts()
-        self._check_tensors()
+        self.contents()
 
     @classmethod
     def of(
@@ -72,9 +75,10 @@ class Concept:
         class_word: str = "",
         name: str = "",
         training: Mapping[str, str | int | float] | None = None,
+        token: Mapping[str, Tensor] | None = None,
     ) -> Concept:
         """Packs the atoms that were trained on `model` (attached or not), by layer name as `Attached.read`
-        gives them.
+        gives them, and the trained `token` if there is one, as `TriggerToken.read` gives it.
 
         A full-rank svd basis spans what the DCT spans, so its atoms are re-expressed over the DCT and
         nothing else needs to be kept. Raises ConceptError if names or shapes are not those that `spec`
@@ -82,8 +86,8 @@ class Concept:
         """
         selection = inject.select(model, spec)
         wanted = {*selection.conv, *selection.linear}
-        if wanted != set(atoms):
-            odd = min(wanted ^ set(atoms))
+        if wanted != {name.partition("#")[0] for name in atoms}:
+            odd = min(wanted ^ {name.partition("#")[0] for name in atoms})
             raise ConceptError(
                 f"The spec selects {len(wanted)} layers but atoms of {len(atoms)} were given (see {odd!r}); "
                 "pack with the spec that was trained."
@@ -94,8 +98,11 @@ class Concept:
             if all(basis.shape[0] == basis.shape[1] for basis in bases.values()):
                 atoms = {**atoms, **_over_dct(selection, bases, atoms)}
                 spec, bases = replace(spec, basis="dct"), {}
+        elif spec.conv_family == "sparse":
+            stored = {layer: atoms.get(inject.entry(layer, "basis")) for layer in selection.conv}
+            bases = {layer: basis for layer, basis in stored.items() if basis is not None}
         return cls(
-            atoms=_pack(selection, atoms),
+            atoms=_pack(selection, spec, atoms) | dict(token or {}),
             layers=selection.digest(),
             spec=spec,
             base=base,
@@ -103,7 +110,7 @@ class Concept:
             class_word=class_word,
             name=name,
             training=dict(training or {}),
-            bases=_pack(selection, bases),
+            bases=_pack(selection, spec, bases),
         )
 
     def bind(self, model: nn.Module) -> dict[str, Tensor]:
@@ -111,13 +118,20 @@ class Concept:
 
         Raises ConceptError if the model's layers are others.
         """
-        return _unpack(self._selection(model), self.atoms)
+        return _unpack(self._selection(model), self.spec, self.atoms)
 
     def deltas(self, model: nn.Module) -> dict[str, DeltaOf]:
         """Layer name -> the function from its pristine weight to ΔW, as `inject.fold` takes them."""
         selection = self._selection(model)
-        bases = _unpack(selection, self.bases)
-        return inject.delta_functions(model, self.spec, _unpack(selection, self.atoms), bases)
+        bases = _unpack(selection, self.spec, self.bases)
+        atoms = _unpack(selection, self.spec, self.atoms)
+        return inject.delta_functions(model, self.spec, atoms, bases)
+
+    @property
+    def token(self) -> dict[str, Tensor]:
+        """What is added to the embeddings of the trigger's tokens, (n, 1, d) for each text encoder; empty if
+        none was trained."""
+        return {key: tensor for key, tensor in self.atoms.items() if key.startswith("token")}
 
     def check_base(self, base: BasePassport) -> str:
         """ "" if the concept was trained on this very base, a warning if on a relative of it.
@@ -133,10 +147,22 @@ class Concept:
                 f"The concept {self.title!r} was made for {made} and cannot be used on {given}, which has "
                 "other layers: give the base it was made for."
             )
+        if match.distance > passport.APART:
+            return (
+                f"The concept {self.title!r} was made for {made}; {given} has the same layers but is hardly "
+                f"a fine-tune of it, its weights about {match.distance:.0%} away: likeness may suffer badly."
+            )
         return (
-            f"The concept {self.title!r} was made for {made}; the weights of {given} are about "
-            f"{match.distance:.1%} away from it, so likeness may suffer."
+            f"The concept {self.title!r} was made for {made}; {given} is a fine-tune of it, its weights "
+            f"about {match.distance:.1%} away: it works there, but likeness may suffer."
         )
+
+    def contents(self) -> Contents:
+        """The same with numpy arrays, as files hold it. Raises ConceptError (see the class)."""
+        values = {item.name: getattr(self, item.name) for item in fields(Contents)}
+        for kind in ("atoms", "bases"):
+            values[kind] = {key: tensor.numpy() for key, tensor in values[kind].items()}
+        return Contents(**values)
 
     @property
     def title(self) -> str:
@@ -151,13 +177,7 @@ class Concept:
         """Bytes of each part of the file: conv atoms, linear atoms, bases, scales, header with the texts."""
         from atomdiff.formats import safetensors_file  # formats is built on this module
 
-        kinds = {"conv": "conv atoms", "linear": "linear atoms", "basis": "bases"}
-        report = dict.fromkeys([*kinds.values(), "scales"], 0)
-        for part in safetensors_file.to_parts(self, dtype):
-            kind = "scales" if part.name.endswith(".scale") else kinds[part.name.split(".")[0]]
-            report[kind] += len(part.data)
-        report["header"] = len(safetensors_file.to_bytes(self, dtype)) - sum(report.values())
-        return report
+        return safetensors_file.size_report(safetensors_file.to_bytes(self, dtype))
 
     def sha256(self) -> str:
         """The checksum of the file that `save` writes by default (in fp32 where fp16 cannot hold it)."""
@@ -186,13 +206,47 @@ class Concept:
 
         return safetensors_file.read(Path(path))
 
+    def __add__(self, other: Concept) -> Concept:
+        """Both at once, as one concept; likewise `a - b`, `-a` and `0.7 * a`. See `algebra.mix`."""
+        return self._mix((self, 1.0), (other, 1.0))
+
+    def __sub__(self, other: Concept) -> Concept:
+        return self._mix((self, 1.0), (other, -1.0))
+
+    def __mul__(self, weight: float) -> Concept:
+        return self._mix((self, weight))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Concept:
+        return self._mix((self, -1.0))
+
+    def similarity(self, other: Concept) -> float:
+        """The cosine between what the two do to the weights, -1 to 1. See `algebra.Comparison`."""
+        from atomdiff import algebra  # which is built on this module
+
+        return algebra.similarity(self, other)
+
+    def trim(self, max_bytes: int, dtype: str = "fp16", unet: nn.Module | None = None) -> Concept:
+        """The concept without the layers that matter least, so that its file is no larger. See
+        `algebra.trim`."""
+        from atomdiff import algebra
+
+        return algebra.trim(self, max_bytes, dtype, unet)
+
+    @staticmethod
+    def _mix(*parts: tuple[Concept, float]) -> Concept:
+        from atomdiff import algebra
+
+        return algebra.mix(parts)
+
     def _selection(self, model: nn.Module) -> Selection:
         try:
             selection = inject.select(model, self.spec)
         except AtomdiffError:
             selection = Selection({}, {}, {})
         if selection.digest() != self.layers:
-            count = sum(len(tensor) for tensor in self.atoms.values())
+            count = sum(len(tensor) for key, tensor in self.atoms.items() if key[:4] in ("conv", "line"))
             raise ConceptError(
                 f"The concept {self.title!r} belongs to {count} layers of {_describe(self.base)}, and this "
                 f"model has others ({len(selection.conv) + len(selection.linear)} match its spec): use the "
@@ -200,81 +254,54 @@ class Concept:
             )
         return selection
 
-    def _check_texts(self) -> None:
-        texts = {
-            "name": self.name,
-            "trigger": self.trigger,
-            "class word": self.class_word,
-            "base name": self.base.name,
-        }
-        texts |= {f"training {key}": value for key, value in self.training.items() if isinstance(value, str)}
-        for what, text in texts.items():
-            _check_text(what, text)
-        for what, text in self.extra.items():
-            _check_text("metadata key", what)
-            _check_text(what, text, limit=len(text))
-        for key, value in self.training.items():
-            _check_text("training summary", key)
-            known = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-            if not known or (isinstance(value, float) and not math.isfinite(value)):
-                raise ConceptError(
-                    f"A training summary holds texts and finite numbers, not {key} = {value!r}."
-                )
 
-    def _check_tensors(self) -> None:
-        for key, tensor in [*self.atoms.items(), *self.bases.items()]:
-            if tensor.ndim != 3 or not tensor.numel():
-                raise ConceptError(f"A packed tensor has three dimensions; {key!r} is {tuple(tensor.shape)}.")
-            if not torch.isfinite(tensor).all():
-                raise ConceptError(f"The numbers {key!r} of the concept {self.title!r} hold NaN or infinity.")
-        spec = self.spec
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.atoms.items()}
-        spatial = {key: shape for key, shape in shapes.items() if key != "linear"}
-        side = spec.linear_block**2
-        sound = bool(shapes) and all(m == min(spec.num_atoms, k2) > 0 for _, m, k2 in spatial.values())
-        if "linear" in shapes:
-            sound = sound and spec.linear_atoms != "none" and shapes["linear"][1:] == (side, side)
-        bases = {key: tuple(tensor.shape) for key, tensor in self.bases.items()}
-        if not sound or bases != (spatial if spec.basis == "svd" else {}):
-            raise ConceptError(
-                f"The concept {self.title!r} holds atoms {shapes} and bases {bases}, which contradicts its "
-                f"{spec}."
-            )
-
-
-def _families(selection: Selection) -> dict[str, list[str]]:
-    """Packed tensor name -> the layers in it, in order."""
+def _families(selection: Selection, spec: AtomSpec) -> dict[str, dict[str, int]]:
+    """Packed tensor name -> what `inject.Attached.read` calls the numbers in it, in order, each with the
+    matrices it has: one, or of β one for each group of channels."""
     by_kernel: dict[tuple[int, ...], list[str]] = {}
     for layer, conv in selection.conv.items():
         by_kernel.setdefault(tuple(conv.kernel_size), []).append(layer)
-    if len(by_kernel) == 1:
-        families = {"conv": list(selection.conv)}
-    else:
-        families = {f"conv.{kh}x{kw}": layers for (kh, kw), layers in by_kernel.items()}
-    return {**families, "linear": list(selection.linear)} if selection.linear else families
+    families: dict[str, dict[str, int]] = {}
+    for (kh, kw), layers in by_kernel.items():
+        suffix = "" if len(by_kernel) == 1 else f".{kh}x{kw}"
+        families["conv" + suffix] = dict.fromkeys(layers, 1)
+        if spec.conv_family == "recursive":
+            groups = {layer: spec.groups_of(selection.conv[layer].weight.shape[1]) for layer in layers}
+            families["beta" + suffix] = {inject.entry(layer, "beta"): n for layer, n in groups.items()}
+    cut = [layer for layer, conv in selection.conv.items() if inject.has_coefficients(conv, spec)]
+    families["coef"] = {inject.entry(layer, "coef"): 1 for layer in cut}
+    families["linear"] = dict.fromkeys(selection.linear, 1)
+    return {key: entries for key, entries in families.items() if entries}
 
 
-def _pack(selection: Selection, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _pack(selection: Selection, spec: AtomSpec, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One tensor a family; families that `named` has nothing of are left out."""
     packed = {}
-    for key, layers in _families(selection).items():
-        tensors = [named[layer].detach().float().cpu() for layer in layers if layer in named]
-        if len({tensor.shape for tensor in tensors}) > 1:
+    for key, entries in _families(selection, spec).items():
+        tensors = [named[name].detach().float().cpu() for name in entries if name in named]
+        tensors = [tensor if tensor.ndim == 3 else tensor[None] for tensor in tensors]
+        if len({tensor.shape[1:] for tensor in tensors}) > 1:
             raise ConceptError(
                 f"The atoms of {key!r} have different shapes, so they were not trained with one spec."
             )
         if tensors:
-            packed[key] = torch.stack(tensors)
+            packed[key] = torch.cat(tensors)
     return packed
 
 
-def _unpack(selection: Selection, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    families = {key: layers for key, layers in _families(selection).items() if key in packed}
-    if any(len(families.get(key, ())) != len(tensor) for key, tensor in packed.items()):
+def _unpack(selection: Selection, spec: AtomSpec, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    families = {key: entries for key, entries in _families(selection, spec).items() if key in packed}
+    counts = {key: len(tensor) for key, tensor in packed.items() if not key.startswith("token")}
+    if counts != {key: sum(entries.values()) for key, entries in families.items()}:
         raise ConceptError(
             "The concept holds atoms for another number of layers than it says: it is damaged."
         )
-    return {layer: packed[key][i] for key, layers in families.items() for i, layer in enumerate(layers)}
+    found: dict[str, Tensor] = {}
+    for key, entries in families.items():
+        parts = packed[key].split(list(entries.values()))
+        one_each = not key.startswith("beta")
+        found |= {name: part[0] if one_each else part for name, part in zip(entries, parts, strict=True)}
+    return found
 
 
 def _over_dct(
@@ -291,13 +318,3 @@ def _over_dct(
 
 def _describe(base: BasePassport) -> str:
     return f"{base.name!r} ({base.architecture})" if base.name else base.architecture
-
-
-def _check_text(what: str, text: str, limit: int = MAX_TEXT) -> None:
-    """Texts are shown in terminals and pages: no control characters, no lone surrogates, no endless ones."""
-    if len(text) > limit:
-        raise ConceptError(
-            f"The {what[:60]!r} of a concept is {len(text)} characters long; at most {limit} fit."
-        )
-    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
-        raise ConceptError(f"The {what[:60]!r} of a concept holds control characters: {text[:60]!r}.")

@@ -13,7 +13,7 @@ bias are frozen by definition here. M and its gradient are fp32 whatever x is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,14 +61,21 @@ def adapted_conv2d(
     return _AdaptedConv2d.apply(x, M, weight, bias, window, groups, plan)
 
 
-def adapted_pointwise(
-    x: Tensor, M: Tensor, weight: Tensor, bias: Tensor | None, window: Window | None, groups: int
+def moved_product(
+    x: Tensor,
+    delta: Callable[[Tensor], Tensor],
+    parameters: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window | None,
+    groups: int,
 ) -> Tensor:
-    """x through W + ΔW, W a matrix (out, in) whose kc × kc blocks are mapped by M (kc², kc²).
+    """x through W + delta(W), for any ΔW that is differentiable in `parameters`; the weight form only.
 
-    With a `window` W is a 1×1 convolution and x (b, groups*in, h, w); without, x is (..., in).
+    With a `window` W is a convolution (c_out, c_in, kh, kw) and x (b, groups*c_in, h, w); without, W is a
+    matrix (out, in) and x (..., in). ΔW is computed anew on the way back, so nothing of it is kept.
     """
-    return _AdaptedPointwise.apply(x, M, weight, bias, window, groups)
+    return _MovedProduct.apply(x, delta, weight, bias, window, groups, *parameters)
 
 
 # ------------------------------------------------------------------------------------- convolutions
@@ -183,55 +190,61 @@ def _conv_grads(
     return grad_x, grad_weight
 
 
-# ------------------------------------------------------------------------- linear and 1×1 layers
+# --------------------------------------------------------------------------------- any change at all
 
 
-class _AdaptedPointwise(torch.autograd.Function):
-    """Only the weight form: on the activations a block map would cost kc products for one."""
-
+class _MovedProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        M: Tensor,
+        delta: Callable[[Tensor], Tensor],
         weight: Tensor,
         bias: Tensor | None,
         window: Window | None,
         groups: int,
+        *parameters: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, M, weight)
-        ctx.window, ctx.groups = window, groups
-        moved = _moved_blocks(weight, M, x.dtype)
+        ctx.save_for_backward(x, *parameters)
+        ctx.delta, ctx.weight, ctx.window, ctx.groups = delta, weight, window, groups
+        moved = _moved(weight, delta(weight), x.dtype)
         if bias is not None:
             bias = bias.to(x.dtype)
         if window is None:
             return linear(x, moved, bias)
-        return conv2d(x, moved[:, :, None, None], bias, window.stride, window.padding, 1, groups)
+        return conv2d(x, moved, bias, window.stride, window.padding, window.dilation, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, M, weight = ctx.saved_tensors
-        need_x, need_M = need = ctx.needs_input_grad[:2]
-        kc = round(M.shape[0] ** 0.5)
-        grad_x = grad_weight = None
+        (x, *parameters), weight = ctx.saved_tensors, ctx.weight
+        need_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[6:]
+        found: list[Tensor | None] = [None] * len(parameters)
         with torch.autocast(grad.device.type, enabled=False):
-            # Rebuilt, not kept: a weight-sized tensor a layer costs more in memory than it saves in time.
-            moved = _moved_blocks(weight, M, grad.dtype)
-            if ctx.window is not None:
-                moved = moved[:, :, None, None]
-                grad_x, grad_weight = _conv_grads(grad, x, moved, ctx.window, ctx.groups, need)
-            else:
-                if need_x:
-                    grad_x = grad @ moved
-                if need_M:
-                    grad_weight = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+            with torch.enable_grad():
+                change = ctx.delta(weight)
+            moved = _moved(weight, change.detach(), grad.dtype)
+            grad_x, grad_weight = _product_grads(
+                grad, x, moved, ctx.window, ctx.groups, (need_x, any(wanted))
+            )
             if grad_weight is not None:
-                grad_weight = subspace.block_map_grad(weight, grad_weight.view(weight.shape), kc)
-        return grad_x, grad_weight, None, None, None, None
+                learning = [p for p, needed in zip(parameters, wanted, strict=True) if needed]
+                grads = iter(torch.autograd.grad(change, learning, grad_weight.float(), allow_unused=True))
+                found = [next(grads) if needed else None for needed in wanted]
+        return grad_x, None, None, None, None, None, *found
 
 
-def _moved_blocks(weight: Tensor, M: Tensor, dtype: torch.dtype) -> Tensor:
-    """W + ΔW, summed in fp32 and rounded once: (out, in)."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + subspace.apply_block_map(weight, M)).to(dtype)
+def _moved(weight: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+    """W + ΔW, summed in fp32 and rounded once."""
+    return (weight.to(torch.promote_types(weight.dtype, torch.float32)) + change).to(dtype)
+
+
+def _product_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, window: Window | None, groups: int, need: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a convolution, or of a matrix product where there is no window."""
+    if window is not None:
+        return _conv_grads(grad, x, weight, window, groups, need)
+    grad_x = grad @ weight if need[0] else None
+    flat = grad.reshape(-1, grad.shape[-1])
+    return grad_x, flat.T @ x.reshape(-1, x.shape[-1]) if need[1] else None

@@ -12,18 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from atomdiff import subspace
+from atomdiff.building import (
+    DeltaOf,
+    basis_for,
+    conv_family,
+    delta_functions,
+    entry,
+    has_coefficients,
+    linear_family,
+)
 from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
+from atomdiff.families import Family
 from atomdiff.layers import FORMS, AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.selection import AtomSpec, Selection, layer_digest, select
 
 __all__ = [
     "AtomSpec", "Attached", "DeltaOf", "Folded", "Selection",
-    "attach", "basis_for", "delta_functions", "detach", "fold", "layer_digest", "select",
+    "attach", "basis_for", "delta_functions", "detach", "entry", "fold", "has_coefficients", "layer_digest",
+    "select",
 ]  # fmt: skip
-
-DeltaOf = Callable[[Tensor], Tensor]
-"""From a layer's pristine weight to ΔW of the same shape, fp32."""
 
 # --------------------------------------------------------------------------------- attach and detach
 
@@ -39,22 +46,34 @@ class Attached:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, fp32, in module order."""
-        return [layer.atoms for layer in self.layers.values()]
+        return list(self.named_atoms().values())
 
     def named_atoms(self) -> dict[str, nn.Parameter]:
-        """Layer name -> its trained parameter."""
-        return {name: layer.atoms for name, layer in self.layers.items()}
+        """Layer name -> its trained atoms; what is trained beside them is `LAYER#beta` or `LAYER#coef`."""
+        return {
+            entry(name, part): tensor
+            for name, layer in self.layers.items()
+            for part, tensor in layer.family.trained().items()
+        }
 
     def read(self) -> dict[str, Tensor]:
-        """Layer name -> a copy of its atoms, fp32 on the CPU."""
-        return {name: atoms.detach().float().cpu().clone() for name, atoms in self.named_atoms().items()}
+        """The same, copied to the CPU in fp32, and learned dictionaries as `LAYER#basis`: all that a concept
+        must keep."""
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            entry(name, part): tensor
+            for name, layer in self.layers.items()
+            for part, tensor in layer.family.tensors().items()
+        }
 
     @torch.no_grad()
     def write(self, atoms: Mapping[str, Tensor]) -> None:
-        """Set every atom. Raises ConceptError unless names and shapes are exactly those of `read`; then
-        nothing moved."""
-        own = self.named_atoms()
-        missing, unknown = own.keys() - atoms.keys(), atoms.keys() - own.keys()
+        """Set every atom. Raises ConceptError unless names and shapes are exactly those of `read`, of which
+        dictionaries may be missing; then nothing moved."""
+        own = self._tensors()
+        missing, unknown = self.named_atoms().keys() - atoms.keys(), atoms.keys() - own.keys()
         if missing or unknown:
             raise ConceptError(
                 f"The atoms are for other layers: {len(missing)} of {len(own)} are missing, "
@@ -76,6 +95,15 @@ class Attached:
         for layer in self.layers.values():
             layer.strength = _finite(strength)
 
+    def reattach(self) -> None:
+        """After `detach`: the same layers with the same numbers are in the model again. Raises AtomdiffError
+        if others are in it meanwhile."""
+        _refuse_if_busy(self.model)
+        self._was_trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.requires_grad_(False)
+        _replace(self.model, {id(layer.base_layer): layer for layer in self.layers.values()})
+        setattr(self.model, _ATTACHED, self)
+
     def detach(self) -> None:
         """Put the base layers back, with their old `requires_grad`. Doing it twice is harmless."""
         if getattr(self.model, _ATTACHED, None) is not self:
@@ -90,33 +118,43 @@ _ATTACHED = "_atomdiff_attached"
 _FOLDED = "_atomdiff_folded"
 
 
-def attach(model: nn.Module, spec: AtomSpec | None = None, form: str = "auto") -> Attached:
+def attach(
+    model: nn.Module,
+    spec: AtomSpec | None = None,
+    form: str = "auto",
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Attached:
     """Give the selected layers atoms, in place, and freeze everything else of the model.
 
-    `form` is how spatial convolutions compute ("auto", "map", "weight"; see `AtomConv2d`). Raises
-    AtomdiffError if the model has atoms or folded concepts already, or nothing is selected, and then leaves
-    the model as it was.
+    `form` is how spatial convolutions compute ("auto", "map", "weight"; see `AtomConv2d`). `seed` is that of
+    random first values and of learned dictionaries, and `progress(done, total)` is told of each layer that is
+    decomposed. Raises AtomdiffError if the model has atoms or folded concepts already, or nothing is
+    selected, and then leaves the model as it was.
     """
     spec = AtomSpec() if spec is None else spec
     _refuse_if_busy(model)
     if form not in FORMS:
         raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
     selection = select(model, spec)
-    bases = {name: basis_for(conv, spec) for name, conv in selection.conv.items()}
+    generator = torch.Generator().manual_seed(seed)
+    families: dict[str, Family] = {}
+    for name, conv in selection.conv.items():
+        families[name] = conv_family(conv, spec, generator)
+        progress(len(families), len(selection.conv))
+    families |= {name: linear_family(layer, spec) for name, layer in selection.linear.items()}
+
     was_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-
     made: dict[str, AtomLayer] = {}
-    for name in (name for name, _ in model.named_modules()):  # one module order for both families
+    for name in (name for name, _ in model.named_modules()):  # one module order for both kinds
         if name in selection.conv:
-            made[name] = AtomConv2d(selection.conv[name], bases[name], form)
+            made[name] = AtomConv2d(selection.conv[name], families[name], form)  # type: ignore[arg-type]
         elif name in selection.linear:
-            made[name] = AtomLinear(selection.linear[name], spec.linear_block)
-    _replace(model, {id(layer.base_layer): layer for layer in made.values()})
-
+            made[name] = AtomLinear(selection.linear[name], families[name])  # type: ignore[arg-type]
     attached = Attached(model, spec, made)
+    attached.reattach()
     attached._was_trainable = was_trainable
-    setattr(model, _ATTACHED, attached)
     return attached
 
 
@@ -125,13 +163,6 @@ def detach(model: nn.Module) -> None:
     attached = getattr(model, _ATTACHED, None)
     if attached is not None:
         attached.detach()
-
-
-def basis_for(conv: nn.Conv2d, spec: AtomSpec) -> Tensor:
-    """The basis (m, k2) that `spec` gives a convolution; m is at most the weights of its kernel."""
-    kernel = (conv.kernel_size[0], conv.kernel_size[1])
-    m = min(spec.num_atoms, kernel[0] * kernel[1])
-    return subspace.dct_basis(kernel, m) if spec.basis == "dct" else subspace.svd_basis(conv.weight, m)
 
 
 def _replace(model: nn.Module, new: dict[int, nn.Module]) -> None:
@@ -233,36 +264,3 @@ def _moved_weight(name: str, module: nn.Module | None, parts: list[tuple[DeltaOf
             )
         total.add_(change.to(total), alpha=strength)
     return total.to(weight.dtype)
-
-
-def delta_functions(
-    model: nn.Module,
-    spec: AtomSpec,
-    atoms: Mapping[str, Tensor],
-    bases: Mapping[str, Tensor] | None = None,
-) -> dict[str, DeltaOf]:
-    """For each layer named in `atoms`, the function from its pristine weight to ΔW, as `fold` takes them.
-
-    `bases` gives the stored basis of a layer; the others follow from `spec`. Raises ConceptError for a layer
-    that the model does not have.
-    """
-    modules = dict(model.named_modules())
-    functions: dict[str, DeltaOf] = {}
-    for name, values in atoms.items():
-        module = modules.get(name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
-        if isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1):
-            basis = bases[name] if bases and name in bases else basis_for(module, spec)
-            functions[name] = _spatial_delta(subspace.spatial_map(basis.cpu(), values.cpu()))
-        else:
-            functions[name] = _block_delta(values)
-    return functions
-
-
-def _spatial_delta(M: Tensor) -> DeltaOf:
-    return lambda weight: subspace.apply_spatial_map(weight, M.to(weight.device))
-
-
-def _block_delta(M: Tensor) -> DeltaOf:
-    return lambda weight: subspace.apply_block_map(weight.flatten(1), M.to(weight.device)).view(weight.shape)

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atomdiff import loading
-from atomdiff.base import PromptEmbeds, encode_prompts
+from atomdiff import loading, token
+from atomdiff.base import PromptEmbeds, embed_prompts, encode_prompts
 
 if TYPE_CHECKING:
     from atomdiff.base import Base
+    from atomdiff.token import TriggerToken
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,29 @@ class PromptTable:
         return PromptEmbeds(
             hidden[index].to(device), pooled[index].to(device) if pooled is not None else None
         )
+
+
+class LiveTable:
+    """A `PromptTable` whose prompts with the trigger are embedded anew each time, with gradients."""
+
+    def __init__(self, table: PromptTable, base: "Base", trigger: "TriggerToken") -> None:
+        self._table, self._base, self._token = table, base, trigger
+        self._live = {i for i, prompt in enumerate(table.prompts) if trigger.concerns(base, prompt)}
+
+    def rows(self, numbers: Sequence[int], device: Any) -> PromptEmbeds:
+        """Embeddings for a batch, on `device`."""
+        hidden, pooled = self._table.rows(numbers, device)
+        live = sorted(self._live & set(numbers))
+        if not live:
+            return PromptEmbeds(hidden, pooled)
+        with token.added(self._base, [(self._token.ids, self._token.vectors, 1.0)]):
+            made = embed_prompts(self._base, [self._table.prompts[i] for i in live])
+        places = [n for n, i in enumerate(numbers) if i in self._live]
+        chosen = [live.index(numbers[n]) for n in places]
+        hidden = _put(hidden, places, made.hidden[chosen])
+        if pooled is not None and made.pooled is not None:
+            pooled = _put(pooled, places, made.pooled[chosen])
+        return PromptEmbeds(hidden, pooled)
 
 
 def encode_pictures(
@@ -91,9 +115,10 @@ def encode_table(base: "Base", prompts: Sequence[str]) -> PromptTable:
     return PromptTable(different, PromptEmbeds(hidden.cpu(), pooled.cpu() if pooled is not None else None))
 
 
-def release_encoders(base: "Base") -> None:
-    """Drop the autoencoder and the text encoders from memory; the base can then train but not draw."""
-    for part in ("vae", "text_encoder", "text_encoder_2"):
+def release_encoders(base: "Base", text: bool = True) -> None:
+    """Drop the autoencoder and, with `text`, the text encoders from memory; the base can then train but not
+    draw."""
+    for part in ("vae", "text_encoder", "text_encoder_2") if text else ("vae",):
         if getattr(base.pipe, part, None) is not None:
             setattr(base.pipe, part, None)
     if torch.cuda.is_available():
@@ -145,3 +170,7 @@ def _collect(parts: dict[int, Tensor], n: int, base: "Base", accelerator: Any) -
 def _shape(parts: dict[int, Tensor]) -> list[int]:
     """Shape of a part; zeros for a process that had no picture to encode."""
     return list(next(iter(parts.values())).shape) if parts else [0, 0, 0, 0]
+
+
+def _put(rows: Tensor, places: list[int], new: Tensor) -> Tensor:
+    return rows.index_put((torch.tensor(places, device=rows.device),), new.to(rows.dtype))

@@ -1,9 +1,8 @@
 """Frozen layers with atoms: the modules that stand in a model while a concept is trained or tried.
 
-A layer is two modules: `base_layer`, the frozen original, untouched; and `family`, the numbers that are
-trained and how the weight follows from them. A new family (recursive, sparse-coded, Kronecker, ...) is a
-module like `SpatialAtoms`: it holds its parameters and answers with a map in fp32, and everything else here
-stays as it is.
+A layer is two modules: `base_layer`, the frozen original, untouched; and `family` (see `families`), the
+numbers that are trained and how the weight follows from them. What a family offers decides how a layer
+computes: through its map on the activations where that is cheaper, else by the moved weight.
 """
 
 from __future__ import annotations
@@ -12,82 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, linear, pad
 
-from atomdiff import subspace
 from atomdiff.errors import SettingsError
-from atomdiff.forms import Plan, adapted_conv2d, adapted_pointwise, choose_plan
+from atomdiff.families import BlockAtoms, Coefficients, Family, KroneckerAtoms, SpatialAtoms, SpatialFamily
+from atomdiff.forms import Plan, adapted_conv2d, choose_plan, moved_product
 from atomdiff.subspace import Window
 
 FORMS = ("auto", "map", "weight")
-
-# ------------------------------------------------------------------------------------------- families
-
-
-class Family(nn.Module):
-    """What is trained in a layer. Subclasses hold `atoms` (zeros: no change) and say which map they stand
-    for.
-
-    Its numbers stay in the dtype they were made in, fp32, when the model around them is cast to half
-    precision.
-    """
-
-    atoms: nn.Parameter
-
-    def forward(self) -> Tensor:
-        """The map M, fp32, differentiable in the parameters."""
-        raise NotImplementedError
-
-    def delta(self, weight: Tensor) -> Tensor:
-        """ΔW for a weight of the layer's shape, fp32."""
-        raise NotImplementedError
-
-    def is_zero(self) -> bool:
-        """Whether the layer is exactly its base."""
-        return not bool(self.atoms.any())
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Family:
-        def move_only(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(move_only, recurse)
-
-
-class SpatialAtoms(Family):
-    """ΔW = W D⁺ ΔD: the atoms ΔD (m, k2) of a convolution, over the fixed basis D (m, k2)."""
-
-    basis: Tensor
-    inverse: Tensor
-
-    def __init__(self, basis: Tensor, device: torch.device | None = None) -> None:
-        super().__init__()
-        basis = basis.detach().float().cpu()
-        self.register_buffer("basis", basis.to(device), persistent=False)
-        self.register_buffer("inverse", torch.linalg.pinv(basis).to(device), persistent=False)
-        self.atoms = nn.Parameter(torch.zeros_like(self.basis))
-
-    def forward(self) -> Tensor:
-        return self.inverse @ self.atoms
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return subspace.apply_spatial_map(weight, self())
-
-
-class BlockAtoms(Family):
-    """ΔW = blocks(W) ΔDc: the closed-form atoms (kc², kc²) of a linear or 1×1 layer, over the identity
-    basis."""
-
-    def __init__(self, block: int, device: torch.device | None = None) -> None:
-        super().__init__()
-        self.atoms = nn.Parameter(torch.zeros(block**2, block**2, device=device))
-
-    def forward(self) -> Tensor:
-        return self.atoms
-
-    def delta(self, weight: Tensor) -> Tensor:
-        return subspace.apply_block_map(weight.flatten(1), self()).view(weight.shape)
-
 
 # --------------------------------------------------------------------------------------------- layers
 
@@ -130,14 +61,21 @@ class AtomLayer(nn.Module):
             return self.base_layer(x)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
-            return self._adapted(x, self.strength * self.family())
+            return self._adapted(x)
         x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):  # the map itself stays in fp32
-            return self._adapted(x, self.strength * self.family())
+            return self._adapted(x)
 
-    def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
-        """The layer moved by the map M (fp32), computed in x's dtype."""
+    def _adapted(self, x: Tensor) -> Tensor:
+        """The layer moved by its family, computed in x's dtype."""
         raise NotImplementedError
+
+    def _moved(self, x: Tensor, window: Window | None, groups: int) -> Tensor:
+        """The layer with the weight W + strength · ΔW."""
+        family, strength, base = self.family, self.strength, self.base_layer
+        parameters = list(family.trained().values())
+        change = lambda weight: strength * family.delta(weight)  # noqa: E731
+        return moved_product(x, change, parameters, base.weight, base.bias, window, groups)
 
     def __getattr__(self, name: str) -> Any:
         if name in _MIRRORED:
@@ -148,61 +86,89 @@ class AtomLayer(nn.Module):
 class AtomConv2d(AtomLayer):
     """A frozen convolution whose kernels move in the span of a few spatial atoms (arXiv 2403.00269, eq. 4).
 
-    `basis` is (m, kh*kw). `form` is "auto" (the cheapest, by the size of each call), "map" or "weight"; the
-    result differs only by rounding. Raises SettingsError for another form or a basis of the wrong shape.
+    `family` is a spatial family, or the basis (m, kh*kw) of plain atoms. `form` is "auto" (the cheapest, by
+    the size of each call), "map" or "weight"; the result differs only by rounding, and a family without a map
+    has the weight form only. Raises SettingsError for another form or a basis of the wrong shape.
     """
 
-    def __init__(self, base: nn.Conv2d, basis: Tensor, form: str = "auto") -> None:
+    def __init__(
+        self, base: nn.Conv2d, family: SpatialFamily | Coefficients | Tensor, form: str = "auto"
+    ) -> None:
         k2 = base.kernel_size[0] * base.kernel_size[1]
         if form not in FORMS:
             raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
-        if basis.ndim != 2 or not 1 <= basis.shape[0] <= k2 or basis.shape[1] != k2:
+        basis = family if isinstance(family, Tensor) else family.basis
+        most = k2 if isinstance(family, Tensor) else max(k2, len(basis))
+        if basis.ndim != 2 or not 1 <= basis.shape[0] <= most or basis.shape[1] != k2:
             raise SettingsError(
                 f"A {base.kernel_size[0]}×{base.kernel_size[1]} convolution needs a basis of shape "
                 f"(1 to {k2}, {k2}), not {tuple(basis.shape)}."
             )
-        super().__init__(base, SpatialAtoms(basis, base.weight.device))
+        super().__init__(
+            base, SpatialAtoms(family, base.weight.device) if isinstance(family, Tensor) else family
+        )
         self.form = form
         self._window, self._margins = sliding_window(base)
 
-    def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
+    def _adapted(self, x: Tensor) -> Tensor:
         base = self.base_layer
         batched = _padded(x, base, self._margins)
-        if self.form == "auto":
-            oh, ow = self._window.output_size(*batched.shape[2:])
-            rows = base.out_channels // base.groups
-            plan = choose_plan(x.dtype, rows, batched.shape[0] * oh * ow)
+        M = self.family()
+        if M is None:
+            y = self._moved(batched, self._window, base.groups)
         else:
-            plan = Plan(self.form, self.form)  # type: ignore[arg-type]
-        y = adapted_conv2d(batched, M, base.weight, base.bias, self._window, base.groups, plan)
+            plan = self._plan(batched)
+            y = adapted_conv2d(
+                batched, self.strength * M, base.weight, base.bias, self._window, base.groups, plan
+            )
         return y if x.ndim == 4 else y.squeeze(0)
+
+    def _plan(self, x: Tensor) -> Plan:
+        if self.form != "auto":
+            return Plan(self.form, self.form)  # type: ignore[arg-type]
+        oh, ow = self._window.output_size(*x.shape[2:])
+        rows = self.base_layer.out_channels // self.base_layer.groups
+        return choose_plan(x.dtype, rows, x.shape[0] * oh * ow)
 
     def extra_repr(self) -> str:
         return f"atoms={tuple(self.atoms.shape)}, form={self.form}, strength={self.strength}"
 
 
 class AtomLinear(AtomLayer):
-    """A frozen linear or 1×1 layer whose kc × kc blocks one small map moves (the paper's Dc, closed form).
+    """A frozen linear or 1×1 layer moved by kc × kc blocks (the paper's Dc, closed form) or by matrices of
+    that size around it.
 
-    `block` is kc. Raises SettingsError where kc does not divide the sides of the weight.
+    `family` is a BlockAtoms, a KroneckerAtoms, or the side kc of a block map. Raises SettingsError where kc
+    does not divide the sides of the weight.
     """
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, block: int) -> None:
+    def __init__(self, base: nn.Linear | nn.Conv2d, family: BlockAtoms | KroneckerAtoms | int) -> None:
+        block = family if isinstance(family, int) else family.block
         reason = why_not_blocks(base, block)
         if reason:
             raise SettingsError(f"Linear atoms cannot be attached: {reason}.")
-        super().__init__(base, BlockAtoms(block, base.weight.device))
+        super().__init__(base, BlockAtoms(family, base.weight.device) if isinstance(family, int) else family)
         self._sliding = sliding_window(base) if isinstance(base, nn.Conv2d) else None
 
-    def _adapted(self, x: Tensor, M: Tensor) -> Tensor:
+    def _adapted(self, x: Tensor) -> Tensor:
         base = self.base_layer
-        weight = base.weight.flatten(1)
         if self._sliding is None:
-            return adapted_pointwise(x, M, weight, base.bias, None, 1)
+            if isinstance(self.family, KroneckerAtoms) and self.strength == 1:
+                y = self.family.around(x, lambda mixed: linear(mixed, base.weight.to(x.dtype)), -1)
+                return y if base.bias is None else y + base.bias.to(x.dtype)
+            return self._moved(x, None, 1)
         window, margins = self._sliding
         batched = _padded(x, base, margins)
-        y = adapted_pointwise(batched, M, weight, base.bias, window, base.groups)
+        if isinstance(self.family, KroneckerAtoms) and self.strength == 1:
+            y = self.family.around(batched, lambda mixed: self._pointwise(mixed, window), 1)
+            y = y if base.bias is None else y + base.bias.to(x.dtype)[:, None, None]
+        else:
+            y = self._moved(batched, window, base.groups)
         return y if x.ndim == 4 else y.squeeze(0)
+
+    def _pointwise(self, x: Tensor, window: Window) -> Tensor:
+        base = self.base_layer
+        return conv2d(x, base.weight.to(x.dtype), None, window.stride, window.padding, 1, base.groups)
 
     def extra_repr(self) -> str:
         return f"atoms={tuple(self.atoms.shape)}, strength={self.strength}"
@@ -221,6 +187,12 @@ def why_not_blocks(base: nn.Conv2d | nn.Linear, block: int) -> str:
     weight = base.weight
     if weight.ndim == 4 and tuple(weight.shape[2:]) != (1, 1):
         return f"its kernel is {weight.shape[2]}×{weight.shape[3]}, not 1×1"
+    return why_not_channel_blocks(base, block)
+
+
+def why_not_channel_blocks(base: nn.Conv2d | nn.Linear, block: int) -> str:
+    """The same for output and input channels alone, whatever the kernel."""
+    weight = base.weight
     rows, columns = weight.shape[0] // getattr(base, "groups", 1), weight.shape[1]
     if block < 1 or rows % block or columns % block:
         return f"blocks of side {block} do not divide its {rows} × {columns} weight"

@@ -21,7 +21,7 @@ from atomdiff.batches import Batch, Sampler, sample_number
 from atomdiff.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.errors import Interrupted, TrainingError
 from atomdiff.inject import AtomSpec, Attached, attach
-from atomdiff.latents import LatentCache, PromptTable
+from atomdiff.latents import LatentCache, LiveTable, PromptTable
 from atomdiff.layers import AtomConv2d
 from atomdiff.objective import Losses, diffusion_loss
 from atomdiff.reporting import StepRecord
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from atomdiff.base import Base
+    from atomdiff.token import TriggerToken
 
 
 # What may differ when a run goes on that broke down: the very settings that can mend it.
-MAY_CHANGE = ["learning_rate", "linear_learning_rate", "max_grad_norm", "mixed_precision"]
+MAY_CHANGE = [
+    "learning_rate", "linear_learning_rate", "token_learning_rate", "max_grad_norm", "mixed_precision"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class TrainingData:
 
     instance: LatentCache
     prior: LatentCache | None
-    table: PromptTable
+    table: PromptTable | LiveTable
+    token: "TriggerToken | None" = None
 
 
 class Run:
@@ -60,11 +64,14 @@ class Run:
         data: TrainingData,
         accelerator: Any,
         state: dict[str, Any] | None = None,
+        decomposing: Callable[[int, int], None] | None = None,
     ) -> None:
         self.settings, self.base, self.data, self.accelerator = settings, base, data, accelerator
         self.state = state or {}
         self.done = 0
-        self.attached: Attached = attach(base.unet, spec_of(settings))
+        self.attached: Attached = attach(
+            base.unet, spec_of(settings), seed=settings.seed, progress=decomposing or _unheard
+        )
         _training_mode(base.unet, settings)
         self._adam = torch.optim.AdamW(
             self._groups(),
@@ -93,14 +100,27 @@ class Run:
     @contextlib.contextmanager
     def without_atoms(self) -> Iterator[None]:
         """Within: the UNet is the plain base again, for drawing. Afterwards it has the same parameters."""
-        kept = self.attached.named_atoms()
         self.attached.detach()
         try:
             yield
         finally:
-            self.attached = attach(self.base.unet, self.attached.spec)
-            for name, layer in self.attached.layers.items():
-                layer.family.atoms = kept[name]
+            self.attached.reattach()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, between two steps: the base as anyone may draw with it. Afterwards the run goes on as if
+        nothing had been."""
+        self.base.unet.eval()
+        try:
+            with self.without_atoms():
+                yield
+        finally:
+            _training_mode(self.base.unet, self.settings)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by name: the atoms by layer, then the vectors of a learned trigger."""
+        vectors = self.data.token.vectors if self.data.token else {}
+        return self.attached.named_atoms() | {f"#{key}": vector for key, vector in vectors.items()}
 
     # ---------------------------------------------------------------------------------------- stepping
 
@@ -120,6 +140,7 @@ class Run:
         while self.done < self.total:
             record, stopping = self._step(folder, stop)
             last = self.done == self.total
+            record = replace(record, last=last or stopping)
             every = settings.checkpointing_steps
             if stopping or (every and (last or self.done % every == 0)):
                 record = replace(record, saved=self.save(folder))
@@ -192,7 +213,7 @@ class Run:
         """Average the atom gradients, in place, and `numbers` over all processes."""
         if self.accelerator.num_processes == 1:
             return numbers
-        gradients = [_gradient(p) for p in self.attached.parameters()]
+        gradients = [_gradient(p) for p in self.trained().values()]
         extra = torch.tensor(numbers, dtype=torch.float32, device=self.accelerator.device)
         flat = torch.cat([*(g.flatten() for g in gradients), extra])
         try:
@@ -210,18 +231,23 @@ class Run:
         """Undo the loss scale, clip, and return the norm before clipping."""
         self.accelerator.unscale_gradients(self._optimizer)
         limit = self.settings.max_grad_norm or math.inf
-        return float(nn.utils.clip_grad_norm_(self.attached.parameters(), limit))
+        return float(nn.utils.clip_grad_norm_(self.trained().values(), limit))
 
     def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: conv atoms and linear atoms have a learning rate each."""
+        """Parameter groups: conv atoms, linear atoms and a learned trigger have a learning rate each."""
         s = self.settings
         scale = 1.0
         if s.scale_lr:
             batch = int(s.train_batch_size or 1)
             scale = float(batch * s.gradient_accumulation_steps * self.accelerator.num_processes)
-        conv = [layer.atoms for layer in self.attached.layers.values() if isinstance(layer, AtomConv2d)]
-        linear = [layer.atoms for layer in self.attached.layers.values() if not isinstance(layer, AtomConv2d)]
-        groups = [(conv, s.learning_rate), (linear, s.linear_learning_rate)]
+        conv: list[nn.Parameter] = []
+        linear: list[nn.Parameter] = []
+        for layer in self.attached.layers.values():
+            (conv if isinstance(layer, AtomConv2d) else linear).extend(layer.family.trained().values())
+        vectors = list(self.data.token.vectors.values()) if self.data.token else []
+        groups = [
+            (conv, s.learning_rate), (linear, s.linear_learning_rate), (vectors, s.token_learning_rate)
+        ]  # fmt: skip
         return [
             {"params": params, "base_lr": rate * scale, "lr": rate * scale}
             for params, rate in groups
@@ -250,7 +276,7 @@ class Run:
     def snapshot(self) -> Checkpoint:
         """Everything that the rest of the run depends on, copied; random draws need none, see `batches`."""
         tensors = {}
-        for name, parameter in self.attached.named_atoms().items():
+        for name, parameter in self.trained().items():
             tensors[f"atoms/{name}"] = parameter.detach().clone()
             for key, value in self._adam.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = value.detach().clone()
@@ -260,12 +286,14 @@ class Run:
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a snapshot of an equal run. Raises TrainingError when it holds other layers."""
         atoms = {name[6:]: values for name, values in saved.tensors.items() if name.startswith("atoms/")}
-        own = self.attached.named_atoms()
+        own = self.trained()
         if {name: tuple(p.shape) for name, p in own.items()} != {n: tuple(t.shape) for n, t in atoms.items()}:
             raise TrainingError(
                 "The saved state has atoms of other layers; resume on the base it was made on."
             )
-        self.attached.write(atoms)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(atoms[name])
         for name, parameter in own.items():
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in saved.tensors]
             values = {key: saved.tensors[f"{key}/{name}"].clone() for key in keys}
@@ -314,7 +342,16 @@ def spec_of(settings: TrainingSettings) -> AtomSpec:
         conv_layers=settings.conv_layers,
         linear_atoms=settings.linear_atoms,
         linear_block=settings.linear_block,
+        conv_family=settings.conv_family,
+        channel_groups=settings.channel_groups,
+        second_atoms=settings.second_atoms,
+        sparsity=settings.sparsity,
+        coef_block=settings.coef_block,
+        linear_family=settings.linear_family,
     )
+
+
+def _unheard(done: int, total: int) -> None: ...
 
 
 def _training_mode(unet: nn.Module, settings: TrainingSettings) -> None:

@@ -16,17 +16,19 @@ import base64
 import binascii
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from atomdiff.errors import BaseError, ConceptError
+
+if TYPE_CHECKING:  # a passport is read and compared without torch
+    from torch import Tensor, nn
 
 BUCKETS = 16
 SAMPLE = 4096  # at most this many elements of a layer enter the sketch
 SAME_WEIGHTS = 4e-3  # above what bf16 rounding does (about 1e-3), below what any fine-tuning does
+APART = 0.5  # above what fine-tuning does; weights that were trained apart are about 1.4 away from each other
 
 
 class Match(NamedTuple):
@@ -109,6 +111,8 @@ def passport_of(unet: nn.Module, family: str, name: str = "") -> BasePassport:
 
 def _weights(unet: nn.Module) -> dict[str, Tensor]:
     """Every conv and linear weight, in module order."""
+    from torch import nn
+
     kinds = (nn.Conv2d, nn.Linear)
     return {name: module.weight for name, module in unet.named_modules() if isinstance(module, kinds)}
 
@@ -117,7 +121,7 @@ def _sample(weight: Tensor) -> np.ndarray:
     """At most SAMPLE elements spread over the whole tensor, as float64."""
     flat = weight.detach().reshape(-1)
     stride = -(-flat.numel() // SAMPLE)
-    return flat[::stride].to("cpu", torch.float64).numpy()
+    return flat[::stride].cpu().double().numpy()
 
 
 def _signs(layer: int, count: int) -> np.ndarray:

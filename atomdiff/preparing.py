@@ -15,6 +15,7 @@ from atomdiff.loop import Run, TrainingData
 from atomdiff.passport import BasePassport
 from atomdiff.reporting import Reporter
 from atomdiff.settings import TrainingSettings, count_steps, numerical
+from atomdiff.token import TriggerToken
 
 
 def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Reporter, drop: bool) -> Run:
@@ -36,8 +37,9 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
         _refuse_differences(saved, state)
     data = _encode(settings, base, pictures, class_pictures, accelerator, told)
     if drop:
-        latents.release_encoders(base)
-    run = Run(settings, base, data, accelerator, state)
+        latents.release_encoders(base, text=data.token is None)
+    heard = lambda done, total: told.stage("Decomposing convolutions", done, total)  # noqa: E731
+    run = Run(settings, base, data, accelerator, state, heard if settings.conv_family == "sparse" else None)
     try:
         if saved:
             run.restore(saved)
@@ -99,7 +101,9 @@ def _encode(
             told.warn(
                 f"The prompt '{prompt}' is longer than the text encoder takes; this was cut off: '{cut}'"
             )
-    table = latents.encode_table(base, prompts)
+    cached = latents.encode_table(base, prompts)
+    token = TriggerToken(base, settings.trigger, [settings.class_prompt]) if settings.train_token else None
+    table = latents.LiveTable(cached, base, token) if token else cached
 
     def encoded(those: list[Picture], rows: list[int], what: str) -> latents.LatentCache:
         images = [picture.image for picture in those]
@@ -108,10 +112,10 @@ def _encode(
 
     instance = encoded(pictures, [prompts.index(caption) for caption in captions], "pictures")
     if not class_pictures:
-        return TrainingData(instance, None, table)
+        return TrainingData(instance, None, table, token)
     row = prompts.index(settings.class_prompt)
     return TrainingData(
-        instance, encoded(class_pictures, [row] * len(class_pictures), "class pictures"), table
+        instance, encoded(class_pictures, [row] * len(class_pictures), "class pictures"), table, token
     )
 
 

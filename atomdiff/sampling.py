@@ -9,19 +9,22 @@ same on every device.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from atomdiff import inject, loading
+from atomdiff import inject, loading, token
 from atomdiff.base import Base
+from atomdiff.blocks import Strength, by_strength, of_words, strength_text
 from atomdiff.concept import Concept
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 MAX_SEED = 2**63 - 1
 
@@ -89,7 +92,7 @@ def draw(
     base: Base,
     prompt: str | Sequence[str],
     *,
-    concepts: Sequence[Concept | tuple[Concept, float]] = (),
+    concepts: Sequence[Concept | tuple[Concept, Strength]] = (),
     count: int = 1,
     seed: int = 0,
     steps: int = 25,
@@ -99,18 +102,21 @@ def draw(
     sampler: str = "dpm++",
     batch_size: int | None = None,
     callback: Callable[[int, int], None] | None = None,
+    preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
-    """Draws `count` pictures of the prompt, or of each of several prompts in turn; the i-th of all depends on
-    its prompt and seed + i alone, and its `info["parameters"]` says how to redraw it.
+    """Draws `count` pictures of the prompt, or of each of several prompts in turn; the i-th of all
+    depends on its prompt and seed + i alone, and its `info["parameters"]` says how to redraw it.
 
-    `concepts` may carry strengths: `(concept, 0.8)`; at strength 0 the pictures are the base's, bit for bit.
-    `guidance`, `size` (a side, or width and height) and `batch_size` have defaults by the base.
-    `callback(done, total)` is told of every step. Raises SettingsError for values that cannot work,
-    ConceptError for a concept of another base; warns (CousinWarning) where a concept's base was fine-tuned
-    in the meantime.
+    `concepts` may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`;
+    at strength 0 the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and
+    height) and `batch_size` have defaults by the base. `callback(done, total)` is told of every step, and
+    `preview(latents)` what the step expects the pictures to become, (b, c, h, w); drawing stops within
+    the step if one of them raises (`Interrupted`, say). Raises SettingsError for values that cannot work,
+    ConceptError for a concept of another base; warns (CousinWarning) where a concept's base was
+    fine-tuned in the meantime.
     """
     settings = draw_settings(base, seed, steps, guidance, negative, size, sampler)
-    weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], float(item[1])) for item in concepts]
+    weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
     if count < 1 or (batch_size is not None and batch_size < 1):
         raise SettingsError(
             f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
@@ -125,11 +131,12 @@ def draw(
         warning = concept.check_base(base.passport)
         if warning:
             warnings.warn(warning, CousinWarning, stacklevel=2)
-    deltas = [(concept.deltas(base.unet), strength) for concept, strength in weighted if strength != 0]
+    deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
+    tokens = [(concept, of_words(strength)) for concept, strength in weighted]
     limit = batch_size or BATCH[base.family]
     batches = [range(start, min(start + limit, total)) for start in range(0, total, limit)]
     images: list[Image] = []
-    with inject.fold(base.unet, deltas), _scheduler(base, settings):
+    with inject.fold(base.unet, deltas), token.applied(base, tokens), _scheduler(base, settings, preview):
         for number, batch in enumerate(batches):
             tell = _teller(callback, number * steps, len(batches) * steps, steps)
             texts, seeds = [prompts[i] for i in batch], [seed + i for i in batch]
@@ -156,7 +163,7 @@ def draw_settings(
 
 
 def parameters_text(
-    base: Base, prompt: str, settings: DrawSettings, concepts: Sequence[tuple[Concept, float]], seed: int
+    base: Base, prompt: str, settings: DrawSettings, concepts: Sequence[tuple[Concept, Strength]], seed: int
 ) -> str:
     """The generation text as A1111 writes it; concepts as name:strength:hash."""
     lines = [prompt.strip()]
@@ -171,7 +178,10 @@ def parameters_text(
         "Size": f"{width}x{height}",
         "Model": _quoted(base.name),
     }
-    used = [f"{_plain(concept.title)}:{strength:g}:{concept.sha256()[:12]}" for concept, strength in concepts]
+    used = [
+        f"{_plain(concept.title)}:{strength_text(strength)}:{concept.sha256()[:12]}"
+        for concept, strength in concepts
+    ]
     if used:
         fields["Concepts"] = _quoted(", ".join(used))
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
@@ -221,7 +231,9 @@ def _teller(
 
 
 @contextlib.contextmanager
-def _scheduler(base: Base, settings: DrawSettings) -> Iterator[None]:
+def _scheduler(
+    base: Base, settings: DrawSettings, preview: Callable[[Tensor], None] | None = None
+) -> Iterator[None]:
     """The pipeline with the wanted sampler over the base's own noise schedule; its own one is put back."""
     import diffusers
 
@@ -229,11 +241,29 @@ def _scheduler(base: Base, settings: DrawSettings) -> Iterator[None]:
     own = base.pipe.scheduler
     with loading.quiet():
         made = getattr(diffusers, sampler.scheduler).from_config(own.config, **dict(sampler.options))
+    if preview is not None:
+        made.step = _watched(made, preview)
     base.pipe.scheduler = made
     try:
         yield
     finally:
         base.pipe.scheduler = own
+
+
+def _watched(scheduler: Any, preview: Callable[[Tensor], None]) -> Callable[..., Any]:
+    """A scheduler's step that also tells its estimate of the clean latents.
+
+    Schedulers return it beside the next latents, or keep it (the multistep ones) among their past outputs.
+    """
+    own = scheduler.step
+
+    @functools.wraps(own)  # pipelines look at the signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        made = own(*args, **kwargs)
+        preview(made[1] if len(made) > 1 else scheduler.model_outputs[-1])
+        return made
+
+    return step
 
 
 def _plain(text: str) -> str:

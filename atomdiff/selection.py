@@ -1,4 +1,4 @@
-"""What is trained where: the settings, and the layers of a model that they mean."""
+"""The layers of a model that an `AtomSpec` means."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from atomdiff.errors import AtomdiffError, SettingsError
 from atomdiff.layers import AtomLayer, why_not_blocks
+from atomdiff.spec import AtomSpec
 
 LINEAR_PATTERNS = {
     "attn2": r"(^|\.)attn2\.to_(q|k|v|out\.0)$",  # cross-attention in diffusers' UNets: where words come in
@@ -19,47 +20,6 @@ LINEAR_PATTERNS = {
     "attn": r"(^|\.)attn\d*\.to_(q|k|v|out\.0)$",
     "all": r"",
 }
-
-
-@dataclass(frozen=True)
-class AtomSpec:
-    """What is trained where.
-
-    `num_atoms`: atoms of each spatial convolution, at most its kh*kw; 0 for none. `basis`: "dct" or "svd".
-    `conv_layers`: a regular expression searched in the module names; "" takes every convolution with a kernel
-    larger than 1×1. `linear_atoms`: which linear and 1×1 layers carry block atoms: none, attn2
-    (cross-attention), attn2_kv, attn, all, or a regular expression. `linear_block`: the side kc of their
-    blocks. Raises SettingsError for a value that cannot work.
-    """
-
-    num_atoms: int = 9
-    basis: str = "dct"
-    conv_layers: str = ""
-    linear_atoms: str = "attn2"
-    linear_block: int = 4
-
-    def __post_init__(self) -> None:
-        if type(self.num_atoms) is not int or self.num_atoms < 0:
-            raise SettingsError(
-                f"num_atoms is a whole number from 0 (no conv atoms) up, not {self.num_atoms!r}."
-            )
-        if type(self.linear_block) is not int or self.linear_block < 1:
-            raise SettingsError(f"linear_block is a whole number from 1 up, not {self.linear_block!r}.")
-        if self.basis not in ("dct", "svd"):
-            raise SettingsError(f"basis is 'dct' or 'svd', not {self.basis!r}.")
-        for name in ("conv_layers", "linear_atoms"):
-            try:
-                re.compile(getattr(self, name))
-            except (re.error, TypeError) as error:
-                raise SettingsError(
-                    f"{name} must be a regular expression, but {getattr(self, name)!r} is not one: {error}."
-                ) from None
-        if not self.linear_atoms:
-            raise SettingsError("linear_atoms is empty; write 'none' for no linear atoms, or 'all'.")
-        if self.num_atoms == 0 and self.linear_atoms == "none":
-            raise SettingsError(
-                "num_atoms is 0 and linear_atoms is 'none', so nothing is left to train; set one."
-            )
 
 
 # ----------------------------------------------------------------------------------------- selection
@@ -103,12 +63,13 @@ def select(model: nn.Module, spec: AtomSpec) -> Selection:
             f"{_count(pointwise, 'linear or 1×1 layer')}, and none is selected by {spec}."
         )
     sizes = {name: module.kernel_size[0] * module.kernel_size[1] for name, module in conv.items()}
-    if sizes and spec.num_atoms > max(sizes.values()):
+    if sizes and spec.num_atoms > max(map(spec.atoms_of, sizes.values())):
+        most = "that many" if spec.conv_family != "sparse" else "four times as many"
         raise SettingsError(
             f"num_atoms is {spec.num_atoms}, but no selected kernel has more than "
-            f"{max(sizes.values())} weights; choose at most that many."
+            f"{max(sizes.values())} weights; choose at most {most}."
         )
-    clipped = {name: k2 for name, k2 in sizes.items() if k2 < spec.num_atoms}
+    clipped = {name: spec.atoms_of(k2) for name, k2 in sizes.items() if spec.atoms_of(k2) < spec.num_atoms}
     return Selection(conv, linear, skipped, clipped)
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from atomdiff.errors import SettingsError
+from atomdiff.spec import CONV_FAMILIES, LINEAR_FAMILIES
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CONV_LEARNING_RATE = 1e-2
 LINEAR_LEARNING_RATE = 1e-2
+TOKEN_LEARNING_RATE = 1e-3
 MAX_TEXT = 1000  # characters of a name or prompt
 RESTARTS = 3  # cosine periods of "cosine_with_restarts"
 
@@ -83,6 +85,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
     learning_rate: float = option(CONV_LEARNING_RATE, "learning rate of the conv atoms")
     linear_learning_rate: float = option(LINEAR_LEARNING_RATE, "learning rate of the linear atoms")
+    token_learning_rate: float = option(TOKEN_LEARNING_RATE, "learning rate of the trigger's embedding")
     scale_lr: bool = option(False, "multiply both rates by processes x accumulation x batch size")
     lr_scheduler: str = option("constant", "how the rates change over the run", choices=SCHEDULES)
     lr_warmup_steps: int = option(0, "steps over which the rates rise from zero")
@@ -102,6 +105,17 @@ class TrainingSettings:
         "attn2", "linear layers with atoms: none, attn2, attn2_kv, attn, all, or a pattern"
     )
     linear_block: int = option(4, "side of the blocks of the linear atoms")
+    conv_family: str = option("atoms", "how convolutions are decomposed", choices=CONV_FAMILIES)
+    channel_groups: int = option(
+        1, "recursive atoms: groups of input channels with coefficients of their own; 0: each channel"
+    )
+    second_atoms: int = option(3, "recursive atoms: atoms that each atom is made of")
+    sparsity: float = option(0.05, "sparse atoms: weight of the coefficients' size when decomposing")
+    coef_block: int = option(0, "train the convolutions' coefficients too, in blocks of this side; 0: no")
+    linear_family: str = option(
+        "blocks", "linear atoms: maps of blocks, or two matrices around the weight", choices=LINEAR_FAMILIES
+    )
+    train_token: bool = option(False, "train the trigger's word embedding too, kept in the same file")
     precision: str = option(
         "fp16",
         "number format in the concept file: int8 halves it, int4 again",
@@ -119,6 +133,12 @@ class TrainingSettings:
         100, "save a state to resume from every so many steps; 0: never", inert=True
     )
     checkpoints_total_limit: int | None = option(3, "keep the newest so many states; 0: all", inert=True)
+    timeline_steps: int = option(
+        25,
+        "keep the concept as it is after every so many steps in NAME.timeline.safetensors, some KB each, to "
+        "choose from with `atomdiff timeline`; 0: never",
+        inert=True,
+    )
     resume_from_checkpoint: str = option("", "go on from a saved state: a folder, or 'latest'", inert=True)
     validation_prompt: str = option("", "draw pictures of this prompt during training", inert=True)
     num_validation_images: int = option(4, "validation pictures at a time", inert=True)
@@ -138,6 +158,7 @@ class TrainingSettings:
             "num_atoms",
             "checkpointing_steps",
             "checkpoints_total_limit",
+            "timeline_steps",
             "lr_warmup_steps",
             "seed",
         ):
@@ -146,7 +167,7 @@ class TrainingSettings:
             self._at_least(name, 0)
         self._at_least("num_validation_images", 1)
         self._at_least("resolution", 16)
-        for name in ("learning_rate", "linear_learning_rate", "adam_epsilon"):
+        for name in ("learning_rate", "linear_learning_rate", "token_learning_rate", "adam_epsilon"):
             self._check(getattr(self, name) > 0, name, "a number above 0")
         for name in ("adam_beta1", "adam_beta2"):
             self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")

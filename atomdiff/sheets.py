@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ImageError
-from atomdiff.formats.files import write_atomically
+from atomdiff.formats import files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,14 +49,7 @@ def save_picture(
         from atomdiff.formats.card import embed  # reads concepts, so it needs torch; pictures alone do not
 
         data = embed(data, concept)
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise ImageError(
-            f"The picture cannot be written to {str(path)!r} ({error.strerror or error}): choose a folder "
-            "that can be written, or free some space."
-        ) from error
-    return path
+    return files.write(path, data, "The picture", ImageError)
 
 
 def check_suffix(path: Path, carries: bool = False) -> None:
@@ -105,6 +98,49 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
             left = GAP + column * (width + GAP)
             sheet.paste(shown, (left + (width - shown.width) // 2, y + (height - shown.height) // 2))
         y += height + GAP
+    return sheet
+
+
+def labelled_grid(
+    columns: Sequence[str], rows: Sequence[str], tables: Sequence[tuple[str, Sequence[Image]]]
+) -> Image:
+    """Tables of pictures, each (title, pictures row by row), under the names of the columns and beside
+    those of the rows; empty names take no room.
+
+    Raises ImageError if a table has another number of pictures than cells.
+    """
+    from PIL import Image as Pictures
+    from PIL import ImageDraw, ImageFont
+
+    if not tables or any(len(images) != len(columns) * len(rows) or not images for _, images in tables):
+        raise ImageError(f"A grid of {len(columns)} × {len(rows)} needs a picture for every cell.")
+    width, height = (max(image.size[axis] for _, images in tables for image in images) for axis in (0, 1))
+    factor = max(1, math.ceil(SMALLEST_CELL / max(width, height)))
+    width, height = width * factor, height * factor
+    letters = max(14, min(width, height) // 14)
+    font, title_font = ImageFont.load_default(letters), ImageFont.load_default(letters * 1.25)
+    line = letters + GAP
+    left = GAP + (int(min(width, max(map(font.getlength, rows)))) + GAP if any(rows) else 0)
+    table_height = (line if any(columns) else 0) + len(rows) * (height + GAP) + GAP
+    total = GAP + sum(table_height + (int(line * 1.25) if title else 0) for title, _ in tables)
+    sheet = Pictures.new("RGB", (left + len(columns) * (width + GAP), total), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    top = GAP
+    for title, images in tables:
+        if title:
+            pen.text((GAP, top), fitted(title, title_font, sheet.width - 2 * GAP), fill=INK, font=title_font)
+            top += int(line * 1.25)
+        for x, name in enumerate(columns):
+            pen.text((left + x * (width + GAP), top), fitted(name, font, width), fill=INK, font=font)
+        y = top + (line if any(columns) else 0)
+        for i, image in enumerate(images):
+            at = (left + i % len(columns) * (width + GAP), y + i // len(columns) * (height + GAP))
+            size = (image.width * factor, image.height * factor)
+            sheet.paste(image.convert("RGB").resize(size, Pictures.Resampling.LANCZOS), at)
+        for i, name in enumerate(rows):
+            middle = y + i * (height + GAP) + (height - letters) // 2
+            pen.text((GAP, middle), fitted(name, font, width), fill=INK, font=font)
+        top += table_height
     return sheet
 
 

@@ -19,6 +19,7 @@ Every function is pure, accepts any floating dtype, and does its small matrices 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -132,6 +133,56 @@ def apply_block_map(weight: Tensor, M: Tensor) -> Tensor:
 def block_map_grad(weight: Tensor, grad_weight: Tensor, kc: int) -> Tensor:
     """Adjoint of `apply_block_map` in M: (out, in), (out, in) -> (kc², kc²) fp32."""
     return to_blocks(weight.float(), kc).flatten(0, 1).T @ to_blocks(grad_weight.float(), kc).flatten(0, 1)
+
+
+# ------------------------------------------------------------------- coefficients and channel mixing
+
+
+def combine(alpha: Tensor, atoms: Tensor) -> Tensor:
+    """α times atoms: (c_out, c_in, m), (m, k2) -> (c_out, c_in, k2); with atoms (G, m, k2), input channel c
+    takes those of group ⌊c G / c_in⌋."""
+    if atoms.ndim == 2:
+        return alpha @ atoms
+    c_in, groups = alpha.shape[1], len(atoms)
+    if groups == c_in:
+        return torch.einsum("ocm,cms->ocs", alpha, atoms)
+    return torch.cat(
+        [alpha[:, part] @ own for part, own in zip(channel_groups(c_in, groups), atoms, strict=True)], 1
+    )
+
+
+def channel_groups(c_in: int, groups: int) -> list[slice]:
+    """The input channels c with ⌊c G / c_in⌋ = g, for g = 0 ... G-1; G is at most c_in."""
+    edges = [-(-g * c_in // groups) for g in range(groups + 1)]
+    return [slice(first, last) for first, last in pairwise(edges)]
+
+
+def apply_coefficient_map(alpha: Tensor, M: Tensor) -> Tensor:
+    """Δα, where for each atom the kc × kc blocks of α[:, :, i] are row vectors times M (kc², kc²): fp32."""
+    kc = round(M.shape[0] ** 0.5)
+    c_out, c_in, m = alpha.shape
+    blocks = alpha.float().reshape(c_out // kc, kc, c_in // kc, kc, m)
+    moved = torch.einsum("apbqm,pqxy->axbym", blocks, M.float().view(kc, kc, kc, kc))
+    return moved.reshape(alpha.shape)
+
+
+def apply_kronecker(weight: Tensor, P: Tensor, Q: Tensor) -> Tensor:
+    """ΔW = (I⊗(I+P)) W (I⊗(I+Q)) − W: (out, in), (kc, kc), (kc, kc) -> like weight, fp32."""
+    (rows, columns), kc = weight.shape, len(P)
+    W = weight.float().reshape(rows // kc, kc, columns // kc, kc)
+    inputs = W @ Q.float()  # W (I⊗Q)
+    return (inputs + torch.einsum("xp,apbq->axbq", P.float(), W + inputs)).view(rows, columns)
+
+
+def mix_channels(x: Tensor, T: Tensor, dim: int) -> Tensor:
+    """(I⊗(I+T)) x over the channels, dimension `dim` (-1 or 1), in x's dtype.
+
+    The identity is added apart: 1 + T would round T away on the diagonal in half precision.
+    """
+    blocks = x.unflatten(dim, (-1, len(T)))
+    T = T.to(x.dtype)
+    mixed = blocks @ T.T if dim == -1 else torch.einsum("ij,bcjhw->bcihw", T, blocks)
+    return x + mixed.flatten(-2 if dim == -1 else dim, -1 if dim == -1 else dim + 1)
 
 
 # -------------------------------------------------------------------------- the map on the activations

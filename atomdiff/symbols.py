@@ -146,8 +146,9 @@ def concept_in(paths: Sequence[Path]) -> bytes:
     return read(images)
 
 
-def open_picture(data: bytes, name: str) -> Image:
-    """A screenshot or photo, upright, in grey; too large a one is refused undecoded. Raises ImageError."""
+def open_picture(data: bytes, name: str, mode: str = "L") -> Image:
+    """A screenshot or photo, upright, in grey (or RGB); too large a one is refused undecoded. Raises
+    ImageError."""
     from PIL import Image as Pictures
 
     from atomdiff.images import FORMATS, to_rgb
@@ -160,7 +161,7 @@ def open_picture(data: bytes, name: str) -> Image:
             with Pictures.open(io.BytesIO(data), formats=known) as image:
                 _check_size(image)
                 image.load()
-                return to_rgb(image).convert("L")
+                return to_rgb(image).convert(mode)
     except ImageError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes

@@ -7,6 +7,8 @@ already, as the command line does. Both know no user interface: they tell a `Rep
 import contextlib
 import dataclasses
 import difflib
+import hashlib
+import json
 import os
 import signal
 import threading
@@ -24,11 +26,12 @@ from atomdiff.concept import Concept
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
 from atomdiff.formats.safetensors_file import check_patterns
 from atomdiff.images import check_folder
-from atomdiff.loop import Run, spec_of
+from atomdiff.loop import MAY_CHANGE, Run, spec_of
 from atomdiff.preparing import prepare
 from atomdiff.reporting import Reporter, TensorBoard
 from atomdiff.settings import TrainingSettings, name_everything, suit_base
 from atomdiff.sheets import save_picture
+from atomdiff.timeline import Recorder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
@@ -71,10 +74,12 @@ def fit(
     reporter: Reporter | None = None,
     base: Base | None = None,
     stop: Stop = lambda: False,
+    between: Callable[[Run], None] = lambda run: None,
 ) -> Concept:
     """Train with settings made already.
 
     A `base` handed over keeps its encoders and weights; it is moved to the device that accelerate chose.
+    `between` is called after every step, and may use the base meanwhile, inside `Run.aside`.
     """
     settings = name_everything(settings)
     check_patterns(spec_of(settings))  # now, not when the finished concept is saved
@@ -93,7 +98,7 @@ def fit(
         told.notice(f"Training in {accelerator.num_processes} processes")
     run = prepare(settings, base, accelerator, told, drop)
     try:
-        _train(run, told, stop)
+        _train(run, told, stop, between)
         concept = concept_of(run)
     finally:
         run.close()
@@ -110,6 +115,11 @@ def fit(
 def concept_path(settings: TrainingSettings) -> Path:
     """Where the concept of a run goes (`name_everything` must have been asked)."""
     return Path(settings.output_dir) / f"{settings.name}.safetensors"
+
+
+def timeline_path(settings: TrainingSettings) -> Path:
+    """Where the kept states of a run go (`name_everything` must have been asked)."""
+    return Path(settings.output_dir) / f"{settings.name}.timeline.safetensors"
 
 
 def concept_of(run: Run) -> Concept:
@@ -135,13 +145,14 @@ def concept_of(run: Run) -> Concept:
         class_word=s.class_word,
         training=summary,
         name=s.name,
+        token=run.data.token.read() if run.data.token else None,
     )
 
 
 # -------------------------------------------------------------------------------------------- running
 
 
-def _train(run: Run, told: Reporter, stop: Stop) -> None:
+def _train(run: Run, told: Reporter, stop: Stop, between: Callable[[Run], None]) -> None:
     """Run the loop to its end, telling and logging every step."""
     settings, main = run.settings, run.accelerator.is_main_process
     output = Path(settings.output_dir)
@@ -149,15 +160,32 @@ def _train(run: Run, told: Reporter, stop: Stop) -> None:
     if settings.report_to == "tensorboard" and main:
         log = TensorBoard(output / settings.logging_dir, run.done)
     validate = _validator(run, told) if settings.validation_prompt else None
+    recorder = _recorder(run, told) if settings.timeline_steps and main else None
     try:
         with _stop_signals(told) as stopped:
             for record in run.steps(output, lambda: stopped() or stop(), validate):
+                if recorder and recorder.due(record.step, record.last):
+                    recorder.keep(record.step, record.loss, concept_of(run))
                 told.step(record)
                 if log:
                     log.step(record)
+                between(run)
+        if recorder and recorder.timeline:
+            told.notice(f"Timeline: {recorder.path} ({len(recorder.timeline.steps)} states)")
     finally:
         if log:
             log.close()
+
+
+def _recorder(run: Run, told: Reporter) -> Recorder:
+    """Keeps states in the timeline of this very run: equal settings and pictures, whatever may change."""
+    settings = run.settings
+    compared = {key: run.state["compared"][key] for key in run.state["compared"] if key not in MAY_CHANGE}
+    text = json.dumps(compared, sort_keys=True)
+    known_as = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    recorder = Recorder(timeline_path(settings), settings.timeline_steps, run.done, known_as, told.warn)
+    recorder.require_room(run.total, sum(p.numel() for p in run.attached.parameters()))
+    return recorder
 
 
 def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:

@@ -26,17 +26,15 @@ from atomdiff.batches import Sampler
 from atomdiff.concept import Concept
 from atomdiff.objective import diffusion_loss
 from atomdiff.pocket import world
-from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
 from atomdiff.preparing import prepare
 from atomdiff.reporting import Reporter
-from atomdiff.sampling import draw
 from atomdiff.settings import TrainingSettings, name_everything, suit_base
 from atomdiff.sheets import contact_sheet, save_picture
 
+from .court import CONTEXTS, Court, Drawing, likeness
 from .report import Target, machine, markdown, one_sentence, show, verdict
 
-CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
 RATE = 3e-5  # of full fine-tuning
 LEGEND = """Likeness is the mean of first colour, second colour and pattern (shares judged right) and of
@@ -57,61 +55,7 @@ class Result:
     @property
     def likeness(self) -> float:
         """Mean of first colour, second colour and pattern right, and of the identity similarity."""
-        return sum(self.figures[k] for k in ("colour", "second", "pattern", "identity")) / 4
-
-
-class Court:
-    """The judge with what it compares to: renders of the subject and pictures of the untouched base."""
-
-    def __init__(self, base: Base, judge: Judge, subject: world.Subject, each: int):
-        import numpy as np
-
-        self.judge, self.subject, self.each = judge, subject, each
-        rng = np.random.default_rng(17)
-        scenes = [world.random_scene(rng, subject, accessory="none", style="drawing") for _ in range(32)]
-        truth = judge([world.render(scene) for scene in scenes]).identity
-        self.centre = torch.nn.functional.normalize(truth.mean(0), dim=0)
-        self.before = self._class_pictures(base)
-
-    def _class_pictures(self, base: Base) -> list[Image.Image]:
-        return draw(base, f"a {self.subject.kind}", count=4 * self.each, seed=900, batch_size=16)
-
-    def try_case(
-        self, base: Base, concepts: list[Concept], prompt: str
-    ) -> tuple[dict[str, float], list[Image.Image]]:
-        """Draws `prompt` in every context, and the bare class, and judges all."""
-        pictures: list[Image.Image] = []
-        hits = {"class": 0.0, "context": 0.0}
-        for i, context in enumerate(CONTEXTS):
-            drawn = draw(
-                base,
-                f"{prompt} {world.CONTEXTS[context]}",
-                concepts=concepts,
-                count=self.each,
-                seed=100 * i,
-                batch_size=16,
-            )
-            hits["context"] += self.judge(drawn).share("context", context) / len(CONTEXTS)
-            pictures += drawn
-        seen = self.judge(pictures)
-        s = self.subject
-        figures = {
-            h: seen.share(h, v)
-            for h, v in (
-                ("colour", s.colour),
-                ("second", s.second),
-                ("pattern", s.pattern),
-                ("class", s.kind),
-            )
-        }
-        figures |= {"context": hits["context"], "identity": float((seen.identity @ self.centre).mean())}
-        after = draw(base, f"a {s.kind}", concepts=concepts, count=4 * self.each, seed=900, batch_size=16)
-        bare, was = self.judge(after), self.judge(self.before)
-        own = HEADS["pattern"].index(s.pattern), HEADS["colour"].index(s.colour)
-        leaked = (bare.answers["pattern"] == own[0]) | (bare.answers["colour"] == own[1])
-        figures["leak"] = float(leaked.float().mean())
-        figures["drift"] = 1 - float((bare.identity * was.identity).sum(1).mean())
-        return figures, pictures
+        return likeness(self.figures)
 
 
 def with_concept(base: Base, kind: str, out: Path, options: dict) -> Concept:
@@ -159,7 +103,7 @@ def full_fine_tuning(base: Base, kind: str, out: Path, rate: float = RATE) -> No
 def run_subject(kind: str, each: int, out: Path, options: dict, ceiling: bool) -> dict[str, Result]:
     base, judge = load_base("pocket"), Judge.load(pocket.path() / "judge.safetensors")
     subject = next(s for s in world.benchmark_subjects(3) if s.kind == kind)
-    court, prompt = Court(base, judge, subject, each), f"a sks {kind}"
+    court, prompt = Court(base, judge, subject, Drawing(each)), f"a sks {kind}"
     results = {}
 
     def case(name: str, make: Callable[[], tuple[list[Concept], int]]) -> None:

@@ -107,6 +107,7 @@ def test_reading_decodes_no_pixel():
         (joined(IHDR, CARRIED, CARRIED, IDAT, IEND), "2 concepts"),
         (joined(IHDR, CARRIED, IDAT, CARRIED, IEND), "2 concepts"),
         (joined(IHDR, IDAT, CARRIED, IDAT, IEND), "one run"),
+        (joined(IHDR, IDAT, CARRIED, IEND), "after the pixels"),
         (joined(IHDR, CARRIED, IEND), "one run"),
         (joined(CARRIED, IHDR, IDAT, IEND), "start with one IHDR"),
         (joined(IHDR, IHDR, CARRIED, IDAT, IEND), "start with one IHDR"),
@@ -121,7 +122,7 @@ def test_reading_decodes_no_pixel():
         (joined(IHDR, chunk(b"atOm", b"\x80\x04pickle..."), IDAT, IEND), "not a concept"),
         (joined(IHDR, chunk(b"atOm"), IDAT, IEND), "only 0 bytes"),
         (joined(IHDR, chunk(b"atOm", CONCEPT + b"!"), IDAT, IEND), "belong to no tensor"),
-        (joined(IHDR, *[chunk(b"tEXt")] * 20_001, IDAT, IEND), "over 20000 chunks"),
+        (joined(IHDR, *[chunk(b"tEXt")] * 5001, IDAT, IEND), "over 5000 chunks"),
     ],
 )
 def test_what_is_no_sound_card_is_refused_in_one_sentence(data, message):

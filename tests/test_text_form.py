@@ -20,7 +20,7 @@ from atomdiff.errors import ConceptError
 from atomdiff.formats import precision
 from atomdiff.formats.modelspec import annotated
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.formats.text import from_json, from_text, to_json, to_text
+from atomdiff.formats.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
 from atomdiff.inject import AtomSpec
 
 SMALL = AtomSpec(num_atoms=2, linear_block=2)
@@ -290,3 +290,24 @@ def test_an_author_signs_a_concept(file, tmp_path):
 def test_a_field_of_the_format_is_no_extra_field():
     with pytest.raises(ConceptError, match="'format' is one of the format's own"):
         to_bytes(concept(extra={"format": "mine"}))
+
+
+def test_either_form_is_read_from_a_text_file():
+    data = to_bytes(concept())
+    for form in (to_text(data), to_json(data)):
+        assert from_either(b"\xef\xbb\xbf" + form.encode()) == data
+        assert from_either(b"\n  " + form.encode()) == data
+    with pytest.raises(ConceptError, match="This is not text"):
+        from_either(b"\xff\xfe")
+    with pytest.raises(ConceptError, match=r"has 4,194,305 bytes, too many"):
+        from_either(bytes(4 * MAX_LETTERS + 1))
+
+
+def test_what_is_too_long_for_a_text_is_told_before_it_is_made():
+    spec = AtomSpec(linear_atoms="none")
+    large = to_bytes(concept(spec=spec, atoms={"conv": torch.ones(5000, 9, 9)}), "int8")
+    for form in (to_text, to_json):
+        with pytest.raises(ConceptError, match=r"at most [\d,]+ are read: share the file, or a card"):
+            form(large)
+    with pytest.raises(ConceptError, match="far more values"):
+        from_json('{"metadata": [' + "[]," * 150_000 + "[]]}")

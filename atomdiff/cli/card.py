@@ -25,13 +25,14 @@ def make_card(
 ) -> None:
     """Draw a card: a picture to post that is the concept itself, exact to the byte."""
     from atomdiff import card_art
+    from atomdiff.formats import files
     from atomdiff.formats.card import concept_bytes
 
     if out.suffix.lower() != ".png":
         raise ImageError(f"Only a PNG can carry a concept, so a card is a .png, not {out.name!r}.")
     data = concept_bytes(file)
     card = card_art.make(data, [_preview(path) for path in picture or []])
-    _write(out, card)
+    files.write(out, card, "The card")
     typer.echo(f"{out} ({len(card):,} bytes, {len(data):,} of them the concept)")
 
 
@@ -67,16 +68,16 @@ def read_picture(
     out: Annotated[Path, typer.Option(help="The concept file to write.")] = Path("concept.safetensors"),
 ) -> None:
     """Find the concept in a picture and write its file, exact to the byte."""
-    from atomdiff import symbols
-    from atomdiff.formats.safetensors_file import from_bytes
+    from atomdiff.formats import safetensors_file
+    from atomdiff.receiving import receive
 
     if out.suffix.lower() != ".safetensors":
         raise ConceptError(
             f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
         )
-    data = symbols.concept_in(picture)
-    concept = from_bytes(data)
-    _write(out, data)
+    received = receive(*picture)
+    concept, data = received.concept, received.data
+    safetensors_file.write_data(data, out)
     base = f", for {concept.base.name}" if concept.base.name else ""
     typer.echo(f"{out} ({len(data):,} bytes: {concept.title!r}{base})")
 
@@ -89,15 +90,3 @@ def _preview(path: Path) -> Image:
         return read(path, HERO)[0]
     except ImageError as error:
         raise ImageError(f"The picture {str(path)!r} cannot be used: {error}.") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    from atomdiff.formats.files import write_atomically
-
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise ConceptError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}): choose a folder that can be "
-            "written, or free some space."
-        ) from error

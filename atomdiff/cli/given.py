@@ -3,37 +3,75 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from atomdiff.errors import BaseError, SettingsError
+from atomdiff.blocks import Strength, parse_strength
+from atomdiff.errors import BaseError, ConceptError, SettingsError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from atomdiff.base import Base
     from atomdiff.concept import Concept
+    from atomdiff.library import Entry
 
 
-def load_concepts(given: list[str]) -> list[tuple[Concept, float]]:
-    """`FILE` or `FILE:STRENGTH`, each. Raises ConceptError or SettingsError."""
+def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
+    """`FILE` or `NAME` of a concept in the library, which is told, each with or without `:STRENGTH`.
+
+    Raises ConceptError or SettingsError.
+    """
     from atomdiff.formats import card
+    from atomdiff.library import Library
 
     weighted = []
     for item in given:
-        path, strength = split_strength(item)
-        weighted.append((card.load(path), strength))
+        name, strength = _split(item)
+        entry = _in_library(name)
+        if entry:
+            Library().used(entry.id)
+            typer.echo(f"note: {name!r} is {entry.path} in the library", err=True)
+        weighted.append((card.load(entry.path if entry else name), strength))
     return weighted
 
 
-def split_strength(item: str) -> tuple[str, float]:
+def split_strength(item: str) -> tuple[str, Strength]:
+    """The file that `FILE`, `NAME` or these with `:STRENGTH` mean, and the strength. Raises as above."""
+    name, strength = _split(item)
+    entry = _in_library(name)
+    return str(entry.path) if entry else name, strength
+
+
+def _in_library(name: str) -> Entry | None:
+    """The library's only concept of this name; None if it is a file's name, or there is no library.
+
+    Raises ConceptError if the library has none or several of the name.
+    """
+    from atomdiff.library import Library, default_folder
+
+    path = Path(name)
+    is_file = path.exists() or path.name != name or path.suffix.lower() in (".safetensors", ".png")
+    if is_file or not default_folder().is_dir():
+        return None
+    try:
+        return Library().named(name)
+    except ConceptError as error:
+        raise ConceptError(f"There is no file {name!r}. {error}") from None
+
+
+def _split(item: str) -> tuple[str, Strength]:
     head, colon, tail = item.rpartition(":")
     if not colon or not head or Path(item).exists():
         return item, 1.0
+    if re.fullmatch(r"\s*\w+=[^/\\]*(?<!\.safetensors)", tail):
+        return head, parse_strength(tail)
     try:
         strength = float(tail)
     except ValueError:
@@ -45,7 +83,7 @@ def split_strength(item: str) -> tuple[str, float]:
     return head, strength
 
 
-def which_base(given: str | None, weighted: list[tuple[Concept, float]]) -> tuple[str, str]:
+def which_base(given: str | None, weighted: list[tuple[Concept, Strength]]) -> tuple[str, str]:
     """The base to use, and why that one."""
     if given is not None:
         return given, "as asked"
@@ -80,7 +118,7 @@ def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
         raise BaseError(f"{error} The concept was trained on it; --base says where it lies.") from error
 
 
-def tell_about(base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, float]]) -> None:
+def tell_about(base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]]) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
     from atomdiff.base import truncated_part
 
@@ -93,10 +131,32 @@ def tell_about(base: Base, prompt: str, negative: str, weighted: list[tuple[Conc
                 f"note: the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}.",
                 err=True,
             )
+    tell_clashes(weighted)
     for what, text in (("prompt", prompt), ("negative prompt", negative)):
         cut = truncated_part(base, text)
         if cut:
             typer.echo(f"warning: the {what} is too long; this end of it is not used: {cut!r}", err=True)
+
+
+def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:
+    """Warns of concepts that get in each other's way, before they are used together."""
+    from atomdiff import algebra
+
+    used = [concept for concept, strength in weighted if strength]
+    for one, other in itertools.combinations(used, 2):
+        clash = algebra.clash(one, other)
+        if clash is not None and clash > algebra.CLASH:
+            typer.echo(
+                f"warning: {one.title!r} and {other.title!r} overlap by {clash:.0%} in what they change, so "
+                "each will show in the other: lower their strengths, or draw them apart.",
+                err=True,
+            )
+        elif one.trigger and one.trigger.lower() == other.trigger.lower():
+            typer.echo(
+                f"warning: {one.title!r} and {other.title!r} are both called by {one.trigger!r}, so a prompt "
+                "calls both.",
+                err=True,
+            )
 
 
 def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:

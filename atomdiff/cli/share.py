@@ -26,12 +26,13 @@ def export_concept(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
     """Write a concept as text, from which `import` makes the same file."""
+    from atomdiff.formats import files
     from atomdiff.formats import text as forms
-    from atomdiff.formats.files import write_atomically
+    from atomdiff.formats.card import read_file
 
     if text and as_json:
         raise SettingsError("A concept is exported as --text or as --json, not as both: run it twice.")
-    data = _read(file)
+    data = read_file(file)
     try:
         made = forms.to_json(data) if as_json else forms.to_text(data) + "\n"
     except ConceptError as error:
@@ -39,11 +40,7 @@ def export_concept(
     if out is None:
         sys.stdout.write(made)
         return
-    try:
-        write_atomically(out, made.encode())
-    except OSError as error:
-        raise ConceptError(f"The text cannot be written to {str(out)!r} ({error.strerror}).") from error
-    typer.echo(str(out))
+    typer.echo(str(files.write(out, made.encode(), "The text")))
 
 
 @app.command("import")
@@ -57,13 +54,12 @@ def import_concept(
     """Make a concept file of its text or JSON."""
     from atomdiff.formats import safetensors_file
     from atomdiff.formats import text as forms
+    from atomdiff.formats.card import read_file
+    from atomdiff.receiving import from_any_text
 
-    raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else _read(Path(file))
+    raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else read_file(file)
     try:
-        text = raw.decode("utf-8-sig")
-        data = forms.from_json(text) if text.lstrip().startswith("{") else forms.from_text(text)
-    except UnicodeDecodeError:
-        raise ConceptError(f"{file!r} is not text: give what `atomdiff export` wrote.") from None
+        data = from_any_text(raw)
     except ConceptError as error:
         raise ConceptError(f"{file!r}: {error}") from None
     typer.echo(f"{safetensors_file.write_data(data, out)} ({len(data):,} bytes)")
@@ -88,9 +84,10 @@ def convert(
     from atomdiff.concept import Concept
     from atomdiff.formats import header, modelspec, safetensors_file
     from atomdiff.formats import precision as precisions
+    from atomdiff.formats.card import read_file
 
     concept = Concept.load(file)
-    best = "fp32" if max_bytes is not None else precisions.of(header.parse_header(_read(file))[1])
+    best = "fp32" if max_bytes is not None else precisions.of(header.parse_header(read_file(file))[1])
     concept = modelspec.annotated(
         concept,
         author=author,
@@ -111,12 +108,3 @@ def _picture(file: Path) -> Image:
         return images.read_picture(file, THUMBNAIL)[0]
     except ImageError as error:
         raise ImageError(f"The thumbnail {str(file)!r} is {error}: give a picture.") from None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConceptError(
-            f"The file {str(file)!r} cannot be read ({error.strerror or error}): check the path."
-        ) from error

@@ -8,7 +8,8 @@ it a text chunk `parameters` tells A1111 and its kin, and people, what the pictu
 
 A card comes from strangers. So the chunks are walked as bytes, before and without decoding any pixel, and a
 reader MUST refuse a file with a wrong CRC, an unknown critical chunk, pixels in several runs, two `atOm`
-chunks, anything after IEND, or more than the sizes below. Text chunks are never unpacked.
+chunks or one after the pixels, anything after IEND, or more than the sizes below. Text chunks are never
+unpacked.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from atomdiff.concept import Concept
+from atomdiff.contents import Contents
 from atomdiff.errors import ConceptError
 from atomdiff.formats.header import parse_header
-from atomdiff.formats.safetensors_file import from_bytes
+from atomdiff.formats.safetensors_file import concept_of, contents
+
+if TYPE_CHECKING:
+    from atomdiff.concept import Concept
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KIND = b"atOm"
-MAX_FILE = 64 * 2**20  # bytes of a picture
+MAX_FILE = 32 * 2**20  # bytes of a picture
 MAX_CONCEPT = 8 * 2**20  # bytes of a concept that travels in one
-MAX_CHUNKS = 20_000
+MAX_CHUNKS = 5000
 MAX_SIDE = 2**31 - 1  # what PNG allows; how much is *decoded* is limited where pixels are
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
@@ -55,7 +60,9 @@ def walk(data: bytes) -> list[Chunk]:
             "This is no PNG picture, so it can carry no concept: give the card as it was made."
         )
     if len(data) > MAX_FILE:
-        raise ConceptError(f"The picture has {len(data) / 2**20:.0f} MiB; a card has at most 64 MiB.")
+        raise ConceptError(
+            f"The picture has {len(data) / 2**20:.0f} MiB; a card has at most {MAX_FILE >> 20} MiB."
+        )
     chunks = list(_chunks(data))
     kinds = [chunk.kind for chunk in chunks]
     if kinds[0] != b"IHDR" or kinds.count(b"IHDR") != 1 or chunks[0].end - chunks[0].start != 13:
@@ -76,6 +83,11 @@ def walk(data: bytes) -> list[Chunk]:
         raise ConceptError(
             f"The picture carries {kinds.count(KIND)} concepts where one may be: it was altered, get "
             "it again."
+        )
+    if KIND in kinds and kinds.index(KIND) > pixels[0]:
+        raise ConceptError(
+            "The picture's concept comes after the pixels, where no writer puts it: it was altered, get it "
+            "again."
         )
     return chunks
 
@@ -124,7 +136,7 @@ def concept_bytes(path: str | Path) -> bytes:
 
 
 def read_file(path: str | Path) -> bytes:
-    """A file that may hold a concept or a picture, of at most 72 MiB. Raises ConceptError."""
+    """A file that may hold a concept or a picture, of at most 40 MiB. Raises ConceptError."""
     limit = MAX_FILE + MAX_CONCEPT
     try:
         with Path(path).open("rb") as file:
@@ -142,9 +154,14 @@ def read_file(path: str | Path) -> bytes:
 
 def load(path: str | Path) -> Concept:
     """A concept from its file or from a picture that carries it. Raises ConceptError."""
+    return concept_of(look(path)[0])
+
+
+def look(path: str | Path) -> tuple[Contents, bytes]:
+    """What a concept file or picture says, and the file's bytes; needs no torch. Raises ConceptError."""
     data = concept_bytes(path)
     try:
-        return from_bytes(data)
+        return contents(data), data
     except ConceptError as error:
         raise ConceptError(f"{str(path)!r}: {error}") from None
 

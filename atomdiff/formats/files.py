@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
+
+from atomdiff.errors import AtomdiffError, ConceptError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -22,5 +25,30 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the reason is told; what is left has a name of its own
+            part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write(path: Path, data: bytes, what: str, refusal: type[AtomdiffError] = ConceptError) -> Path:
+    """The same, for `what` ("The concept"), with a sentence for what the system refuses: raises `refusal`."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise refusal(
+            f"{what} cannot be written to {str(path)!r} ({error.strerror or error}): choose a folder that "
+            "can be written, or free some space."
+        ) from error
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # some systems cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

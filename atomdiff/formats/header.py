@@ -15,10 +15,20 @@ from typing import Any, BinaryIO, NoReturn
 
 from atomdiff.errors import ConceptError
 
-MAX_HEADER = 16 * 2**20
-MAX_DATA = 64 * 2**20  # a thousand times the usual concept
+MAX_HEADER = 2**20  # bytes: the header of a whole SDXL checkpoint, so that it is still known for one
+MAX_CONCEPT = 16 * 2**20  # bytes of numbers: some hundred times the usual concept
+MAX_NUMBERS = 2**22  # in a concept: recursive atoms of SD 1.5 with a β for every channel are a third of it
+MAX_DATA = 64 * 2**20  # bytes of numbers in a timeline
 MAX_TENSORS = 64
+MAX_TEXTS = 1000  # entries of the metadata
+MAX_PARTS = 100_000  # commas, brackets and quotes of a JSON text: what reading it costs time and memory by
 MAX_SIDE = 2**20
+_WRONG_KIND = {
+    "concept": "This is the timeline of a training, not a concept: cut a step out of it with "
+    "`atomdiff timeline FILE --cut STEP --out concept.safetensors`.",
+    "timeline": "This is a concept, not the timeline of a training, which has a name that ends in "
+    ".timeline.safetensors and lies beside it if steps were kept.",
+}
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
@@ -33,16 +43,19 @@ class Entry:
     end: int
 
 
-def parse_header(data: bytes) -> tuple[dict[str, str], list[Entry], int]:
-    """Metadata, tensors and the offset of the first tensor's bytes. Raises ConceptError."""
+def parse_header(data: bytes, kind: str = "concept") -> tuple[dict[str, str], list[Entry], int]:
+    """Metadata, tensors and the offset of the first tensor's bytes of a file of this kind, "concept" or
+    "timeline". Raises ConceptError."""
     size = _header_size(data[:8], len(data))
-    return (*_parse(data[8 : 8 + size], len(data) - 8 - size), 8 + size)
+    return (*_parse(data[8 : 8 + size], len(data) - 8 - size, kind), 8 + size)
 
 
-def read_header(file: BinaryIO, file_size: int) -> tuple[dict[str, str], list[Entry], int]:
+def read_header(
+    file: BinaryIO, file_size: int, kind: str = "concept"
+) -> tuple[dict[str, str], list[Entry], int]:
     """The same from an open file, of which only the header is read. Raises ConceptError."""
     size = _header_size(file.read(8), file_size)
-    return (*_parse(file.read(size), file_size - 8 - size), 8 + size)
+    return (*_parse(file.read(size), file_size - 8 - size, kind), 8 + size)
 
 
 def _header_size(start: bytes, file_size: int) -> int:
@@ -50,13 +63,15 @@ def _header_size(start: bytes, file_size: int) -> int:
         raise ConceptError(f"The file is only {file_size} bytes long: it is cut off or empty, get it again.")
     (size,) = struct.unpack("<Q", start)
     if size > MAX_HEADER:
-        raise ConceptError("This is no safetensors file, or its header is over 16 MiB: it is not a concept.")
+        raise ConceptError("This is no safetensors file, or its header is over 1 MiB: it is not a concept.")
     if 8 + size > file_size:
         raise ConceptError("The file ends within its header: it is cut off, get it again.")
     return int(size)
 
 
-def _parse(text: bytes, data_size: int) -> tuple[dict[str, str], list[Entry]]:
+def _parse(text: bytes, data_size: int, kind: str) -> tuple[dict[str, str], list[Entry]]:
+    if too_many_parts(text):
+        raise ConceptError("The file's header has far more parts than a concept's: it is not a concept.")
     try:
         header = json.loads(text.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except ConceptError:
@@ -70,10 +85,15 @@ def _parse(text: bytes, data_size: int) -> tuple[dict[str, str], list[Entry]]:
         raise ConceptError(
             "This is no safetensors file (its header has the wrong form): it is not a concept."
         )
-    _check_format(metadata, list(header))
-    if data_size > MAX_DATA:
+    _check_format(metadata, list(header), kind)
+    limit = MAX_DATA if kind == "timeline" else MAX_CONCEPT
+    if data_size > limit:
         raise ConceptError(
-            f"The file holds {data_size / 2**20:.0f} MiB, too much for a concept (at most 64 MiB)."
+            f"The file holds {data_size / 2**20:.0f} MiB, too much for a {kind} (at most {limit >> 20} MiB)."
+        )
+    if len(metadata) > MAX_TEXTS:
+        raise ConceptError(
+            f"The file holds {len(metadata)} texts, too many for a {kind} (at most {MAX_TEXTS})."
         )
     if len(header) > MAX_TENSORS:
         raise ConceptError(
@@ -96,6 +116,11 @@ def _parse(text: bytes, data_size: int) -> tuple[dict[str, str], list[Entry]]:
     return metadata, entries
 
 
+def too_many_parts(text: bytes) -> bool:
+    """Whether reading this JSON would take long: it has no more values than commas and brackets."""
+    return sum(map(text.count, (b",", b"[", b"{", b'"'))) > MAX_PARTS
+
+
 def _entry(name: str, value: Any) -> Entry:
     try:
         dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
@@ -112,12 +137,14 @@ def _entry(name: str, value: Any) -> Entry:
     return Entry(name, dtype, tuple(shape), start, end)
 
 
-def _check_format(metadata: dict[str, str], names: list[str]) -> None:
+def _check_format(metadata: dict[str, str], names: list[str], kind: str) -> None:
     found = metadata.get("format", "")
-    version = re.fullmatch(r"atomdiff/(\d{1,4})(\.\d{1,4})?", found)
+    version = re.fullmatch(r"atomdiff(-timeline)?/(\d{1,4})(\.\d{1,4})?", found)
     if version is None:
-        raise ConceptError(f"This is {_what_else(names)}, not an atomdiff concept.")
-    if version[1] != "1":
+        raise ConceptError(f"This is {_what_else(names)}, not an atomdiff {kind}.")
+    if (kind == "timeline") != bool(version[1]):
+        raise ConceptError(_WRONG_KIND[kind])
+    if version[2] != "1":
         raise ConceptError(
             f"The file has the format {found}, newer than this version of atomdiff reads: update atomdiff."
         )

@@ -95,7 +95,7 @@ def pack(whole: np.ndarray) -> bytes:
     return (nibbles[::2] | nibbles[1::2] << 4).tobytes()
 
 
-def unpack(packed: bytes, shape: Shape) -> np.ndarray:
+def unpack(packed: bytes | memoryview, shape: Shape) -> np.ndarray:
     """Inverse of `pack`, int8. Raises ConceptError for a wrong length, a -8 or a half byte that is not 0."""
     count = math.prod(shape)
     raw = np.frombuffer(packed, np.uint8)
@@ -106,7 +106,7 @@ def unpack(packed: bytes, shape: Shape) -> np.ndarray:
 
 
 def decode(
-    entries: Sequence[Entry], data: bytes, int4: Mapping[str, Shape]
+    entries: Sequence[Entry], data: bytes | memoryview, int4: Mapping[str, Shape]
 ) -> tuple[str, dict[str, np.ndarray]]:
     """The precision of a file and its tensors (L, r, c) fp32 by name, of which `int4` gives the int4 shapes.
 

@@ -14,31 +14,35 @@ import json
 import re
 import struct
 from dataclasses import fields
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-import torch
-
-from atomdiff.concept import Concept
+from atomdiff.contents import Contents
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.formats import precision
-from atomdiff.formats.files import write_atomically
-from atomdiff.formats.header import WIDTHS, Entry, parse_header, read_header
+from atomdiff.formats import files, precision, present
+from atomdiff.formats.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_header
 from atomdiff.formats.precision import Part
-from atomdiff.inject import AtomSpec
 from atomdiff.passport import BasePassport
+from atomdiff.spec import AtomSpec
+
+if TYPE_CHECKING:
+    from atomdiff.concept import Concept
 
 FORMAT = "atomdiff/1"
-_FAMILY = r"(?:(?:conv|basis)(?:\.[1-9]\d?x[1-9]\d?)?|linear)"
+ALWAYS = ("num_atoms", "basis", "conv_layers", "linear_atoms", "linear_block")
+"""Fields of the spec that are written even if they are as usual; the others were added later."""
+_FAMILY = r"(?:(?:conv|basis|beta)(?:\.[1-9]\d?x[1-9]\d?)?|linear|coef|token2?)"
 _TENSOR_NAME = re.compile(rf"{_FAMILY}(?:\.scale)?")
 _INT4 = re.compile(rf"({_FAMILY})=([1-9]\d{{0,6}})x([1-9]\d{{0,6}})x([1-9]\d{{0,6}})")
 _ARCHITECTURE = re.compile(r"[a-z0-9]{1,20}-[0-9a-f]{8}")
 _BASE_NAME = re.compile(r"[^/\\]{0,200}|[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
-_RISKY_PATTERN = re.compile(
-    r"\)[*+{]|\\\d|([*+{].*){5}|.{200}"
-)  # a repeated group, a back reference, much of it
+MAX_PATTERN = 200  # letters
+_RISKY_PATTERN = re.compile(  # a repeated group, a back reference or flags, doubled signs, many repetitions
+    r"\)[*+{]|\\\d|\(\?[^:]|\[\[|--|&&|~~|\|\||([*+{].*){5}", re.DOTALL
+)
 _REQUIRED = ("base", "base_sketch", "spec", "layers")
 KNOWN = (
     "format",
@@ -66,11 +70,11 @@ def to_bytes(concept: Concept, dtype: str = "fp16", max_bytes: int | None = None
         raise SettingsError(f"A concept is saved as {', '.join(known[:-1])} or {known[-1]}, not {dtype!r}.")
     check_patterns(concept.spec)
     if max_bytes is None:
-        return assemble(_metadata(concept), to_parts(concept, dtype))
+        return assemble(_metadata(concept, dtype), to_parts(concept, dtype))
     size = 0
     for coarser in known[known.index(dtype) :]:
         try:
-            data = assemble(_metadata(concept), to_parts(concept, coarser))
+            data = assemble(_metadata(concept, coarser), to_parts(concept, coarser))
         except ConceptError:  # beyond the range of fp16, which the scales of int8 and int4 stretch
             continue
         size = len(data)
@@ -87,7 +91,9 @@ def to_parts(concept: Concept, dtype: str) -> list[Part]:
     tensors = dict(concept.atoms) | {
         key.replace("conv", "basis"): value for key, value in concept.bases.items()
     }
-    made = [precision.encode(name, tensor.numpy(), dtype) for name, tensor in tensors.items()]
+    kept = present.kept_layers(concept, dtype)
+    held = present.drop({name: tensor.numpy() for name, tensor in tensors.items()}, kept)
+    made = [precision.encode(name, array, dtype) for name, array in held.items()]
     return [part for parts in made for part in parts]
 
 
@@ -121,21 +127,57 @@ def _in_order(metadata: dict[str, str]) -> dict[str, str]:
 def check_patterns(spec: AtomSpec) -> None:
     """Refuses layer patterns that no reader would run: a stranger's file must not keep a computer busy.
 
-    That is a repeated group, a back reference, more than four repetitions, or over 1,000 letters. To be
-    asked before training, since `to_bytes` asks too. Raises SettingsError.
+    That is a repeated group, a back reference, inline flags, a set that Python warns of, more than four
+    repetitions, or 200 and more letters. To be asked before training, since `to_bytes` asks too. Raises
+    SettingsError.
     """
-    for pattern in (spec.conv_layers, spec.linear_atoms):
-        if _RISKY_PATTERN.search(pattern):
+    _check_patterns(spec.conv_layers, spec.linear_atoms)
+
+
+def _check_patterns(*patterns: str) -> None:
+    """Before they are compiled, which some take long for as well."""
+    for pattern in patterns:
+        if len(pattern) >= MAX_PATTERN or _RISKY_PATTERN.search(pattern):
             raise SettingsError(
                 f"The layer pattern {pattern[:60]!r} could take for ever to search: use one without repeated "
-                "groups, back references and more than four repetitions."
+                "groups, back references, inline flags, doubled signs and more than four repetitions."
             )
 
 
 def from_bytes(data: bytes) -> Concept:
     """Inverse of `to_bytes`. Raises ConceptError on anything that is not a sound concept file."""
+    return concept_of(contents(data))
+
+
+def contents(data: bytes) -> Contents:
+    """Everything that the file's bytes say, found sound; needs no torch. Raises ConceptError."""
     metadata, entries, start = parse_header(data)
-    return _concept(metadata, entries, data[start:])
+    return _contents(metadata, entries, memoryview(data)[start:])
+
+
+def concept_of(said: Contents) -> Concept:
+    """The same with tensors, which share the arrays' memory."""
+    import torch
+
+    from atomdiff.concept import Concept
+
+    values = {item.name: getattr(said, item.name) for item in fields(Contents)}
+    for kind in ("atoms", "bases"):
+        values[kind] = {key: torch.from_numpy(array) for key, array in values[kind].items()}
+    return Concept(**values)
+
+
+def size_report(data: bytes) -> dict[str, int]:
+    """Bytes of each part of a sound file: conv atoms (with β), conv coefficients, linear atoms, token, bases,
+    scales, header with the texts."""
+    kinds = {"conv": "conv atoms", "beta": "conv atoms", "coef": "conv coefficients"}
+    kinds |= {"linear": "linear atoms", "token": "token", "token2": "token", "basis": "bases"}
+    report = dict.fromkeys([*kinds.values(), "scales"], 0)
+    _, entries, start = parse_header(data)
+    for entry in entries:
+        kind = "scales" if entry.name.endswith(precision.SCALE) else kinds[entry.name.split(".")[0]]
+        report[kind] += entry.end - entry.start
+    return report | {"header": start}
 
 
 def write(concept: Concept, path: Path, dtype: str = "fp16", max_bytes: int | None = None) -> Path:
@@ -145,14 +187,7 @@ def write(concept: Concept, path: Path, dtype: str = "fp16", max_bytes: int | No
 
 def write_data(data: bytes, path: Path) -> Path:
     """Saves the bytes of a concept at `path`, whole or not at all. Raises ConceptError."""
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise ConceptError(
-            f"The concept cannot be written to {str(path)!r} ({error.strerror or error}): choose a folder "
-            "that can be written, or free some space."
-        ) from error
-    return path
+    return files.write(path, data, "The concept")
 
 
 def read(path: Path) -> Concept:
@@ -161,21 +196,27 @@ def read(path: Path) -> Concept:
         with path.open("rb") as file:
             metadata, entries, start = read_header(file, path.stat().st_size)
             file.seek(start)
-            return _concept(metadata, entries, file.read())
+            said = _contents(metadata, entries, memoryview(file.read()))
     except ConceptError as error:
         raise ConceptError(f"{str(path)!r}: {error}") from None
     except OSError as error:
         raise ConceptError(
             f"The concept file {str(path)!r} cannot be read ({error.strerror or error}): check the path."
         ) from error
+    return concept_of(said)
 
 
-def _metadata(concept: Concept) -> dict[str, str]:
+def _metadata(concept: Concept, dtype: str) -> dict[str, str]:
     """All texts of the file; `assemble` puts them in order and leaves out empty ones."""
     clash = next((key for key in concept.extra if key in KNOWN), None)
     if clash is not None:
         raise ConceptError(f"The extra field {clash!r} is one of the format's own: name it otherwise.")
-    spec = {item.name: getattr(concept.spec, item.name) for item in fields(AtomSpec)}
+    spec = {
+        item.name: getattr(concept.spec, item.name)
+        for item in fields(AtomSpec)
+        if item.name in ALWAYS or getattr(concept.spec, item.name) != item.default
+    }
+    spec[present.FIELD] = present.to_text(present.kept_layers(concept, dtype))
     known: dict[str, str] = {
         "format": FORMAT,
         "name": concept.name,
@@ -191,7 +232,7 @@ def _metadata(concept: Concept) -> dict[str, str]:
     return known | dict(concept.extra)
 
 
-def _concept(metadata: dict[str, str], entries: list[Entry], data: bytes) -> Concept:
+def _contents(metadata: dict[str, str], entries: list[Entry], data: memoryview) -> Contents:
     missing = [key for key in _REQUIRED if key not in metadata]
     if missing:
         raise ConceptError(f"The file lacks {', '.join(missing)}: it is damaged, get it again.")
@@ -203,24 +244,30 @@ def _concept(metadata: dict[str, str], entries: list[Entry], data: bytes) -> Con
             )
     if entries != sorted(entries, key=lambda entry: canonical_place(entry.dtype, entry.name)):
         raise ConceptError("The file's tensors are not in canonical order: it was altered.")
-    _, numbers = precision.decode(entries, data, int4_shapes(metadata))
-    tensors = {name: torch.from_numpy(array) for name, array in numbers.items()}
+    numbers = sum(prod(entry.shape) * (2 if entry.dtype == "U8" else 1) for entry in entries)
+    if numbers > MAX_NUMBERS:
+        raise ConceptError(
+            f"The file holds {numbers:,} numbers, too many for a concept (at most {MAX_NUMBERS:,})."
+        )
+    spec, kept = _spec(metadata["spec"])
+    arrays = present.expand(precision.decode(entries, data, int4_shapes(metadata))[1], kept)
     if not re.fullmatch(r"[0-9a-f]{8}", metadata["layers"]):
         raise ConceptError(f"The file's digest of layers is not 8 hex digits: {metadata['layers'][:60]!r}.")
     base = metadata["base"]
     if not _ARCHITECTURE.fullmatch(base) or not _BASE_NAME.fullmatch(metadata.get("base_name", "")):
         raise ConceptError(f"The file names its base in a form that atomdiff never writes: {base[:60]!r}.")
-    return Concept(
-        atoms={name: tensor for name, tensor in tensors.items() if not name.startswith("basis")},
-        bases={name.replace("basis", "conv"): t for name, t in tensors.items() if name.startswith("basis")},
+    return Contents(
+        atoms={name: array for name, array in arrays.items() if not name.startswith("basis")},
+        bases={name.replace("basis", "conv"): a for name, a in arrays.items() if name.startswith("basis")},
         layers=metadata["layers"],
-        spec=_spec(metadata["spec"]),
+        spec=spec,
         base=BasePassport.from_text(base, metadata["base_sketch"], metadata.get("base_name", "")),
         trigger=metadata.get("trigger", ""),
         class_word=metadata.get("class_word", ""),
         name=metadata.get("name", ""),
         training={key: _value(text) for key, text in _pairs(metadata.get("training", ""))},
         extra={key: text for key, text in metadata.items() if key not in KNOWN},
+        trimmed=bool(kept),
     )
 
 
@@ -234,21 +281,35 @@ def int4_shapes(metadata: dict[str, str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _spec(text: str) -> AtomSpec:
+def _spec(text: str) -> tuple[AtomSpec, present.Kept]:
+    """The spec, and the layers that the file holds; of all families none, if it holds all."""
     known = {item.name: type(item.default) for item in fields(AtomSpec)}
     values: dict[str, Any] = {}
+    kept: present.Kept = {}
     for key, value in _pairs(text):
+        if key == present.FIELD and not kept:
+            kept = present.from_text(value)
+            continue
         if key not in known or key in values:
             raise ConceptError(
                 f"The concept's spec has a field {key[:60]!r} that is unknown here: update atomdiff."
             )
-        values[key] = int(value) if known[key] is int and re.fullmatch(r"\d{1,6}", value) else value
+        if len(value) >= MAX_PATTERN:
+            raise ConceptError(f"The concept's spec has a {key} of {len(value)} letters: it was altered.")
+        values[key] = _field(known[key], value)
     try:
+        _check_patterns(values.get("conv_layers", ""), values.get("linear_atoms", ""))
         spec = AtomSpec(**values)
-        check_patterns(spec)
     except SettingsError as error:
         raise ConceptError(f"The concept's spec cannot be right: {error}") from None
-    return spec
+    return spec, kept
+
+
+def _field(kind: type, text: str) -> int | float | str:
+    """A value of the spec; as it is, to be refused later, where it is no number that is written."""
+    if kind is int and re.fullmatch(r"\d{1,7}", text):
+        return int(text)
+    return float(text) if kind is float and len(text) < 40 and _NUMBER.fullmatch(text) else text
 
 
 def _query(values: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import binascii
 import json
 import re
 import zlib
+from itertools import chain
 from math import prod
 from typing import Any, NoReturn
 
@@ -21,19 +22,22 @@ import numpy as np
 
 from atomdiff.errors import ConceptError
 from atomdiff.formats import precision
-from atomdiff.formats.header import MAX_DATA, Entry, parse_header
+from atomdiff.formats.header import Entry, parse_header, too_many_parts
 from atomdiff.formats.precision import Part
-from atomdiff.formats.safetensors_file import assemble, from_bytes, int4_shapes
+from atomdiff.formats.safetensors_file import assemble, contents, int4_shapes
 
-MAX_LETTERS = 2 * MAX_DATA
+MAX_LINE = 2**19  # letters of a chat message
+MAX_LETTERS = 2**20  # of JSON: enough for the blocks of every linear layer of SD 1.5, in fp16
+MAX_VALUES = 200_000  # of JSON: numbers, texts and lists, which is what reading it takes time by
 _PREFIX = "atomdiff:v1:"
 _DTYPES: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I8": np.int8, "I4": np.int8}
-_AROUND = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff`\"'<>*]+")  # what chat programs put between letters
+_AROUND = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff`\"'<>*"  # what chat programs put between letters
 
 
 def to_text(data: bytes) -> str:
-    """The line for a chat message. Raises ConceptError if `data` is no sound concept file."""
-    from_bytes(data)
+    """The line for a chat message. Raises ConceptError if `data` is no sound concept file or too long."""
+    contents(data)
+    _check_length(len(data) * 4 // 3, MAX_LINE)
     checked = zlib.crc32(data).to_bytes(4, "big") + data
     return _PREFIX + base64.urlsafe_b64encode(checked).decode().rstrip("=")
 
@@ -41,11 +45,13 @@ def to_text(data: bytes) -> str:
 def from_text(text: str) -> bytes:
     """The file's bytes of the text that `to_text` made, whatever white space, line breaks, quotation marks
     and the like a chat program put around or into it. Raises ConceptError."""
-    if len(text) > MAX_LETTERS:
+    if len(text) > MAX_LINE:
         raise ConceptError(
             f"The text has {len(text):,} letters, too many for a concept: check what was copied."
         )
-    letters = _AROUND.sub("", text)
+    letters = "".join(text.split())
+    for odd in _AROUND:
+        letters = letters.replace(odd, "")
     version = re.match(r"atomdiff:v(\d{1,4}):", letters, re.IGNORECASE)
     if version is None:
         raise ConceptError(
@@ -58,10 +64,11 @@ def from_text(text: str) -> bytes:
             "update atomdiff."
         )
     body = letters[version.end() :].rstrip("=")
-    odd = re.search(r"[^A-Za-z0-9_-]", body)
-    if odd:
+    foreign = re.search(r"[^A-Za-z0-9_-]", body)
+    if foreign:
         raise ConceptError(
-            f"The text of the concept holds {odd[0]!r}, which cannot be part of it: copy it alone and whole."
+            f"The text of the concept holds {foreign[0]!r}, which cannot be part of it: copy it alone and "
+            "whole."
         )
     try:
         checked = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
@@ -74,7 +81,7 @@ def from_text(text: str) -> bytes:
             "The text of the concept was cut off or changed on its way (its checksum is wrong): copy all "
             "of it once more."
         )
-    from_bytes(data)
+    contents(data)
     return data
 
 
@@ -83,13 +90,15 @@ def to_json(data: bytes) -> str:
 
     Raises ConceptError if it is no sound concept file in its canonical form, which JSON would not keep.
     """
-    from_bytes(data)
+    contents(data)
     metadata, entries, start = parse_header(data)
+    _check_length(3 * sum(prod(entry.shape) for entry in entries), MAX_LETTERS)
     int4 = int4_shapes(metadata)
     kept = {key: text for key, text in metadata.items() if key != "int4"}
     tensors = [_tensor(entry, data[start:], int4) for entry in entries]
     text = '{\n "metadata": ' + json.dumps(kept, ensure_ascii=False, indent=2)[:-1] + " },\n"
     text += ' "tensors": {\n' + ",\n".join(tensors) + "\n }\n}\n"
+    _check_length(len(text), MAX_LETTERS)
     if from_json(text) != data:
         raise ConceptError(
             "The file is not in the canonical form, so its JSON would not give it back: write it anew with "
@@ -102,6 +111,8 @@ def from_json(text: str) -> bytes:
     """The file's bytes of the JSON that `to_json` made, also of one edited by hand. Raises ConceptError."""
     if len(text) > MAX_LETTERS:
         raise ConceptError(f"The JSON has {len(text):,} letters, too many for a concept: check the file.")
+    if text.count(",") > MAX_VALUES or too_many_parts(text.replace(",", "").encode(errors="replace")):
+        raise ConceptError("The JSON has far more values than a concept: check the file.")
     try:
         content = json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
         metadata, tensors = content["metadata"], content["tensors"]
@@ -114,8 +125,20 @@ def from_json(text: str) -> bytes:
         sound = False
     if not sound or "int4" in metadata:
         raise ConceptError("This is not a concept written as JSON (or a part of one): export it again.")
-    from_bytes(data)
+    contents(data)
     return data
+
+
+def from_either(raw: bytes) -> bytes:
+    """The file's bytes of a line or of JSON, as a text file or the standard input holds it (UTF-8, with or
+    without a byte order mark). Raises ConceptError."""
+    if len(raw) > 4 * MAX_LETTERS:
+        raise ConceptError(f"The text has {len(raw):,} bytes, too many for a concept: check what was copied.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConceptError("This is not text: give what `atomdiff export` wrote.") from None
+    return from_json(text) if text[:1000].lstrip().startswith("{") else from_text(text)
 
 
 def _tensor(entry: Entry, data: bytes, int4: dict[str, precision.Shape]) -> str:
@@ -134,21 +157,17 @@ def _tensor(entry: Entry, data: bytes, int4: dict[str, precision.Shape]) -> str:
 def _part(name: str, value: dict[str, Any]) -> Part:
     """Inverse of `_tensor`. Raises ConceptError or whatever a wrong form of `value` leads to."""
     code, shape, rows = value["dtype"], tuple(value["shape"]), value["rows"]
-    flat = [number for row in rows for number in row]
-    kinds = (int,) if code.startswith("I") else (int, float)
+    flat = list(chain.from_iterable(rows))
+    kinds = {int} if code.startswith("I") else {int, float}
     sound = (
         len(value) == 3 and all(type(side) is int and side > 0 for side in shape) and len(flat) == prod(shape)
     )
-    if (
-        not sound
-        or any(len(row) != shape[-1] for row in rows)
-        or any(type(number) not in kinds for number in flat)
-    ):
+    if not sound or set(map(len, rows)) != {shape[-1]} or not kinds.issuperset(map(type, flat)):
         raise ConceptError(
             f"The numbers {name[:60]!r} do not have the shape or the type that they should have."
         )
     limit = {"I8": 127, "I4": 7}.get(code, 3.5e38)
-    if any(abs(number) > limit for number in flat):
+    if max(map(abs, flat)) > limit:
         raise ConceptError(f"The numbers {name[:60]!r} hold one beyond {limit:g}, which {code} cannot hold.")
     with np.errstate(over="ignore"):
         numbers = np.array(flat, np.float64).astype(_DTYPES[code]).reshape(shape)
@@ -156,6 +175,14 @@ def _part(name: str, value: dict[str, Any]) -> Part:
         packed = precision.pack(numbers)
         return Part(name, "U8", (len(packed),), packed, shape)
     return Part(name, code, shape, numbers.tobytes())
+
+
+def _check_length(letters: int, most: int) -> None:
+    if letters > most:
+        raise ConceptError(
+            f"The concept would be a text of {letters:,} letters or more, and at most {most:,} are read: "
+            "share the file, or a card."
+        )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -125,6 +125,14 @@ def blemish(x: Tensor, g: torch.Generator) -> Tensor:
     return (x * gain + shift + noise).clamp(-1, 1)
 
 
+def jog(x: Tensor, g: torch.Generator, most: int = 5) -> Tensor:
+    """Every picture moved by up to `most` pixels, its border repeated: no place is learned by heart."""
+    x = F.pad(x, (most,) * 4, mode="replicate")
+    side = x.shape[-1] - 2 * most
+    corners = torch.randint(2 * most + 1, (len(x), 2), generator=g).tolist()
+    return torch.stack([p[:, i : i + side, j : j + side] for p, (i, j) in zip(x, corners, strict=True)])
+
+
 def train(
     corpus: Corpus, views: int, schedule: Schedule, shop: Workshop, redrawn: Tensor | None = None
 ) -> tuple[Judge, dict]:
@@ -149,7 +157,7 @@ def train(
         x = _to_tensor(x)
         mirror = torch.rand(len(rows), generator=g) < 0.5
         x[mirror] = x[mirror].flip(-1)
-        return rows, blemish(x, g).to(shop.device)
+        return rows, blemish(jog(x, g), g).to(shop.device)
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
         rows, x = batch(g)

@@ -1,0 +1,88 @@
+"""The command that draws one picture over and over with settings changed: `grid`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.cli.given import load_base, load_concepts, tell_about, which_base
+from atomdiff.errors import SettingsError
+
+if TYPE_CHECKING:
+    from atomdiff.concept import Concept
+    from atomdiff.grids import Axis
+
+
+@app.command()
+@one_sentence
+def grid(
+    prompt: Annotated[str, typer.Argument(help="What to draw, with the concept's trigger.")],
+    x: Annotated[
+        str,
+        typer.Option(
+            metavar="SETTING=VALUES", help="strength, seed, steps, guidance, sampler, concept, prompt."
+        ),
+    ],
+    y: Annotated[
+        str | None, typer.Option(metavar="SETTING=VALUES", help='As for x: --y "seed=1..4".')
+    ] = None,
+    z: Annotated[str | None, typer.Option(metavar="SETTING=VALUES", help="As for x; one table each.")] = None,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="A concept; may be given several times."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The sheet: a .png, .jpg or .webp.")] = Path("grid.png"),
+    seed: Annotated[int, typer.Option(help="The seed where none of the axes sets it.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
+    sampler: Annotated[str, typer.Option(help="As for generate.")] = "dpm++",
+    negative: Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")] = "",
+    base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+) -> None:
+    """Draw a labelled grid: --x "strength=0, 0.5, 1" --y "seed=1..3". A prompt axis names what stands
+    there first."""
+    import warnings
+
+    from atomdiff import sheets
+    from atomdiff.checkpoint import require_writable
+    from atomdiff.grids import Grid, Scene
+    from atomdiff.sampling import CousinWarning
+    from atomdiff.terminal import Terminal
+
+    sheets.check_suffix(out)
+    require_writable(out.parent, "--out")
+    weighted = load_concepts(concept or [])
+    scene = Scene(prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler)
+    planned = Grid(scene, *(_axis(given) for given in (x, y, z) if given))
+    name, why = which_base(base, weighted)
+    typer.echo(f"base: {name} ({why})")
+    loaded = load_base(name, device, dtype, given=base is not None)
+    tell_about(loaded, prompt, negative, weighted)
+    cells, images = planned.cells(), []
+    with warnings.catch_warnings(), Terminal() as shown:
+        warnings.simplefilter("ignore", CousinWarning)  # told already
+        for number, cell in enumerate(cells):
+            images += cell.scene.draw(loaded)
+            shown.stage("Drawing", number + 1, len(cells))
+    sheet = planned.sheet(images)
+    sheet.info["parameters"] = images[0].info["parameters"]
+    typer.echo(f"{sheets.save_picture(sheet, out)} ({len(cells)} pictures)")
+
+
+def _axis(given: str) -> Axis:
+    """`SETTING=VALUES`; concepts are named by their files. Raises SettingsError or ConceptError."""
+    from atomdiff.grids import parse_axis
+
+    kind, equals, values = given.partition("=")
+    if not equals:
+        raise SettingsError(f'An axis is SETTING=VALUES, "strength=0, 0.5, 1", say, not {given!r}.')
+    return parse_axis(kind.strip(), values, _concept)
+
+
+def _concept(name: str) -> Concept:
+    return load_concepts([name])[0][0]

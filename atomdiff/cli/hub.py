@@ -1,0 +1,51 @@
+"""The commands that share concepts on the Hugging Face hub: `push`, `pull`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.errors import ConceptError
+
+
+@app.command()
+@one_sentence
+def push(
+    file: Annotated[Path, typer.Argument(help="A concept file, or a card.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where on the Hugging Face hub.")],
+    picture: Annotated[
+        list[Path] | None, typer.Option(help="What it draws, for its page; up to twelve, the best first.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Only you may see it.")] = False,
+) -> None:
+    """Share a concept on the Hugging Face hub, with a page that shows it. Log in first: hf auth login."""
+    from atomdiff import hub
+
+    typer.echo(hub.push(file, repo, private=private, pictures=picture or []))
+
+
+@app.command()
+@one_sentence
+def pull(
+    repo: Annotated[
+        str, typer.Argument(metavar="USER/NAME[@REVISION]", help="Where on the Hugging Face hub.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The concept file to write; by default NAME.safetensors here.")
+    ] = None,
+) -> None:
+    """Get a concept from the Hugging Face hub, or from its cache where there is no network."""
+    from atomdiff import hub
+    from atomdiff.formats.card import read_file
+    from atomdiff.formats.safetensors_file import write_data
+
+    if out is not None and out.suffix.lower() != ".safetensors":
+        raise ConceptError(
+            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
+        )
+    found = hub.pull(repo)
+    data = read_file(found)
+    typer.echo(f"{write_data(data, out or Path(found.name))} ({len(data):,} bytes)")

@@ -1,0 +1,61 @@
+"""The command that opens the web page: `studio`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.errors import SettingsError
+
+
+@app.command()
+@one_sentence
+def studio(
+    base: Annotated[
+        str, typer.Option(help="pocket, sd15, sd21, sdxl, a diffusers folder, a file or a hub id.")
+    ] = "pocket",
+    concepts: Annotated[
+        Path | None, typer.Option(help="The folder of concepts; by default your own library.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where pictures and history are kept.")] = Path("outputs/studio"),
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets others on the network in; think of --auth then.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="A public link, through Gradio's servers.")] = False,
+    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Let only this user in.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+) -> None:
+    """Open the studio, the web page to draw with concepts."""
+    from atomdiff.cli.given import load_base
+    from atomdiff.studio.house import Options, Studio
+
+    load = functools.partial(load_base, device=device, dtype=dtype, given=True)
+    options = Options(load, base, concepts, out, host, port, share, _user(auth))
+    from atomdiff.studio import page  # the slowest to import comes last
+
+    typer.echo(f"base: {base}")
+    house = Studio(options)
+    blocks = page.launch(house)
+    typer.echo(f"The studio is open at {blocks.local_url} (Ctrl-C ends it).")
+    if blocks.share_url:
+        typer.echo(f"Everyone with this link may use it: {blocks.share_url}")
+    try:
+        blocks.block_thread()
+    finally:
+        house.close()
+
+
+def _user(auth: str | None) -> tuple[str, str] | None:
+    """`USER:PASSWORD`. Raises SettingsError."""
+    if auth is None:
+        return None
+    user, colon, password = auth.partition(":")
+    if not (user and colon and password):
+        raise SettingsError("--auth is USER:PASSWORD, with something on both sides of the colon.")
+    return user, password

@@ -1,0 +1,106 @@
+"""The command for the states that a training kept on its way: `timeline` lists, draws and cuts them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.errors import ConceptError, SettingsError
+
+if TYPE_CHECKING:
+    from atomdiff.timeline import Timeline
+
+
+@app.command("timeline")
+@one_sentence
+def show_timeline(
+    file: Annotated[Path, typer.Argument(help="A NAME.timeline.safetensors that training wrote.")],
+    cut: Annotated[int | None, typer.Option(metavar="STEP", help="Write this step as a concept.")] = None,
+    draw: Annotated[str | None, typer.Option(metavar="PROMPT", help="Draw the same seeds along it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The concept, or the sheet, to write.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each state.")] = 4,
+    states: Annotated[int, typer.Option(min=1, help="Draw at most so many states, evenly spread.")] = 8,
+    seed: Annotated[int, typer.Option(help="The same seeds are used in every row.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
+    base: Annotated[str | None, typer.Option(help="By default the timeline's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+) -> None:
+    """List the states that a training kept; draw them side by side; cut the best out as a concept."""
+    from atomdiff.timeline import Timeline
+
+    if cut is not None and draw is not None:
+        raise SettingsError("A timeline is either drawn or cut, one at a time: give --draw or --cut.")
+    timeline = Timeline.load(file)
+    if cut is not None:
+        typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors")))
+    elif draw is not None:
+        sampling = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
+        which = (base, device, dtype)
+        typer.echo(_draw(timeline, draw, states, out or Path(f"{_stem(file)}-timeline.png"), which, sampling))
+    else:
+        _list(timeline, file)
+
+
+def _cut(timeline: Timeline, step: int, out: Path) -> str:
+    if out.suffix.lower() != ".safetensors":
+        raise ConceptError(
+            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
+        )
+    written = timeline.at(step).save(out)
+    return f"{written} ({written.stat().st_size:,} bytes: {timeline.last.title!r} after step {step})"
+
+
+def _draw(
+    timeline: Timeline,
+    prompt: str,
+    states: int,
+    out: Path,
+    which: tuple[str | None, str, str],
+    sampling: dict[str, int | float | None],
+) -> str:
+    """A row of pictures for each state, the same seeds in all of them."""
+    from atomdiff import sheets
+    from atomdiff.checkpoint import require_writable
+    from atomdiff.cli.given import draw_with_bar, load_base, tell_about, which_base
+
+    sheets.check_suffix(out)
+    require_writable(out.parent, "--out")
+    given, device, dtype = which
+    name, why = which_base(given, [(timeline.last, 1.0)])
+    typer.echo(f"base: {name} ({why})")
+    loaded = load_base(name, device, dtype, given=given is not None)
+    tell_about(loaded, prompt, "", [(timeline.last, 1.0)])
+    rows = []
+    for step in timeline.spread(states):
+        typer.echo(f"step {step}", err=True)
+        images = draw_with_bar(loaded, prompt, concepts=[timeline.at(step)], **sampling)
+        rows.append((f"step {step}", images))
+    return f"{sheets.save_picture(sheets.contact_sheet(rows), out)} (contact sheet)"
+
+
+def _list(timeline: Timeline, file: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    concept = timeline.last
+    table = Table(box=box.ROUNDED, title=Text(concept.title, "bold"), title_justify="left")
+    for heading in ("step", "loss", "norm of atoms"):
+        table.add_column(heading, justify="right")
+    for step, loss, norm in zip(timeline.steps, timeline.losses, timeline.norms(), strict=True):
+        table.add_row(str(step), f"{float(loss):.4f}", f"{norm:.3f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"{file}: {len(timeline.steps)} states, {file.stat().st_size:,} bytes", markup=False, soft_wrap=True
+    )
+
+
+def _stem(file: Path) -> str:
+    return file.name.removesuffix(".safetensors").removesuffix(".timeline")

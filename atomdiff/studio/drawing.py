@@ -1,0 +1,248 @@
+"""What the device is asked to draw: orders checked, drawn batch by batch, and every picture kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import secrets
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from atomdiff.blocks import Strength, check_strength, parse_strength
+from atomdiff.errors import SettingsError
+from atomdiff.generation_text import Generation, parse
+from atomdiff.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.studio.desk import Job
+from atomdiff.studio.history import Entry
+from atomdiff.studio.house import Studio
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from atomdiff.base import Base
+
+MAX_COUNT = 64  # pictures of one order
+MAX_STEPS = 200
+MAX_SIDE = 2048
+MAX_PROMPT = 10_000  # letters
+SEEDS = 2**32  # a random seed is below: short enough to read out, exact in a browser
+
+
+@dataclass(frozen=True)
+class Order:
+    """What someone wants drawn. Raises SettingsError for what cannot work.
+
+    `concepts` are ids of the library with strengths; None stands for the base's default, or a random seed.
+    """
+
+    base: str
+    prompt: str
+    concepts: tuple[tuple[str, Strength], ...] = ()
+    negative: str = ""
+    seed: int | None = None
+    steps: int = 25
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    sampler: str = "dpm++"
+    count: int = 1
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        from atomdiff.sampling import DrawSettings
+
+        if not self.prompt.strip():
+            raise SettingsError("There is no prompt: write what to draw.")
+        if len(self.prompt) + len(self.negative) > MAX_PROMPT:
+            raise SettingsError(f"The prompt is longer than {MAX_PROMPT} letters: say it shorter.")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise SettingsError(f"1 to {MAX_COUNT} pictures are drawn at a time, not {self.count}.")
+        if self.batch is not None and not 1 <= self.batch <= MAX_COUNT:
+            raise SettingsError(f"A batch has 1 to {MAX_COUNT} pictures, not {self.batch}.")
+        if self.steps > MAX_STEPS or max(self.size or (0, 0)) > MAX_SIDE:
+            raise SettingsError(f"The studio draws at most {MAX_STEPS} steps and sides of {MAX_SIDE} pixels.")
+        for _, strength in self.concepts:
+            numbers = check_strength(strength)
+            if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
+                raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
+        guidance = 1.0 if self.guidance is None else self.guidance
+        DrawSettings(self.seed or 0, self.steps, guidance, self.negative, self.size or (8, 8), self.sampler)
+
+    def seeded(self) -> Order:
+        """The same with a seed, random if none was given."""
+        return replace(self, seed=secrets.randbelow(SEEDS)) if self.seed is None else self
+
+    def scene(self, studio: Studio) -> Scene:
+        """What the core draws. Raises ConceptError if a concept is not in the library any more."""
+        return Scene(
+            self.prompt.strip(),
+            studio.load_concepts(self.concepts),
+            self.negative,
+            self.seed or 0,
+            self.steps,
+            self.guidance,
+            self.size,
+            self.sampler,
+        )
+
+
+def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
+    """The order that would draw a picture again, as far as its text tells and the studio has what it needs.
+
+    Raises SettingsError for settings that cannot work here.
+    """
+    from atomdiff.sampling import SAMPLERS
+
+    titles = {sampler.title.lower(): name for name, sampler in SAMPLERS.items()}
+    sampler = generation.fields.get("Sampler", "").lower()
+    model = generation.fields.get("Model", "")
+    entries = studio.concepts()
+    concepts = []
+    for used in generation.concepts:
+        same = [entry for entry in entries if used.sha256 and entry.id.startswith(used.sha256)]
+        same += [entry for entry in entries if entry.title == used.title]
+        concepts += [(entry.id, parse_strength(used.strength)) for entry in same[:1]]
+    return Order(
+        base=model if model in studio.bases else base or studio.default,
+        prompt=generation.prompt or "a picture",
+        concepts=tuple(concepts),
+        negative=generation.negative,
+        seed=generation.whole("Seed"),
+        steps=generation.whole("Steps") or 25,
+        guidance=generation.number("CFG scale"),
+        size=generation.size,
+        sampler=titles.get(sampler, "dpm++"),
+    )
+
+
+def drawn(studio: Studio, owner: str, order: Order, kind: str = "picture") -> Callable[[Job], None]:
+    """The work of an order: its results are history entries, one after another."""
+    order = order.seeded()
+
+    def work(job: Job) -> None:
+        base = _base(studio, job, order.base)
+        scene = order.scene(studio)
+        _remarks(job, base, scene)
+        limit = order.batch or studio.facts(base.name).batch
+        starts = range(0, order.count, limit)
+        for number, start in enumerate(starts):
+            options = {"count": min(limit, order.count - start), "batch_size": limit}
+            part = replace(scene, seed=scene.seed + start)
+            for image in _draw(studio, job, base, part, number, len(starts), **options):
+                job.add(studio.history.keep(owner, image, kind))
+
+    return work
+
+
+def grid_drawn(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callable[[Job], None]:
+    """The work of a grid: its results are the pictures in the order of its cells, then the sheet."""
+
+    def work(job: Job) -> None:
+        base = _base(studio, job, base_name)
+        _remarks(job, base, grid.scene)
+        cells = grid.cells()
+        images = []
+        for number, cell in enumerate(cells):
+            image = _draw(studio, job, base, cell.scene, number, len(cells))[0]
+            images.append(image)
+            job.add(studio.history.keep(owner, image, "cell"))
+        sheet = grid.sheet(images)
+        sheet.info["parameters"] = images[0].info["parameters"]
+        job.add(studio.history.keep(owner, sheet, "grid"))
+
+    return work
+
+
+def grid_of(studio: Studio, order: Order, given: list[tuple[str, str]]) -> Grid:
+    """The grid that an order and up to three (kind, values) mean. Raises SettingsError or ConceptError."""
+    axes: list[Axis] = [parse_axis(kind, text, studio.concept_named) for kind, text in given if kind]
+    if not axes:
+        axes = [parse_axis("", "")]
+    return Grid(order.scene(studio), *axes)
+
+
+def zipped(headers: list[str], rows: list[list[str]], entries: Sequence[Entry]) -> str:
+    """A zip of the sheet, every picture and the table, beside the sheet."""
+    table = io.StringIO()
+    csv.writer(table).writerows([headers, *rows])
+    target = entries[-1].file.with_suffix(".zip")
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("table.csv", table.getvalue())
+        for entry in entries:
+            archive.write(entry.file, entry.file.name)
+    return str(target)
+
+
+def without_concept(studio: Studio, owner: str, entry: Entry) -> Callable[[Job], None]:
+    """The work of drawing a picture again, same seed and all, on the base alone.
+
+    Raises SettingsError if the picture says of no settings, or its base is not here.
+    """
+    generation = parse(entry.text)
+    if not generation.fields:
+        raise SettingsError("This picture does not say how it was drawn, so it cannot be drawn again.")
+    if generation.fields.get("Model") not in studio.bases:
+        raise SettingsError(
+            f"The picture was drawn on {generation.fields.get('Model')!r}, which is not here."
+        )
+    order = replace(order_of(generation, studio), concepts=())
+    return drawn(studio, owner, order, "without")
+
+
+def _draw(
+    studio: Studio, job: Job, base: Base, scene: Scene, number: int, parts: int, **options: int
+) -> list[Image]:
+    """Part `number` of `parts`, with progress and previews told."""
+    from atomdiff.sampling import CousinWarning
+
+    previewer = studio.previewer()
+
+    def callback(done: int, total: int) -> None:
+        job.progress(number * total + done, parts * total, "Drawing")
+
+    def preview(latents: Tensor) -> None:
+        made = previewer.pictures(latents)
+        if made:
+            job.show([_png(image) for image in made])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CousinWarning)  # a remark says it
+        return scene.draw(base, callback=callback, preview=preview, **options)
+
+
+def _base(studio: Studio, job: Job, name: str) -> Base:
+    job.progress(0, 1, f"Loading {name}")
+    base = studio.base(name)
+    job.progress(0, 1, "Drawing")
+    return base
+
+
+def _remarks(job: Job, base: Base, scene: Scene) -> None:
+    """Notes what the user should know. Raises ConceptError for a concept of another base."""
+    for sentence in remarks(base, scene):
+        job.note(sentence)
+
+
+def remarks(base: Base, scene: Scene) -> Iterator[str]:
+    """Everything about a scene that may surprise. Raises ConceptError for a concept of another base."""
+    from atomdiff.base import truncated_part
+
+    for concept, _ in scene.concepts:
+        warning = concept.check_base(base.passport)
+        if warning:
+            yield warning
+        if concept.trigger and concept.trigger.lower() not in scene.prompt.lower():
+            yield f"The prompt lacks “{concept.trigger}”, the word that calls {concept.title}."
+    for what, text in (("prompt", scene.prompt), ("negative prompt", scene.negative)):
+        cut = truncated_part(base, text)
+        if cut:
+            yield f"The {what} is too long; this end of it is not used: {cut}"
+
+
+def _png(image: Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,113 @@
+"""The page: the house that the tabs stand in.
+
+A tab is a module of `atomdiff.studio.tabs` with `build(page)`, which lays it out, and perhaps
+`wire(page)`, which connects it with the other tabs once all are there. TABS lists them in the order in
+which they are shown.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it reads it then
+
+import gradio as gr
+
+from atomdiff.errors import SettingsError
+from atomdiff.studio import endpoints, looks, making
+from atomdiff.studio.house import Studio
+from atomdiff.studio.people import Visitors
+from atomdiff.studio.tabs import compare, concepts, draw, history, learned, picture, train
+
+TABS = (draw, concepts, train, learned, compare, history, picture)
+MAX_UPLOAD = "80mb"
+MAX_QUEUE = 200
+
+
+@dataclass
+class Page:
+    """What the tabs share while the page is built."""
+
+    studio: Studio
+    tabs: gr.Tabs
+    form: dict[str, Any] = field(default_factory=dict)
+    """The settings of Draw, by name, in the order of `form.FIELDS`."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """Components that one tab hands to another, as "tab.what"."""
+    blocks: Any = None
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The whole page for a studio."""
+    with gr.Blocks(
+        title="atomdiff", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+    ) as blocks:
+        endpoints.offer(studio)  # first: the names that it takes are the public ones
+        gr.HTML(looks.HEADER, elem_id="masthead")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            page = Page(studio, tabs, blocks=blocks)
+            for tab in TABS:
+                tab.build(page)
+        _only_tabs(tabs, blocks)
+        for tab in TABS:
+            if hasattr(tab, "wire"):
+                tab.wire(page)
+    return blocks
+
+
+def _only_tabs(tabs: gr.Tabs, blocks: gr.Blocks) -> None:
+    """Moves what a tab made beside itself (a gr.State, say) to the page: Gradio counts it as a tab."""
+    for other in [child for child in tabs.children if not isinstance(child, gr.Tab)]:
+        tabs.children.remove(other)
+        blocks.children.append(other)
+        other.parent = blocks
+
+
+def launch(studio: Studio) -> gr.Blocks:
+    """Serves the page, and returns at once. Raises SettingsError if the address cannot be had."""
+    options = studio.options
+    cache = studio.history.folder / "cache"
+    cache.mkdir(exist_ok=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    blocks = build(studio)
+    blocks.queue(max_size=MAX_QUEUE, default_concurrency_limit=8)
+    try:
+        _serve(blocks, studio)
+    except OSError as error:
+        where = f"{options.host}:{options.port}" if options.port else options.host
+        raise SettingsError(f"The studio cannot open at {where} ({error}): choose another --port.") from error
+    return blocks
+
+
+def _serve(blocks: gr.Blocks, studio: Studio) -> None:
+    options = studio.options
+    blocks.launch(
+        server_name=options.host,
+        server_port=options.port,
+        share=options.share,
+        auth=options.auth,
+        allowed_paths=[str(studio.history.pictures), str(studio.trainings.folder)],
+        max_file_size=MAX_UPLOAD,
+        show_error=False,  # a defect is for the terminal; gr.Error is shown all the same
+        ssr_mode=False,
+        pwa=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=["api"],
+        app_kwargs={"middleware": [_middleware()]},
+        theme=looks.theme(),
+        css=looks.css(),
+        head=looks.HEAD,
+        favicon_path=str(Path(__file__).with_name("icon.svg")),
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+
+
+def _middleware() -> Any:
+    from starlette.middleware import Middleware
+
+    return Middleware(Visitors)

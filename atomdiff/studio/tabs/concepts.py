@@ -1,0 +1,366 @@
+"""Concepts: the library as cards, whatever is dropped or pasted taken in, and a concept handed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from atomdiff.errors import AtomdiffError
+from atomdiff.studio import drawing, form, pieces, shelf
+from atomdiff.studio.house import Studio
+from atomdiff.studio.people import owner
+from atomdiff.studio.tabs import settings
+
+if TYPE_CHECKING:
+    from atomdiff.blocks import Strength
+    from atomdiff.library import Entry
+    from atomdiff.studio.page import Page
+
+A_PAGE = 48
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+# A card tells which it is; on a phone what is told of it stands below. Whatever is dropped or pasted where
+# nothing else takes it goes to the field of this tab, wherever on the page that happened.
+CARDS = """
+element.addEventListener('click', (event) => {
+  const tag = event.target.closest('[data-tag]'), card = event.target.closest('[data-id]');
+  if (tag) trigger('submit', { tag: tag.dataset.tag });
+  else if (card) {
+    trigger('click', { id: card.dataset.id });
+    const side = document.querySelector('#concept-side');
+    if (innerWidth <= 820) setTimeout(() => side?.scrollIntoView({ behavior: 'smooth' }), 400);
+  }
+});
+const hand = (files) => {
+  const field = document.querySelector('#add-files input[type=file]'), held = new DataTransfer();
+  if (!field || !files.length) return false;
+  [...files].forEach((file) => held.items.add(file));
+  field.files = held.files;
+  field.dispatchEvent(new Event('change', { bubbles: true }));
+  return true;
+};
+const form = (text) => /^[\\s>`"'*]*atomdiff:v/i.test(text);
+document.addEventListener('paste', (event) => {
+  const text = event.clipboardData?.getData('text') ?? '', files = [...(event.clipboardData?.files ?? [])];
+  const typing = event.target.closest?.('input, textarea, [contenteditable]');
+  if (event.target.closest?.('#add-text')) return;
+  const box = document.querySelector('#add-text textarea');
+  if (form(text) && box) {
+    event.preventDefault(); event.stopPropagation();
+    box.value = text;
+    box.dispatchEvent(new Event('input', { bubbles: true }));
+    setTimeout(() => document.querySelector('#add-paste')?.click(), 100);
+  } else if (files.length && !typing && hand(files)) event.preventDefault();
+}, true);
+const foreign = (event) => event.dataTransfer?.types.includes('Files') && !event.target.closest?.('.drop');
+document.addEventListener('dragover', (event) => { if (foreign(event)) event.preventDefault(); });
+document.addEventListener('drop', (event) => {
+  if (foreign(event) && !event.defaultPrevented) { event.preventDefault(); hand(event.dataTransfer.files); }
+});
+"""
+
+
+def build(page: Page) -> None:
+    """Lays the tab out."""
+    shared = page.shared
+    with gr.Tab("Concepts", id="concepts", render_children=True) as shared["concepts.tab"]:
+        with gr.Row(elem_classes="line"):
+            shared["concepts.words"] = gr.Textbox(
+                show_label=False,
+                placeholder="Search names, triggers and tags",
+                container=False,
+                scale=5,
+                elem_id="concept-words",
+                elem_classes="search",
+            )
+            shared["concepts.count"] = gr.HTML("", elem_id="concept-count", elem_classes="count")
+        with gr.Row(elem_classes="workbench"):
+            with gr.Column(elem_classes="stage-side", scale=3):
+                shared["concepts.status"] = gr.HTML("", elem_id="concept-status")
+                shared["concepts.empty"] = gr.HTML(shelf.EMPTY)
+                shared["concepts.example"] = gr.Button(
+                    "Try the example", variant="primary", visible=False, elem_id="try-example"
+                )
+                shared["concepts.cards"] = gr.HTML("", elem_id="cards", js_on_load=CARDS)
+                shared["concepts.more"] = gr.Button("Show more", size="sm", visible=False)
+            with gr.Column(elem_classes="controls", elem_id="concept-side"):
+                with gr.Column(visible=False, elem_id="one-concept") as shared["concepts.side"]:
+                    _one(shared)
+                _adding(shared)
+    shared["concepts.chosen"], shared["concepts.limit"] = gr.State(""), gr.State(A_PAGE)
+
+
+def _one(shared: dict[str, Any]) -> None:
+    """What can be done with the chosen concept."""
+    shared["concepts.about"] = gr.HTML("", elem_id="concept-about")
+    with gr.Row(elem_classes="line"):
+        shared["concepts.draw"] = gr.Button("Draw with it", variant="primary", scale=3, elem_id="draw-with")
+        shared["concepts.learned"] = gr.Button("What it learned", scale=2, min_width=130, elem_id="look-into")
+    with gr.Row(elem_classes="line"):
+        shared["concepts.file"] = gr.DownloadButton("File", size="sm", min_width=60, elem_id="share-file")
+        for which, label in (("card", "Card"), ("qr", "QR"), ("text", "Text")):
+            shared[f"concepts.{which}"] = gr.Button(label, size="sm", min_width=60, elem_id=f"share-{which}")
+    shared["concepts.picture"] = gr.HTML("", visible=False, elem_id="share-picture")
+    shared["concepts.get"] = gr.DownloadButton(
+        "Download the picture", size="sm", visible=False, elem_id="share-get"
+    )
+    shared["concepts.line"] = gr.Textbox(
+        label="Its text: paste it into any chat",
+        lines=3,
+        max_lines=3,
+        visible=False,
+        interactive=False,
+        buttons=["copy"],
+        elem_id="share-line",
+    )
+    with gr.Accordion("Name and tags", open=False, elem_classes="quiet", elem_id="concept-notes"):
+        shared["concepts.name"] = gr.Textbox(label="Name in this library", elem_id="concept-name")
+        shared["concepts.tags"] = gr.Textbox(
+            label="Tags", placeholder="pets, favourite", elem_id="concept-tags"
+        )
+        with gr.Row(elem_classes="line"):
+            shared["concepts.note"] = gr.Button("Save", size="sm", elem_id="concept-note")
+            shared["concepts.remove"] = gr.Button(
+                "Remove", size="sm", variant="stop", elem_id="concept-remove"
+            )
+
+
+def _adding(shared: dict[str, Any]) -> None:
+    """The fields through which concepts come in, and the way back from the trash."""
+    with gr.Accordion("Add concepts", open=True, elem_classes="quiet", elem_id="adding"):
+        # A file, not gr.Image: that would re-encode a card, and lose the concept.
+        shared["concepts.files"] = gr.File(
+            show_label=False, file_count="multiple", type="filepath", height=130, elem_id="add-files",
+            elem_classes="drop",
+        )  # fmt: skip
+        gr.HTML(pieces.hint("Files, cards, screenshots or photos of QR codes, JSON."))
+        shared["concepts.pasted"] = gr.Textbox(
+            label="Or its text", placeholder="atomdiff:v1:…", lines=2, max_lines=4, elem_id="add-text"
+        )
+        shared["concepts.paste"] = gr.Button("Add", size="sm", elem_id="add-paste")
+    with gr.Accordion(
+        "Removed", open=False, visible=False, elem_classes="quiet", elem_id="removed"
+    ) as shared["concepts.trash"]:
+        shared["concepts.removed"] = gr.Dropdown(
+            [], label="In the trash", show_label=False, container=False, elem_id="trash"
+        )
+        shared["concepts.restore"] = gr.Button("Bring back", size="sm", elem_id="restore")
+
+
+def wire(page: Page) -> None:
+    """Connects it."""
+    _connect_looking(page)
+    _connect_adding(page)
+    _connect_sharing(page)
+    _connect_changing(page)
+
+
+def _shown(page: Page) -> list[Any]:
+    """The parts that `_listed` gives values for."""
+    names = ("empty", "cards", "count", "more", "example", "trash", "removed", "limit", "chosen", "side")
+    return [page.shared[f"concepts.{name}"] for name in names] + _of_one(page)
+
+
+def _of_one(page: Page) -> list[Any]:
+    """The parts that `_told` gives values for."""
+    return [
+        page.shared[f"concepts.{name}"]
+        for name in ("about", "file", "name", "tags", "picture", "get", "line")
+    ]
+
+
+def _connect_looking(page: Page) -> None:
+    studio, shared, base = page.studio, page.shared, page.form["base"]
+    at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
+
+    def look(words: str, limit: int, chosen: str, base: str) -> list[Any]:
+        return _listed(studio, words, limit, chosen, base)
+
+    def rescan(words: str, limit: int, chosen: str, base: str) -> list[Any]:
+        studio.concepts(scan=True)
+        return _listed(studio, words, limit, chosen, base)
+
+    def more(words: str, limit: int, chosen: str, base: str) -> list[Any]:
+        return _listed(studio, words, limit + A_PAGE, chosen, base)
+
+    def choose(words: str, limit: int, base: str, event: gr.EventData) -> list[Any]:
+        return _listed(studio, words, limit, str(getattr(event, "id", "")), base)
+
+    def by_tag(event: gr.EventData) -> str:
+        return str(getattr(event, "tag", ""))
+
+    shared["concepts.tab"].select(rescan, at, _shown(page), **QUIET)
+    page.blocks.load(look, at, _shown(page), **QUIET)
+    shared["concepts.words"].change(look, at, _shown(page), trigger_mode="always_last", **QUIET)
+    shared["concepts.more"].click(more, at, _shown(page), **QUIET)
+    shared["concepts.cards"].click(choose, [at[0], at[1], base], _shown(page), **QUIET)
+    shared["concepts.cards"].submit(by_tag, None, shared["concepts.words"], **QUIET)
+
+
+def _connect_adding(page: Page) -> None:
+    studio, shared, base = page.studio, page.shared, page.form["base"]
+    outputs = [*_shown(page), shared["concepts.status"], shared["concepts.words"], page.tabs]
+
+    def added(taken: shelf.Taken, chosen: str, base: str) -> list[Any]:
+        if taken.entries:
+            chosen = taken.entries[-1].id
+        shown = _listed(studio, "", A_PAGE, chosen, base)
+        return [*shown, taken.told(), "", gr.update(selected="concepts")]
+
+    def files(paths: list[str] | None, chosen: str, base: str) -> list[Any]:
+        if not paths:
+            return [gr.skip()] * (len(outputs) + 1)
+        return [*added(shelf.take(studio, [Path(path) for path in paths]), chosen, base), None]
+
+    def pasted(text: str, chosen: str, base: str) -> list[Any]:
+        if not (text or "").strip():
+            return [gr.skip()] * (len(outputs) + 1)
+        return [*added(shelf.take(studio, [text]), chosen, base), ""]
+
+    def example(chosen: str, base: str) -> list[Any]:
+        path = shelf.example(studio)
+        return added(shelf.take(studio, [path] if path else []), chosen, base)
+
+    at = [shared["concepts.chosen"], base]
+    shared["concepts.files"].upload(
+        files, [shared["concepts.files"], *at], [*outputs, shared["concepts.files"]], **QUIET
+    )
+    shared["concepts.paste"].click(
+        pasted, [shared["concepts.pasted"], *at], [*outputs, shared["concepts.pasted"]], **QUIET
+    )
+    shared["concepts.example"].click(example, at, outputs, **QUIET)
+
+
+def _connect_sharing(page: Page) -> None:
+    studio, shared = page.studio, page.shared
+    outputs = [shared[f"concepts.{name}"] for name in ("picture", "get", "line", "status")]
+
+    def picture(which: str) -> Any:
+        def make(chosen: str, request: gr.Request) -> list[Any]:
+            try:
+                path = shelf.shared(studio, owner(request), chosen, which)
+            except AtomdiffError as error:
+                return [gr.update(visible=False)] * 3 + [pieces.error(str(error))]
+            image = f'<img alt="" src="{pieces.data_uri(path.read_bytes())}">'
+            return [
+                gr.update(value=image, visible=True),
+                gr.update(value=str(path), visible=True),
+                gr.update(visible=False),
+                "",
+            ]
+
+        return make
+
+    def text(chosen: str) -> list[Any]:
+        hidden = gr.update(visible=False)
+        try:
+            line = shelf.text_of(studio, chosen)
+        except AtomdiffError as error:
+            return [hidden, hidden, hidden, pieces.error(str(error))]
+        return [hidden, hidden, gr.update(value=line, visible=True), ""]
+
+    for which in ("card", "qr"):
+        shared[f"concepts.{which}"].click(picture(which), shared["concepts.chosen"], outputs, **QUIET)
+    shared["concepts.text"].click(text, shared["concepts.chosen"], outputs, **QUIET)
+
+    def draw(chosen: str, *values: Any) -> list[Any]:
+        return [*on_draw(page, chosen, *values), gr.update(selected="draw")]
+
+    shared["concepts.draw"].click(
+        draw, [shared["concepts.chosen"], *draw_inputs(page)], [*draw_outputs(page), page.tabs], **QUIET
+    )
+
+
+def draw_inputs(page: Page) -> list[Any]:
+    """What `on_draw` is to be told."""
+    return [page.form["prompt"], page.form["base"], page.shared["draw.subjects"]]
+
+
+def draw_outputs(page: Page) -> list[Any]:
+    """The parts that `on_draw` gives values for."""
+    return [*page.form.values(), page.shared["draw.subjects"]]
+
+
+def on_draw(
+    page: Page, ident: str, prompt: str, base: str, subjects: list[Any], strength: Strength = 1.0
+) -> list[Any]:
+    """Updates that put a concept on Draw, alone, on its own base where that is here; what else is chosen
+    there stays. Raises gr.Error if the concept is gone."""
+    try:
+        entry = page.studio.library.get(ident)
+    except AtomdiffError as error:
+        raise gr.Error(str(error)) from None
+    on = entry.base if entry.base in page.studio.bases else base
+    before = [(trigger, word) for _, (trigger, word) in subjects]
+    asked = form.with_triggers(prompt, before, [(entry.trigger, entry.class_word)]) or entry.title
+    *filled, known = settings.filled(page, drawing.Order(on, asked, ((ident, strength),)))
+    changed = {"prompt", "concepts", *(f"strength {i}" for i in range(form.ROWS)), "blocks"}
+    changed |= {"base", "size", "guidance"} if on != base else set()
+    updates = zip(form.FIELDS, filled, strict=True)
+    return [*(update if name in changed else gr.skip() for name, update in updates), known]
+
+
+def _connect_changing(page: Page) -> None:
+    studio, shared, base = page.studio, page.shared, page.form["base"]
+    outputs = [*_shown(page), shared["concepts.status"]]
+    at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
+
+    def attempted(change: Any, words: str, limit: int, chosen: str, base: str) -> list[Any]:
+        told = ""
+        try:
+            change()
+        except AtomdiffError as error:
+            told = pieces.error(str(error))
+        return [*_listed(studio, words, limit, chosen, base), told]
+
+    def note(words: str, limit: int, chosen: str, base: str, name: str, tags: str) -> list[Any]:
+        return attempted(
+            lambda: shelf.noted(studio, chosen, name or "", tags or ""), words, limit, chosen, base
+        )
+
+    def remove(words: str, limit: int, chosen: str, base: str) -> list[Any]:
+        return attempted(lambda: studio.library.remove(chosen), words, limit, chosen, base)
+
+    def restore(words: str, limit: int, chosen: str, base: str, removed: str | None) -> list[Any]:
+        return attempted(lambda: studio.library.restore(removed or ""), words, limit, removed or "", base)
+
+    notes = [shared["concepts.name"], shared["concepts.tags"]]
+    shared["concepts.note"].click(note, [*at, *notes], outputs, **QUIET)
+    shared["concepts.remove"].click(remove, at, outputs, **QUIET)
+    shared["concepts.restore"].click(restore, [*at, shared["concepts.removed"]], outputs, **QUIET)
+
+
+def _listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str) -> list[Any]:
+    """Values for `_shown`: the cards that have the words, and what is told of the chosen one."""
+    everything = studio.concepts()
+    entries = shelf.found(studio, words or "")
+    one = next((entry for entry in everything if entry.id == chosen), None)
+    count = "1 concept" if len(entries) == 1 else f"{len(entries):,} concepts"
+    removed = shelf.removed(studio)
+    return [
+        gr.update(value=shelf.NONE_FOUND if everything else shelf.EMPTY, visible=not entries),
+        shelf.cards(entries[:limit], base, chosen),
+        count if entries else "",
+        gr.update(visible=len(entries) > limit),
+        gr.update(visible=shelf.example(studio) is not None),
+        gr.update(visible=bool(removed)),
+        gr.update(choices=removed, value=removed[0][1] if removed else None),
+        limit,
+        one.id if one else "",
+        gr.update(visible=one is not None),
+        *_told(studio, one, base),
+    ]
+
+
+def _told(studio: Studio, entry: Entry | None, base: str) -> list[Any]:
+    """Values for `_of_one`."""
+    hidden = gr.update(visible=False)
+    if entry is None:
+        return ["", gr.skip(), "", "", hidden, hidden, hidden]
+    try:
+        file = str(shelf.shared(studio, "", entry.id, "file"))
+    except AtomdiffError as error:  # it was changed this moment
+        return [pieces.error(str(error)), gr.skip(), entry.name, "", hidden, hidden, hidden]
+    return [shelf.about(entry, base), file, entry.title, ", ".join(entry.tags), hidden, hidden, hidden]

@@ -1,0 +1,406 @@
+"""Train: pictures in, a concept out; live meanwhile, and a timeline to choose the best state from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from atomdiff.errors import AtomdiffError, ImageError
+from atomdiff.settings import TrainingSettings
+from atomdiff.studio import film, pieces, training
+from atomdiff.studio.course import MORE, QUALITIES, Course, View, Wish, steps_of
+from atomdiff.studio.house import Studio
+from atomdiff.studio.people import owner
+from atomdiff.studio.tabs import concepts
+
+if TYPE_CHECKING:
+    from atomdiff.studio.page import Page
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+EMPTY = pieces.empty(
+    "Teach it your subject",
+    "Drop about five pictures of one thing, say what it is, and press Train. Its progress appears here; you "
+    "may close the page meanwhile.",
+)
+LABELS = {"max_train_steps": "Steps", "num_atoms": "Atoms of convolutions", "linear_atoms": "Atoms of attention",
+          "train_token": "Train the trigger word too", "with_prior_preservation": "Keep the class as it is",
+          "random_flip": "Mirror pictures at random", "learning_rate": "Learning rate of convolutions",
+          "linear_learning_rate": "Learning rate of attention", "precision": "Number format", "seed": "Seed"}  # fmt: skip
+LINEAR = ("attn2", "attn2_kv", "attn", "all", "none")
+SHOWN = ("status", "loss", "film", "stop", "go", "resume", "delete", "choice", "state", "which", "clock", "seen")
+
+
+def build(page: Page) -> None:
+    """Lays the tab out."""
+    shared = page.shared
+    with (
+        gr.Tab("Train", id="train", render_children=True) as shared["train.tab"],
+        gr.Row(elem_classes="workbench"),
+    ):
+        with gr.Column(elem_classes="controls"):
+            _wishes(page)
+        with gr.Column(elem_classes="stage-side"):
+            _stage(shared)
+    shared["train.shown"], shared["train.seen"], shared["train.kept"] = gr.State(""), gr.State(""), gr.State("")
+    shared["train.clock"] = gr.Timer(1.0, active=False)
+
+
+def _wishes(page: Page) -> None:
+    shared, studio = page.shared, page.studio
+    shared["train.files"] = gr.File(
+        show_label=False, file_count="multiple", type="filepath", height=130, elem_id="train-files",
+        elem_classes="drop",
+    )  # fmt: skip
+    shared["train.tiles"] = gr.HTML(
+        pieces.hint("JPEG, PNG, WebP and more; they are turned upright and cropped to squares."),
+        elem_id="train-tiles",
+    )
+    with gr.Row(elem_classes="line"):
+        shared["train.class"] = gr.Textbox(
+            label="What is it?", placeholder="dog", min_width=110, elem_id="train-class"
+        )
+        shared["train.name"] = gr.Textbox(
+            label="Its name", placeholder="Bello", min_width=110, elem_id="train-name"
+        )
+    shared["train.quality"] = gr.Radio(
+        _qualities(studio, None), value="good", label="Quality", elem_id="train-quality", elem_classes="stack"
+    )
+    shared["train.expected"] = gr.HTML("", elem_id="train-expected")
+    with gr.Accordion("More settings", open=False, elem_classes="quiet", elem_id="train-more"):
+        shared["train.base"] = gr.Dropdown(
+            list(studio.bases), value=studio.default, label="Base model", elem_id="train-base"
+        )
+        shared["train.trigger"] = gr.Textbox(label="Word that calls it", placeholder="sks")
+        shared["train.prompt"] = gr.Textbox(label="Pictures along the way show", placeholder="a sks dog")
+        shared["train.more"] = [_field(name) for name in MORE]
+    shared["train.go"] = gr.Button("Train", variant="primary", elem_id="train-go", elem_classes="go")
+    shared["train.stop"] = gr.Button(
+        "Stop and keep", variant="stop", visible=False, elem_id="train-stop", elem_classes="halt"
+    )
+
+
+def _field(name: str) -> Any:
+    """The part of the form for a training setting, by what TrainingSettings says of it."""
+    item = next(item for item in dataclasses.fields(TrainingSettings) if item.name == name)
+    about = {"label": LABELS[name], "info": item.metadata["help"], "elem_id": f"train-{name}"}
+    if item.metadata["choices"] or name == "linear_atoms":
+        choices = list(item.metadata["choices"] or LINEAR)
+        return gr.Dropdown(choices, value=item.default, allow_custom_value=name == "linear_atoms", **about)
+    if item.type is bool:
+        return gr.Checkbox(value=item.default, **about)
+    return gr.Number(item.default, precision=None if item.type is float else 0, **about)
+
+
+def _stage(shared: dict[str, Any]) -> None:
+    shared["train.status"] = gr.HTML(EMPTY, elem_id="train-status")
+    shared["train.loss"] = gr.HTML("", elem_id="train-loss")
+    shared["train.film"] = gr.HTML("", elem_id="train-film")
+    with gr.Column(visible=False, elem_id="choice") as shared["train.choice"]:
+        shared["train.state"] = gr.Slider(
+            1, 2, 1, step=1, label="State", buttons=[], elem_id="timeline", elem_classes="timeline"
+        )
+        shared["train.frame"] = gr.HTML("", elem_id="frame-status")
+        shared["train.gallery"] = gr.Gallery(
+            show_label=False, columns=4, object_fit="contain", height="auto", format="png", interactive=False,
+            buttons=["download", "fullscreen"], elem_classes="pictures", elem_id="frame",
+        )  # fmt: skip
+        with gr.Row(elem_classes="actions"):
+            shared["train.keep"] = gr.Button("Save to the library", variant="primary", elem_id="keep-state")
+            shared["train.draw"] = gr.Button("Draw with it", visible=False, elem_id="draw-state")
+        shared["train.told"] = gr.HTML("", elem_id="keep-told")
+    with gr.Row(elem_classes="line"):
+        shared["train.which"] = gr.Dropdown(
+            [], label="Trainings", visible=False, scale=4, min_width=160, elem_id="trainings"
+        )
+        shared["train.resume"] = gr.Button(
+            "Go on", size="sm", visible=False, scale=1, min_width=80, elem_id="go-on"
+        )
+        shared["train.delete"] = gr.Button(
+            "Delete", size="sm", variant="stop", visible=False, scale=1, min_width=80, elem_id="train-delete"
+        )
+
+
+def wire(page: Page) -> None:
+    """Connects it."""
+    _connect_wishes(page)
+    _connect_course(page)
+    _connect_timeline(page)
+
+
+def _asked(page: Page) -> list[Any]:
+    names = ("files", "class", "name", "quality", "base", "trigger", "prompt")
+    return [page.shared[f"train.{name}"] for name in names] + page.shared["train.more"]
+
+
+def wish(values: list[Any], class_word: str = "") -> Wish:
+    """What the form's values, in the order of `_asked`, mean. Raises SettingsError."""
+    files, word, name, quality, base, trigger, prompt, *more = values
+    texts = {"trigger": (trigger or "").strip(), "validation_prompt": (prompt or "").strip()}
+    given = {key: value for key, value in zip(MORE, more, strict=True) if value not in (None, "")}
+    paths = tuple(Path(path) for path in files or [])
+    return Wish(paths, word or class_word, name or "", str(base), str(quality), {**texts, **given})
+
+
+def _connect_wishes(page: Page) -> None:
+    studio, shared = page.studio, page.shared
+    outputs = [shared[f"train.{name}"] for name in ("tiles", "quality", "expected")]
+
+    async def consider(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
+        """Shows the pictures as they will be used, then how long the qualities take here."""
+        tiles = _tiles(studio, values[0] or [], str(values[4]))
+        choices = gr.update(choices=_qualities(studio, list(values)))
+        yield [tiles, choices, _expected(studio, list(values))]
+        try:
+            asked = wish(list(values), "subject")
+            if studio.trainings.expected(asked)[1] is not None:
+                return
+            job = studio.trainings.measure(owner(request), asked)
+        except AtomdiffError:  # pressing Train tells it
+            return
+        async for look in studio.desk.watch(job):
+            yield [gr.skip(), gr.skip(), "" if look.over else pieces.hint("Timing a step on this machine…")]
+        yield [
+            gr.skip(),
+            gr.update(choices=_qualities(studio, list(values))),
+            _expected(studio, list(values)),
+        ]
+
+    options: dict[str, Any] = {"concurrency_limit": None, "trigger_mode": "always_last", **QUIET}
+    for part in (shared["train.files"], shared["train.quality"]):
+        part.change(consider, _asked(page), outputs, **options)
+    for part in (shared["train.base"], *shared["train.more"]):
+        part.input(consider, _asked(page), outputs, **options)
+
+
+def _connect_course(page: Page) -> None:
+    studio, shared = page.studio, page.shared
+    shown = [shared[f"train.{name}"] for name in SHOWN]
+    both = [*shown, shared["train.shown"]]
+
+    def look(ident: str, seen: str, request: gr.Request) -> list[Any]:
+        return _looked(studio, owner(request), ident, seen)
+
+    def load(request: gr.Request) -> list[Any]:
+        courses = studio.trainings.of(owner(request))
+        ident = courses[0].ident if courses else ""
+        return [*_looked(studio, owner(request), ident, ""), ident]
+
+    def start(request: gr.Request, *values: Any) -> list[Any]:
+        try:
+            course = studio.trainings.start(owner(request), wish(list(values)))
+        except AtomdiffError as error:
+            return [pieces.error(str(error)), *[gr.skip()] * len(shown)]
+        return [*_looked(studio, owner(request), course.ident, ""), course.ident]
+
+    def attempted(change: Any, ident: str, me: str) -> list[Any]:
+        try:
+            change(me, ident)
+        except AtomdiffError as error:
+            return [pieces.error(str(error)), *[gr.skip()] * len(shown)]
+        courses = [course.ident for course in studio.trainings.of(me)]
+        ident = ident if ident in courses else (courses or [""])[0]
+        return [*_looked(studio, me, ident, ""), ident]
+
+    def resume(ident: str, request: gr.Request) -> list[Any]:
+        return attempted(studio.trainings.go_on, ident, owner(request))
+
+    def delete(ident: str, request: gr.Request) -> list[Any]:
+        return attempted(studio.trainings.delete, ident, owner(request))
+
+    def stop(request: gr.Request) -> None:
+        studio.trainings.stop(owner(request))
+
+    def choose(ident: str, request: gr.Request) -> list[Any]:
+        return [*_looked(studio, owner(request), ident or "", ""), ident or ""]
+
+    at = shared["train.shown"]
+    shared["train.clock"].tick(look, [at, shared["train.seen"]], shown, **QUIET)
+    page.blocks.load(load, None, both, **QUIET)
+    shared["train.go"].click(start, _asked(page), both, trigger_mode="once", **QUIET)
+    shared["train.stop"].click(stop, None, None, queue=False, **QUIET)
+    shared["train.resume"].click(resume, at, both, **QUIET)
+    shared["train.delete"].click(delete, at, both, **QUIET)
+    shared["train.which"].input(choose, shared["train.which"], both, **QUIET)
+
+
+def _connect_timeline(page: Page) -> None:
+    studio, shared = page.studio, page.shared
+    at = [shared["train.shown"], shared["train.state"]]
+    outputs = [shared[f"train.{name}"] for name in ("state", "frame", "gallery", "draw", "told")]
+
+    async def show(ident: str, state: float, request: gr.Request) -> AsyncIterator[list[Any]]:
+        """The pictures of a state; one that has none yet is drawn first."""
+        step, course, label = _chosen(studio, owner(request), ident, state)
+        if course is None:
+            return
+        hidden = [gr.update(visible=False), ""]
+        files = course.frames().get(step, ())
+        if not files:
+            yield [gr.update(label=label), pieces.hint("Drawing this state…"), [], *hidden]
+            job = studio.desk.submit(f"timeline of {owner(request)}", training.frame(studio, course, step))
+            async for told in studio.desk.watch(job):
+                if not told.over:
+                    yield [gr.skip(), pieces.progress(told), *[gr.skip()] * 3]
+                elif told.error:
+                    yield [gr.skip(), pieces.error(told.error), *[gr.skip()] * 3]
+                    return
+        yield [gr.update(label=label), "", [str(file) for file in course.frames().get(step, ())], *hidden]
+
+    def keep(ident: str, state: float, request: gr.Request) -> list[Any]:
+        me = owner(request)
+        step, course, _ = _chosen(studio, me, ident, state)
+        try:
+            entry = studio.trainings.keep(me, course.ident if course else "", step)
+        except AtomdiffError as error:
+            return [pieces.error(str(error)), gr.skip(), gr.skip()]
+        told = f"{entry.title} after step {step} is in the library, {entry.size:,} bytes."
+        return [pieces.note(told), gr.update(visible=True), entry.id]
+
+    def draw(kept: str, *values: Any) -> list[Any]:
+        return [*concepts.on_draw(page, kept, *values), gr.update(selected="draw")]
+
+    shared["train.state"].change(
+        show, at, outputs, concurrency_limit=None, trigger_mode="always_last", **QUIET
+    )
+    kept = [shared[f"train.{name}"] for name in ("told", "draw", "kept")]
+    shared["train.keep"].click(keep, at, kept, **QUIET)
+    shared["train.draw"].click(
+        draw,
+        [shared["train.kept"], *concepts.draw_inputs(page)],
+        [*concepts.draw_outputs(page), page.tabs],
+        **QUIET,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- showing
+
+
+def _looked(studio: Studio, me: str, ident: str, seen: str) -> list[Any]:
+    """Values for SHOWN. `seen` is what the page shows already: what did not change is not sent again."""
+    try:
+        course = studio.trainings.get(me, ident)
+    except AtomdiffError:
+        hidden = gr.update(visible=False)
+        return [EMPTY, "", "", hidden, gr.update(visible=True), hidden, hidden, hidden, gr.skip(),
+                gr.update(visible=False, value=None, choices=[]), gr.Timer(active=False), ""]  # fmt: skip
+    view = studio.trainings.look(course)
+    frames = course.frames()
+    now = f"{ident} {view.state} {view.step} {len(frames)}"
+    same_film = now.split()[3:] == seen.split()[3:] and seen.startswith(ident)
+    steps = _steps(course) if view.over else ()
+    return [
+        _status(course, view),
+        gr.skip() if now == seen else film.loss_line(view.losses, view.steps),
+        gr.skip() if same_film else film.strip(frames),
+        gr.update(visible=not view.over),
+        gr.update(visible=view.over),
+        gr.update(visible=view.state in ("stopped", "failed")),
+        gr.update(visible=view.over),
+        gr.update(visible=bool(steps)),
+        gr.skip() if now == seen or not steps else _slider(steps, course),
+        _trainings(studio, me, ident),
+        gr.Timer(active=not view.over),
+        now,
+    ]
+
+
+def _status(course: Course, view: View) -> str:
+    name = course.settings.name
+    notes = "".join(pieces.note(sentence) for sentence in view.notes[:3])
+    head = pieces.heading(f"{name}", f"a {course.settings.trigger} {course.settings.class_word}")
+    if view.state == "waiting":
+        ahead = "Starting…" if view.ahead == 0 else f"Waiting: {view.ahead} before it"
+        return head + pieces.bar(0, ahead) + notes
+    if view.state == "running":
+        left = f" · {pieces.duration(view.seconds_left)} left" if view.seconds_left is not None else ""
+        step = f" · step {view.step} of {view.steps}{left}" if view.stage == "Training" else "…"
+        return head + pieces.bar(view.step / max(1, view.steps), view.stage + step) + notes
+    if view.state == "failed":
+        return head + pieces.error(view.error) + notes
+    if view.state == "stopped":
+        told = f"Stopped after step {view.step} of {view.steps}; what was reached is kept. Go on takes it up."
+        return head + pieces.note(told) + notes
+    return head + pieces.note(f"Trained {view.step} steps. Choose the state you like best.") + notes
+
+
+def _steps(course: Course) -> tuple[int, ...]:
+    timeline = course.timeline()
+    return timeline.steps if timeline else ()
+
+
+def _slider(steps: tuple[int, ...], course: Course) -> Any:
+    total = course.look().steps
+    return gr.update(
+        minimum=1,
+        maximum=max(2, len(steps)),
+        value=len(steps),
+        label=f"After step {steps[-1]} of {total}",
+        interactive=len(steps) > 1,
+    )
+
+
+def _chosen(studio: Studio, me: str, ident: str, state: float) -> tuple[int, Course | None, str]:
+    """Step, training and what to call the state; without a training for what is not there."""
+    try:
+        course = studio.trainings.get(me, ident)
+    except AtomdiffError:
+        return 0, None, ""
+    steps = _steps(course)
+    if not steps:
+        return 0, None, ""
+    step = steps[min(len(steps), max(1, int(state or 1))) - 1]
+    return step, course, f"After step {step} of {course.look().steps}"
+
+
+def _trainings(studio: Studio, me: str, ident: str) -> Any:
+    choices = [(course.title, course.ident) for course in studio.trainings.of(me)]
+    return gr.update(choices=choices, value=ident, visible=len(choices) > 1)
+
+
+def _tiles(studio: Studio, files: list[str], base: str) -> str:
+    """The pictures as they will be used, and why some will not."""
+    from atomdiff.images import read_picture
+
+    side = min(film.SIDE, studio.facts(base).resolution)
+    made, problems = [], []
+    for name in files[:100]:
+        try:
+            made.append(film.packed(read_picture(Path(name), side)[0]))
+        except ImageError as error:
+            problems.append(f"{Path(name).name} is left out: {error}.")
+    return film.tiles(made) + "".join(map(pieces.error, problems[:5]))
+
+
+def _qualities(studio: Studio, values: list[Any] | None) -> list[tuple[str, str]]:
+    """The choices, with their steps, and their time where it was measured."""
+    choices = []
+    for quality in QUALITIES:
+        steps, seconds = steps_of(quality, studio.facts(studio.default).family), None
+        if values is not None:
+            try:
+                own = [*values[:3], quality, *values[4:7], None, *values[8:]]  # not the steps set by hand
+                steps, seconds, _ = studio.trainings.expected(wish([["x"], *own[1:]], "subject"))
+            except AtomdiffError:
+                pass
+        time = f" · about {pieces.duration(seconds)}" if seconds is not None else ""
+        choices.append((f"{quality.capitalize()} · {steps} steps{time}", quality))
+    return choices
+
+
+def _expected(studio: Studio, values: list[Any]) -> str:
+    """What is known of such a training, in a line."""
+    try:
+        steps, seconds, size = studio.trainings.expected(wish([["x"], *values[1:]], "subject"))
+    except AtomdiffError as error:
+        return pieces.error(str(error))
+    if seconds is None or size is None:
+        return ""
+    kilobytes = size / 1000
+    return pieces.hint(
+        f"{steps} steps, about {pieces.duration(seconds)} on this machine; the concept will have about "
+        f"{kilobytes:.0f} KB."
+    )

@@ -1,0 +1,182 @@
+"""What a base that was tuned to a subject or a style draws, against what it should: the judged figures.
+
+Likeness: shares of pictures whose first colour, second colour (where the coat shows it) and pattern the judge
+names right, and `identity`, the cosine of its embedding to renders of the subject; `five` is the mean cosine
+to the pictures trained on. Prompt: shares with the right class, context and accessory. Diversity: root mean
+square difference of pictures of one prompt, of [0, 1]. Without the trigger: `leak`, share of pictures of the
+bare class with the subject's colour or pattern, and `drift`, 1 - cosine between the pictures before and
+after, same seeds; `leak others` and `drift others` the same for other classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from atomdiff.base import Base
+from atomdiff.concept import Concept
+from atomdiff.pocket import world
+from atomdiff.pocket.corpus import HEADS
+from atomdiff.pocket.judge import Judge, Verdict
+from atomdiff.sampling import draw
+
+CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
+OTHERS = ("dog", "bird", "car", "house", "mug")
+LIKENESS = ("colour", "second", "pattern", "identity")
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time."""
+
+    each: int = 8
+    steps: int = 25
+    batch: int = 16
+
+    def __call__(
+        self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
+    ) -> list[Image.Image]:
+        """`times` x `each` pictures of each prompt in turn."""
+        count = self.each * times
+        return draw(
+            base, prompts, concepts=concepts, count=count, seed=seed, steps=self.steps, batch_size=self.batch
+        )
+
+
+def likeness(figures: Figures) -> float:
+    """Mean of what was judged of first colour, second colour, pattern and identity; a style's share."""
+    known = [figures[key] for key in (*LIKENESS, "style") if key in figures]
+    return sum(known) / len(known)
+
+
+class Court:
+    """The judge with what it compares to: renders of the subject and pictures of the untouched base."""
+
+    def __init__(
+        self,
+        base: Base,
+        judge: Judge,
+        subject: world.Subject,
+        drawing: Drawing,
+        given: Sequence[Image.Image] = (),
+    ) -> None:
+        self.judge, self.subject, self.drawing = judge, subject, drawing
+        rng = np.random.default_rng(17)
+        scenes = [world.random_scene(rng, subject, accessory="none", style="drawing") for _ in range(32)]
+        self.centre = normalize(judge([world.render(scene) for scene in scenes]).identity.mean(0), dim=0)
+        self.five = judge(list(given)).identity if given else None
+        self.others = [kind for kind in OTHERS if kind != subject.kind][:4]
+        self.before = judge(self._bare(base, [])), judge(self._other_classes(base, []))
+
+    def _bare(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
+        return self.drawing(base, concepts, [f"a {self.subject.kind}"], 900, times=4)
+
+    def _other_classes(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
+        return self.drawing(base, concepts, [f"a {kind}" for kind in self.others], 1900)
+
+    def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
+        """Draws `prompt` in every context, what it wears, the bare class and other classes, and judges all.
+
+        The pictures returned are those in contexts: `each` of the first, then of the second, ...
+        """
+        pictures = self.drawing(base, concepts, [f"{prompt} {world.CONTEXTS[c]}" for c in CONTEXTS], 0)
+        figures = self._likeness(pictures) | self._worn(base, concepts, prompt)
+        for suffix, before, after in (
+            ("", self.before[0], self.judge(self._bare(base, concepts))),
+            (" others", self.before[1], self.judge(self._other_classes(base, concepts))),
+        ):
+            figures[f"leak{suffix}"] = self._leaked(after)
+            figures[f"drift{suffix}"] = drift(before, after)
+        return figures, pictures
+
+    def _likeness(self, pictures: list[Image.Image]) -> Figures:
+        seen, s, each = self.judge(pictures), self.subject, self.drawing.each
+        figures = {"colour": seen.share("colour", s.colour), "pattern": seen.share("pattern", s.pattern)}
+        if s.pattern != "plain":
+            figures["second"] = seen.share("second", s.second)
+        figures["identity"] = float((seen.identity @ self.centre).mean())
+        if self.five is not None:
+            figures["five"] = float((seen.identity @ self.five.T).mean())
+        figures["class"] = seen.share("class", s.kind)
+        figures["context"] = in_context(seen, each)
+        figures["diversity"] = diversity(pictures, each)
+        return figures
+
+    def _worn(self, base: Base, concepts: list[Concept], prompt: str) -> Figures:
+        if self.subject.kind not in world.WEARERS:
+            return {}
+        worn = [key for key in world.ACCESSORIES if key != "none"]
+        seen = self.judge(
+            self.drawing(base, concepts, [f"{prompt} {world.ACCESSORIES[key]}" for key in worn], 2900)
+        )
+        wanted = torch.tensor([HEADS["accessory"].index(key) for key in worn])
+        return {"accessory": right(seen.answers["accessory"], wanted, self.drawing.each)}
+
+    def _leaked(self, seen: Verdict) -> float:
+        own = HEADS["pattern"].index(self.subject.pattern), HEADS["colour"].index(self.subject.colour)
+        hit = (seen.answers["pattern"] == own[0]) | (seen.answers["colour"] == own[1])
+        return float(hit.float().mean())
+
+
+class StyleCourt:
+    """The same for a style: `in_style` says of pictures which are in it."""
+
+    def __init__(
+        self, base: Base, judge: Judge, in_style: Callable[[list[Image.Image]], Tensor], drawing: Drawing
+    ) -> None:
+        self.judge, self.in_style, self.drawing = judge, in_style, drawing
+        self.before = judge(self._bare(base, []))
+
+    def _bare(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
+        return self.drawing(base, concepts, [f"a drawing of a {kind}" for kind in OTHERS], 900)
+
+    def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
+        """Draws `prompt`, such as "sks art of a", with classes and contexts in turn, and plain drawings."""
+        kinds = [OTHERS[i % len(OTHERS)] for i in range(len(CONTEXTS))]
+        prompts = [f"{prompt} {kind} {world.CONTEXTS[c]}" for kind, c in zip(kinds, CONTEXTS, strict=True)]
+        pictures = self.drawing(base, concepts, prompts, 0)
+        seen, each = self.judge(pictures), self.drawing.each
+        wanted = torch.tensor([HEADS["class"].index(kind) for kind in kinds])
+        bare = self._bare(base, concepts)
+        return {
+            "style": float(self.in_style(pictures).float().mean()),
+            "class": right(seen.answers["class"], wanted, each),
+            "context": in_context(seen, each),
+            "diversity": diversity(pictures, each),
+            "leak": float(self.in_style(bare).float().mean()),
+            "drift": drift(self.before, self.judge(bare)),
+        }, pictures
+
+
+def right(answers: Tensor, wanted: Tensor, each: int) -> float:
+    """Share of `answers` (prompts x each) that are what their prompt wants (prompts)."""
+    return float((answers.view(len(wanted), each) == wanted[:, None]).float().mean())
+
+
+def in_context(seen: Verdict, each: int) -> float:
+    wanted = torch.tensor([HEADS["context"].index(context) for context in CONTEXTS])
+    return right(seen.answers["context"], wanted, each)
+
+
+def drift(before: Verdict, after: Verdict) -> float:
+    """1 - mean cosine between pictures of the same prompts and seeds."""
+    return 1 - float((before.identity * after.identity).sum(1).mean())
+
+
+def diversity(pictures: Sequence[Image.Image], each: int) -> float:
+    """Root mean square difference between pictures of one prompt, in [0, 1]; 0 where there is one of each.
+
+    Over pairs of n pictures the mean squared difference is twice their variance, n / (n - 1) times.
+    """
+    if each < 2:
+        return 0.0
+    values = np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in pictures])
+    groups = values.reshape(-1, each, values[0].size)
+    return float(np.sqrt(2 * groups.var(1, ddof=1).mean(1)).mean())

@@ -1,0 +1,92 @@
+"""How long the decompositions of a Stable Diffusion 1.5-shaped UNet take, and what they are worth.
+
+The UNet has random weights. For each family: seconds until its layers stand in the model, what of the weights
+the decomposition misses, and the share of zeros among the coefficients. A family with a closed form misses
+nothing that it moves in: the frozen weight is kept as it is. Checked are seconds or, where other work keeps
+the machine busy and they are more, CPU seconds, of which a quiet machine takes no more than that.
+
+    python -m benchmarks.decompose --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+
+import torch
+from torch import nn
+
+from atomdiff import inject, sparse
+from atomdiff.families import SpatialFamily
+from atomdiff.inject import AtomSpec
+from benchmarks.report import Target, machine, show, verdict
+
+SPECS = {
+    "atoms m=9, dct": AtomSpec(linear_atoms="none"),
+    "atoms m=6, svd": AtomSpec(num_atoms=6, basis="svd", linear_atoms="none"),
+    "recursive, 8 groups": AtomSpec(conv_family="recursive", channel_groups=8, linear_atoms="none"),
+    "atoms + Kronecker": AtomSpec(linear_family="kronecker", linear_block=8),
+    "sparse m=9": AtomSpec(conv_family="sparse", linear_atoms="none"),
+}
+LIMITS = {"atoms": 5.0, "recursive": 5.0, "sparse": 300.0}
+
+
+def main() -> None:
+    """Prints the table; with --check, exits 1 where a decomposition takes longer than it may."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 if a limit is missed")
+    parser.add_argument("--layers", default="", help="regular expression: only these convolutions")
+    options = parser.parse_args()
+    unet = _unet()
+    rows, targets = [], []
+    for name, spec in SPECS.items():
+        spec = dataclasses.replace(spec, conv_layers=options.layers)
+        start, used = time.perf_counter(), time.process_time()
+        attached = inject.attach(
+            unet, spec, progress=_tell if spec.conv_family == "sparse" else lambda *_: None
+        )
+        seconds, used = time.perf_counter() - start, time.process_time() - used
+        missed, zeros = _quality(attached)
+        attached.detach()
+        rows.append(
+            (name, len(attached.layers), f"{seconds:.2f}", f"{used:.2f}", f"{missed:.1%}", f"{zeros:.0%}")
+        )
+        targets.append(Target(name, min(seconds, used), high=LIMITS[spec.conv_family], unit="s"))
+    show(
+        f"Decomposing ({machine()})",
+        ("family", "layers", "seconds", "CPU s", "‖W − αD‖ / ‖W‖", "zeros in α"),
+        rows,
+    )
+    verdict(targets, options.check)
+
+
+def _tell(done: int, total: int) -> None:
+    print(f"\r  {done} of {total} layers", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _quality(attached: inject.Attached) -> tuple[float, float]:
+    """Means over the convolutions of what is missed and of the zeros."""
+    found: list[tuple[float, float]] = []
+    for layer in attached.layers.values():
+        if not isinstance(layer.base_layer, nn.Conv2d) or layer.base_layer.kernel_size == (1, 1):
+            continue
+        weight, family = layer.base_layer.weight, layer.family
+        assert isinstance(family, SpatialFamily)
+        with torch.no_grad():
+            found.append(sparse.quality(weight, family.coefficients(weight), family.basis))
+    missed, zeros = zip(*found, strict=True)
+    return sum(missed) / len(found), sum(zeros) / len(found)
+
+
+def _unet() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    return unet.requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Hostile input: see `benchmarks/hostile/__main__.py`."""

@@ -1,0 +1,95 @@
+"""Methods that no library at hand offers for a UNet, and what brackets all: the base and full fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from atomdiff.base import Base
+from atomdiff.concept import Concept
+from atomdiff.token import TriggerToken, added
+
+from .protocol import TRIGGER, Handle, Kept, Method
+
+
+def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:
+    """Trains those of the UNet's own parameters whose name is chosen."""
+
+    def attach(base: Base) -> Handle:
+        kept = Kept(base.unet)
+        trained = {name: p for name, p in base.unet.named_parameters() if chosen(name)}
+        kept.values_of(list(trained.values()))
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+        return Handle(base, kept, trained)
+
+    return attach
+
+
+# ------------------------------------------------------------------------------------ textual inversion
+
+
+class Words(Handle):
+    """The embeddings of the trigger's tokens, trained; the UNet stays as it is (arXiv 2208.01618)."""
+
+    def __init__(self, base: Base) -> None:
+        trigger = TriggerToken(base, TRIGGER)
+        super().__init__(base, Kept(base.unet), trigger.vectors, token=trigger)
+        self.ids = trigger.ids
+
+    @contextmanager
+    def filed(self, data: bytes) -> Iterator[list[Concept]]:
+        vectors = {key: vector.float().to(self.base.device) for key, vector in load(data).items()}
+        with added(self.base, [(self.ids, vectors, 1.0)]):
+            yield []
+
+
+# ----------------------------------------------------------------------------------------------- SVDiff
+
+
+class Shifted(nn.Module):
+    """W' = W + U (relu(σ + δ) − σ) Vᵀ for W = U diag(σ) Vᵀ, as a matrix (c_out, everything else)."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        for name, part in zip(["U", "S", "Vh"], torch.linalg.svd(weight.flatten(1), False), strict=True):
+            self.register_buffer(name, part)
+        self.shift = nn.Parameter(torch.zeros_like(self.S))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        change = torch.relu(self.S + self.shift) - self.S
+        return weight + ((self.U * change) @ self.Vh).view_as(weight)
+
+
+def _svdiff(base: Base) -> Handle:
+    """Spectral shifts of every weight matrix of the UNet (arXiv 2303.11305, equation 5)."""
+    kept = Kept(base.unet)
+    trained = {}
+    for name, module in list(base.unet.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            shifted = Shifted(module.weight.detach())
+            parametrize.register_parametrization(module, "weight", shifted)
+            trained[name] = shifted.shift
+    return Handle(base, kept, trained)
+
+
+def _nothing(base: Base) -> Handle:
+    return Handle(base, Kept(base.unet), {})
+
+
+BASE = Method("base", _nothing, 0.0, "reference")
+FULL = Method("full fine-tuning", _in_place(lambda name: True), 3e-5, "reference")
+HANDMADE = (
+    Method("textual inversion", Words, 1e-2),
+    Method("BitFit", _in_place(lambda name: name.endswith("bias")), 1e-3),
+    Method("SVDiff", _svdiff, 1e-2),
+)

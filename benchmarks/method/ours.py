@@ -1,0 +1,173 @@
+"""The concepts of atomdiff: a recipe a line, each judged from its own file in every precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+from urllib.parse import urlencode
+
+import torch
+from torch import nn
+
+from atomdiff import inject
+from atomdiff.base import Base
+from atomdiff.concept import Concept
+from atomdiff.formats import safetensors_file
+from atomdiff.inject import AtomSpec
+from atomdiff.layers import AtomConv2d
+from atomdiff.loop import spec_of
+from atomdiff.passport import BasePassport
+from atomdiff.settings import TrainingSettings
+from atomdiff.token import TriggerToken
+
+from .protocol import TRIGGER, Handle, Kept, Method
+
+PRECISIONS = ("fp16", "int8", "int4")
+DEFAULT = TrainingSettings()
+LINEAR_RATE = DEFAULT.linear_learning_rate / DEFAULT.learning_rate
+TOKEN_RATE = DEFAULT.token_learning_rate / DEFAULT.learning_rate
+# What the tool writes beside the numbers, so that a file here is as large as one of the tool's.
+ABOUT: dict[str, Any] = {
+    "trigger": TRIGGER,
+    "class_word": "dog",
+    "name": "dog",
+    "training": {
+        "steps": 300,
+        "learning_rate": DEFAULT.learning_rate,
+        "linear_learning_rate": DEFAULT.linear_learning_rate,
+        "pictures": 5,
+        "class_pictures": 48,
+        "resolution": 64,
+        "seed": 0,
+        "instance_prompt": f"a {TRIGGER} dog",
+        "class_prompt": "a dog",
+    },
+}
+
+
+class Concepts(Handle):
+    """A base with atoms, which goes through the concept file to be drawn."""
+
+    def __init__(self, base: Base, spec: AtomSpec, train_token: bool) -> None:
+        kept = Kept(base.unet)
+        self.attached = inject.attach(base.unet, spec)
+        token = TriggerToken(base, TRIGGER) if train_token else None
+        words: Mapping[str, nn.Parameter] = token.vectors if token else {}
+        super().__init__(base, kept, self.attached.named_atoms() | dict(words), self._relative(words), token)
+
+    def _relative(self, words: Mapping[str, nn.Parameter]) -> dict[str, float]:
+        """Rates relative to that of conv atoms, in the proportions of the tool's own defaults."""
+        layers = self.attached.layers
+        rates = {
+            name: 1.0 if isinstance(layers[name.partition("#")[0]], AtomConv2d) else LINEAR_RATE
+            for name in self.attached.named_atoms()
+        }
+        return rates | dict.fromkeys(words, TOKEN_RATE)
+
+    def to_bytes(self, precision: str) -> bytes:
+        concept = Concept.of(
+            self.base.unet,
+            self.attached.spec,
+            self.attached.read(),
+            self.base.passport,
+            token=self.token.read() if self.token else None,
+            **ABOUT,
+        )
+        return safetensors_file.to_bytes(concept, precision)
+
+    @contextmanager
+    def filed(self, data: bytes) -> Iterator[list[Concept]]:
+        self.attached.detach()
+        try:
+            yield [safetensors_file.from_bytes(data)]
+        finally:
+            self.attached.reattach()
+
+    def detach(self) -> None:
+        self.attached.detach()
+        super().detach()
+
+
+def _method(name: str, spec: AtomSpec, token: bool, rate: float, precisions: tuple[str, ...]) -> Method:
+    return Method(
+        name, lambda base: Concepts(base, spec, token), rate, "ours", precisions, recipe(spec, token)
+    )
+
+
+def _ours(name: str, token: bool = False, rate: float = DEFAULT.learning_rate, **spec: Any) -> Method:
+    """Where nothing else is said: m=9 DCT atoms and Dc kc=4 on cross-attention, whatever the tool's default
+    is."""
+    plain: dict[str, Any] = {"num_atoms": 9, "basis": "dct", "linear_atoms": "attn2", "linear_block": 4}
+    return _method(name, AtomSpec(**(plain | spec)), token, rate, PRECISIONS)
+
+
+def recipe(spec: AtomSpec, token: bool) -> str:
+    """What is trained, as text: the first choices always, later families where they are used, and the rates
+    of linear atoms and token relative to the convolutions'."""
+    chosen = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    always = ("num_atoms", "basis", "conv_layers", "linear_atoms", "linear_block")
+    used = {key: value for key, value in chosen.items() if key in always or value != getattr(AtomSpec, key)}
+    return urlencode(
+        used | {"linear_rate": f"{LINEAR_RATE:g}"} | ({"token": f"{TOKEN_RATE:g}"} if token else {})
+    )
+
+
+TOOL = _method(
+    "atomdiff's default",
+    spec_of(DEFAULT),
+    DEFAULT.train_token,
+    DEFAULT.learning_rate,
+    (DEFAULT.precision,),
+)
+OURS = (
+    TOOL,
+    _ours("atoms m=9", linear_atoms="none"),
+    _ours("atoms m=6", num_atoms=6, linear_atoms="none"),
+    _ours("atoms m=4", num_atoms=4, linear_atoms="none"),
+    _ours("atoms m=9 svd", basis="svd", linear_atoms="none"),
+    _ours("Dc kc=2, attn2", num_atoms=0, linear_block=2),
+    _ours("Dc kc=4, attn2", num_atoms=0),
+    _ours("Dc kc=4, attn2 k v", num_atoms=0, linear_atoms="attn2_kv"),
+    _ours("Dc kc=2, attn", num_atoms=0, linear_atoms="attn", linear_block=2),
+    _ours("Dc kc=4, attn", num_atoms=0, linear_atoms="attn"),
+    _ours("atoms m=9 + Dc kc=2, attn2", linear_block=2),
+    _ours("atoms m=9 + Dc kc=4, attn2 k v", linear_atoms="attn2_kv"),
+    _ours("atoms m=4 + Dc kc=4, attn2", num_atoms=4),
+    _ours("atoms m=9 + Dc kc=4, attn2", num_atoms=9),
+    _ours("recursive G=1", conv_family="recursive", linear_atoms="none"),
+    _ours("recursive G=16", conv_family="recursive", channel_groups=16, linear_atoms="none"),
+    _ours("recursive, each channel", conv_family="recursive", channel_groups=0, linear_atoms="none"),
+    _ours("sparse m=9", conv_family="sparse", linear_atoms="none"),
+    _ours("sparse m=12", conv_family="sparse", num_atoms=12, linear_atoms="none"),
+    _ours("atoms m=9 + Dc kc=2 on α", coef_block=2, linear_atoms="none"),
+    _ours("Kronecker kc=4, attn2", num_atoms=0, linear_family="kronecker"),
+    _ours("Kronecker kc=8, attn2", num_atoms=0, linear_family="kronecker", linear_block=8),
+    _ours(
+        "Kronecker kc=8, attn", num_atoms=0, linear_atoms="attn", linear_family="kronecker", linear_block=8
+    ),
+    _ours("atoms m=4 + Kronecker kc=8, attn2", num_atoms=4, linear_family="kronecker", linear_block=8),
+    _ours("Dc kc=4, attn2 + token", token=True, num_atoms=0),
+    _ours("Kronecker kc=8, attn2 + token", True, num_atoms=0, linear_family="kronecker", linear_block=8),
+    _ours("atoms m=4 + Dc kc=4, attn2 + token", token=True, num_atoms=4),
+)
+
+
+def default_bytes_on_sd15() -> int:
+    """The size of a concept of the tool's default recipe for a UNet of Stable Diffusion 1.5's shape.
+
+    The weights are never touched, so they take no memory. A learned trigger is one token of 768 numbers.
+    """
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    unet.to_empty(device="cpu")
+    attached = inject.attach(unet, spec_of(DEFAULT))
+    generator = torch.Generator().manual_seed(0)
+    atoms = {name: 0.01 * torch.randn(t.shape, generator=generator) for name, t in attached.read().items()}
+    token = {"token": 0.01 * torch.randn(1, 1, 768, generator=generator)} if DEFAULT.train_token else None
+    passport = BasePassport(architecture="sd1-00000000", sketch=(0.5,) * 16, name="sd15")
+    concept = Concept.of(unet, attached.spec, atoms, passport, token=token, **ABOUT)
+    return len(safetensors_file.to_bytes(concept, DEFAULT.precision))

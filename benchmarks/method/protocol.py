@@ -1,0 +1,125 @@
+"""What a method is to the benchmark: it attaches to a base, is trained, becomes a file, and goes again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from atomdiff.base import Base
+from atomdiff.concept import Concept
+from atomdiff.token import TriggerToken
+
+TRIGGER = "sks"
+DICTIONARIES = ("_modules", "_parameters", "_buffers")  # what adding or replacing a layer writes to
+
+
+@dataclass(frozen=True)
+class Method:
+    """`attach` gives a base its trainable numbers. `rate` is where the search of a learning rate starts, 0
+    where nothing is trained. `family` is ours, peer or reference; `precisions` are the number formats of its
+    files, each judged by itself after one training. `recipe` is what else tells results apart that were made
+    under one name."""
+
+    name: str
+    attach: Callable[[Base], Handle]
+    rate: float
+    family: str = "peer"
+    precisions: tuple[str, ...] = ("fp16",)
+    recipe: str = ""
+
+    def label(self, precision: str) -> str:
+        """The name of a row."""
+        return self.name if len(self.precisions) == 1 else f"{self.name}, {precision}"
+
+
+class Kept:
+    """A model's modules as they are now, for `restore`: the same objects with the same numbers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [(module, type(module), _copied(vars(module))) for module in model.modules()]
+        self._trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        self._values: dict[nn.Parameter, Tensor] = {}
+
+    def values_of(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Also keep the numbers of these, which will be trained in place."""
+        self._values |= {parameter: parameter.detach().clone() for parameter in parameters}
+
+    def restore(self) -> None:
+        """Undoes added and replaced layers, patched forwards, changed classes and trained numbers."""
+        for module, kind, state in self._modules:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(_copied(state))
+        for parameter, trainable in self._trainable.items():
+            parameter.requires_grad_(trainable)
+            parameter.grad = None
+        with torch.no_grad():
+            for parameter, values in self._values.items():
+                parameter.copy_(values)
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: dict(value) if key in DICTIONARIES else value for key, value in state.items()}
+
+
+class Handle:
+    """A method attached to a base: the numbers that are trained, by name, and all that is done with them.
+
+    `relative` scales the rate of those whose name it holds; `token` is the trigger's, if it is trained.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        kept: Kept,
+        trained: Mapping[str, nn.Parameter],
+        relative: Mapping[str, float] | None = None,
+        token: TriggerToken | None = None,
+    ) -> None:
+        self.base, self.kept, self.token = base, kept, token
+        self.trained = dict(trained)
+        self.relative = dict(relative or {})
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser."""
+        rates: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.trained.items():
+            rates.setdefault(self.relative.get(name, 1.0) * rate, []).append(parameter)
+        return [{"params": parameters, "lr": lr} for lr, parameters in rates.items()]
+
+    def numbers(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.trained.values())
+
+    def to_bytes(self, precision: str) -> bytes:
+        """The file that keeps what was trained."""
+        tensors = {name: p.detach().half().cpu().contiguous() for name, p in self.trained.items()}
+        return save(tensors)
+
+    @contextmanager
+    def filed(self, data: bytes) -> Iterator[list[Concept]]:
+        """Within: the base draws what the file says, with the concepts that are handed out."""
+        with torch.no_grad():
+            for name, values in load(data).items():
+                self.trained[name].copy_(values)
+        yield []
+
+    def detach(self) -> None:
+        """The base is as it was, bit for bit."""
+        self.kept.restore()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of every weight and its name, to see that a model is what it was."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, values in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

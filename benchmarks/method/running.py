@@ -1,0 +1,171 @@
+"""Running cases: attach, train, and for each precision file, draw and judge; and the search for a rate."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+
+from atomdiff.base import Base
+from atomdiff.errors import ConceptError, SettingsError, TrainingError
+from atomdiff.formats.files import write_atomically
+from atomdiff.loop import TrainingData
+from atomdiff.pocket.judge import Judge
+from atomdiff.sheets import save_picture
+
+from ..court import CONTEXTS, Court, Drawing, StyleCourt
+from .fitting import floor_seconds, train
+from .handmade import BASE
+from .ledger import Case, Ledger, Outcome
+from .protocol import Handle, Method, fingerprint
+from .tasks import Task, prepare
+
+GRID = (0.25, 1.0, 4.0)  # of a method's first rate; the better edge is followed for EDGES steps more
+EDGES = 2
+CONTEXT_LOSS, LEAK_GAIN = 0.03, 0.10  # what a rate may cost at most before it counts against it
+
+
+@dataclass
+class Bench:
+    """Everything that cases share. `out` is where pictures go."""
+
+    base: Base
+    judge: Judge
+    ledger: Ledger
+    drawing: Drawing
+    steps: int
+    batch: int
+    class_count: int
+    out: Path
+    _weights: str = ""
+    _floor: float = 0.0
+    _known: dict[str, tuple[TrainingData, Court | StyleCourt]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._weights = fingerprint(self.base.unet)
+
+    def run(self, method: Method, task: Task, seed: int, rate: float) -> dict[str, Outcome]:
+        """Precision -> outcome; what the ledger has is not done again."""
+        cases = {p: case_of(method, p, task, seed, rate) for p in method.precisions}
+        missing = {p: case for p, case in cases.items() if case not in self.ledger.outcomes}
+        if missing:
+            self._run(method, task, missing)
+        return {p: self.ledger.outcomes[case] for p, case in cases.items()}
+
+    def _run(self, method: Method, task: Task, cases: dict[str, Case]) -> None:
+        data, court = self._prepared(task)
+        case = next(iter(cases.values()))
+        handle = method.attach(self.base)
+        try:
+            trained = train(handle, data, self.steps, self.batch, case.seed, case.rate)
+            step = trained.step_seconds / self._floor
+            for precision, this in cases.items():
+                try:
+                    file = handle.to_bytes(precision)
+                    with handle.filed(file) as concepts:
+                        figures, pictures = court.try_case(self.base, concepts, task.asked)
+                except (ConceptError, SettingsError):  # too large for the file, or pictures of NaN
+                    self.ledger.add(this, ruined(handle, task, step))
+                    continue
+                self._keep_strip(method.label(precision), this, pictures)
+                self.ledger.add(this, Outcome(figures, len(file), payload(file), handle.numbers(), step))
+        finally:
+            handle.detach()
+            gc.collect()  # adapters hold their layers and these the adapters
+        if fingerprint(self.base.unet) != self._weights:
+            raise TrainingError(f"{method.name} did not give the base back as it was; its result is void.")
+
+    def _prepared(self, task: Task) -> tuple[TrainingData, Court | StyleCourt]:
+        if task.name not in self._known:
+            data = prepare(self.base, task, self.class_count)
+            self._known[task.name] = data, task.court(self.base, self.judge, self.drawing)
+            self._floor = self._floor or floor_seconds(self.base, data, self.batch)
+        return self._known[task.name]
+
+    def _keep_strip(self, label: str, case: Case, pictures: Sequence[Image.Image]) -> None:
+        """The first picture of every context, of the first seed, for the sheets."""
+        if case.seed or case.task.startswith("tuning"):
+            return
+        chosen = [pictures[i * self.drawing.each] for i in range(len(CONTEXTS))]
+        strip = Image.new("RGB", (sum(p.width for p in chosen), chosen[0].height))
+        for i, picture in enumerate(chosen):
+            strip.paste(picture, (i * picture.width, 0))
+        path = strip_path(self.out, label, case.task)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(strip, path)
+
+
+def case_of(method: Method, precision: str, task: Task, seed: int, rate: float) -> Case:
+    """The key of a result. No seed changes the base."""
+    return Case(method.name, method.recipe, precision, task.name, 0 if method is BASE else seed, rate)
+
+
+def strip_path(out: Path, label: str, task: str) -> Path:
+    """Where the pictures of a method on a task are kept."""
+    return out / "strips" / slug(label) / f"{slug(task)}.png"
+
+
+def ruined(handle: Handle, task: Task, step: float) -> Outcome:
+    """What a training comes to that ended in numbers which cannot be written or drawn with."""
+    nothing = ("style",) if task.is_style else ("colour", "second", "pattern", "identity", "five")
+    figures = dict.fromkeys((*nothing, "class", "context", "leak"), 0.0)
+    lost = dict.fromkeys(("drift",) if task.is_style else ("drift", "drift others"), 1.0)
+    size = 2 * handle.numbers()
+    return Outcome(figures | lost, size, size, handle.numbers(), step)
+
+
+def slug(label: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in label.lower())
+
+
+def payload(file: bytes) -> int:
+    """Bytes of a safetensors file that are numbers."""
+    return len(file) - 8 - int.from_bytes(file[:8], "little")
+
+
+# ------------------------------------------------------------------------------------------ learning rates
+
+
+def tuned_rate(bench: Bench, method: Method, tasks: Sequence[Task], rates: Path) -> float:
+    """The rate of the grid with the best score on `tasks`; kept in the JSON file `rates` with all scores."""
+    if not method.rate:
+        return 0.0
+    scores = {factor * method.rate: _score(bench, method, tasks, factor * method.rate) for factor in GRID}
+    for _ in range(EDGES):
+        best = max(scores, key=lambda rate: scores[rate])
+        if min(scores) < best < max(scores):
+            break
+        ratio = GRID[1] / GRID[0]
+        further = best / ratio if best == min(scores) else best * ratio
+        scores[further] = _score(bench, method, tasks, further)
+    best = max(scores, key=lambda rate: scores[rate])
+    known = json.loads(rates.read_text()) if rates.exists() else {}
+    shown = {f"{rate:g}": scores[rate] for rate in sorted(scores)}
+    known[method.name] = {"recipe": method.recipe, "rate": best, "scores": shown}
+    write_atomically(rates, json.dumps(known, indent=1, ensure_ascii=False).encode())
+    return best
+
+
+def known_rate(method: Method, rates: Path) -> float:
+    """The rate found before for this very recipe, else the method's first."""
+    known = json.loads(rates.read_text()) if rates.exists() else {}
+    found = known.get(method.name, {})
+    return found["rate"] if found.get("recipe") == method.recipe else method.rate
+
+
+def _score(bench: Bench, method: Method, tasks: Sequence[Task], rate: float) -> float:
+    """Mean likeness, less what context is lost and leak gained beyond what is allowed, in the first
+    precision."""
+    first = replace(method, precisions=method.precisions[:1])
+    scores = []
+    for task in tasks:
+        (plain,) = bench.run(BASE, task, 0, 0.0).values()
+        (made,) = bench.run(first, task, 0, rate).values()
+        lost = plain.figures["context"] - made.figures["context"] - CONTEXT_LOSS
+        leaked = made.figures["leak"] - plain.figures["leak"] - LEAK_GAIN
+        scores.append(made.likeness - max(0.0, lost) - max(0.0, leaked))
+    return sum(scores) / len(scores)

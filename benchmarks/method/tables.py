@@ -1,0 +1,261 @@
+"""What the results say: rows, the plot of likeness against bytes, contact sheets, and the targets."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from atomdiff.formats.files import write_atomically
+from atomdiff.sheets import contact_sheet, save_picture
+
+from ..court import CONTEXTS
+from ..report import Target, machine, markdown
+from .handmade import BASE, FULL
+from .ledger import Outcome
+from .ours import TOOL
+from .running import slug, strip_path
+from .tasks import Task
+
+FIRST = ("colour", "second", "pattern", "identity", "five", "class", "context", "accessory", "diversity")
+SECOND = ("leak", "drift", "leak others", "drift others")
+STYLE = ("style", "class", "context", "diversity", "leak", "drift")
+SMALL = 10 * 1024  # bytes
+LIKENESS_SHARE, CONTEXT_LOSS, LEAK_GAIN = 0.9, 0.03, 0.10
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in one precision, over subjects (or styles) and seeds."""
+
+    label: str
+    method: str
+    family: str
+    outcomes: Sequence[Outcome]
+    by_seed: Sequence[float]  # mean likeness of each seed
+
+    def mean(self, figure: str) -> float:
+        known = [o.figures[figure] for o in self.outcomes if figure in o.figures]
+        return statistics.fmean(known) if known else float("nan")
+
+    @property
+    def likeness(self) -> float:
+        return statistics.fmean(o.likeness for o in self.outcomes)
+
+    @property
+    def drift(self) -> float:
+        return statistics.fmean(o.drift for o in self.outcomes)
+
+    @property
+    def bytes(self) -> int:
+        return round(statistics.fmean(o.bytes for o in self.outcomes))
+
+    @property
+    def payload(self) -> int:
+        return round(statistics.fmean(o.payload for o in self.outcomes))
+
+    @property
+    def spread(self) -> str:
+        """Standard deviation over seeds."""
+        return f"{statistics.stdev(self.by_seed):.3f}" if len(self.by_seed) > 1 else ""
+
+
+# -------------------------------------------------------------------------------------------------- tables
+
+
+def likeness_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    headers = ("method", "bytes", "numbers", "likeness", "± seeds", *FIRST)
+    return headers, [
+        (
+            r.label,
+            f"{r.bytes:,}",
+            f"{r.outcomes[0].numbers:,}",
+            f"{r.likeness:.3f}",
+            r.spread,
+            *_cells(r, FIRST),
+        )
+        for r in rows
+    ]
+
+
+def cost_table(rows: Sequence[Row], peaks: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    headers = ("method", *SECOND, "step × floor", "memory MB", "cases")
+    return headers, [
+        (
+            r.label,
+            *_cells(r, SECOND),
+            f"{statistics.median(o.step for o in r.outcomes):.2f}" if r.method != BASE.name else "",
+            f"{peaks[r.method]:.0f}" if r.method in peaks else "",
+            str(len(r.outcomes)),
+        )
+        for r in rows
+    ]
+
+
+def style_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    return ("method", "bytes", *STYLE), [(r.label, f"{r.bytes:,}", *_cells(r, STYLE)) for r in rows]
+
+
+def _cells(row: Row, figures: Sequence[str]) -> list[str]:
+    values = [row.mean(figure) for figure in figures]
+    return [f"{value:.3f}" if value == value else "" for value in values]
+
+
+# ------------------------------------------------------------------------------------------------- targets
+
+
+def targets(rows: Sequence[Row], default_bytes: int) -> list[Target]:
+    """The hard ones; those that need a row which was not run are left out."""
+    made = [Target("the default concept on SD 1.5", default_bytes, high=SMALL, unit="bytes")]
+    found = {row.method: row for row in rows if row.method in (BASE.name, FULL.name, TOOL.name)}
+    ours = found.get(TOOL.name)
+    if ours is None:
+        return made
+    made.append(Target("the default concept on the pocket", ours.bytes, high=SMALL, unit="bytes"))
+    if FULL.name in found:
+        share = ours.likeness / max(found[FULL.name].likeness, 1e-9)
+        made.append(Target("likeness, of full fine-tuning's", share, low=LIKENESS_SHARE))
+    if BASE.name in found:
+        base = found[BASE.name]
+        lost, gained = base.mean("context") - ours.mean("context"), ours.mean("leak") - base.mean("leak")
+        made.append(Target("context lost", lost, high=CONTEXT_LOSS))
+        made.append(Target("leak above the base's", gained, high=LEAK_GAIN))
+    best = best_rival(rows, ours)
+    if best:
+        made.append(Target(f"likeness above {best.label}'s", ours.likeness - best.likeness, low=0.0))
+    return made
+
+
+def best_rival(rows: Sequence[Row], ours: Row) -> Row | None:
+    """The peer most alike among those of at most 10 × our bytes, with no more drift than ours.
+
+    Its bytes are those of its numbers alone, so that no peer is left out for the names in its file.
+    """
+    rivals = [
+        r for r in rows if r.family == "peer" and r.payload <= 10 * ours.bytes and r.drift <= ours.drift
+    ]
+    return max(rivals, key=lambda row: row.likeness, default=None)
+
+
+def best_small(rows: Sequence[Row]) -> Row | None:
+    """Of our recipes with at most 10 KB that keep context and class, the one most alike."""
+    base = next((row for row in rows if row.method == BASE.name), None)
+    small = [
+        r
+        for r in rows
+        if r.family == "ours"
+        and r.bytes <= SMALL
+        and (base is None or base.mean("context") - r.mean("context") <= CONTEXT_LOSS)
+        and (base is None or r.mean("leak") - base.mean("leak") <= LEAK_GAIN)
+    ]
+    return max(small, key=lambda row: row.likeness, default=None)
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Likeness against bytes, drift as colour; the base and full fine-tuning as lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shown = [r for r in rows if r.method not in (BASE.name, FULL.name)]
+    high = max([r.drift for r in shown], default=1.0)
+    for family, marker in (("ours", "o"), ("peer", "s")):
+        some = [r for r in shown if r.family == family]
+        points = axes.scatter(
+            [r.bytes for r in some],
+            [r.likeness for r in some],
+            c=[r.drift for r in some],
+            marker=marker,
+            cmap="viridis_r",
+            vmin=0,
+            vmax=high,
+            s=60,
+            edgecolors="#3c3a38",
+            linewidths=0.6,
+            label="atomdiff" if family == "ours" else "peers",
+        )
+    for row in shown:
+        axes.annotate(
+            row.label, (row.bytes, row.likeness), xytext=(6, 3), textcoords="offset points", fontsize=7
+        )
+    for row in rows:
+        if row.method in (BASE.name, FULL.name):
+            axes.axhline(row.likeness, color="#8a8680", linewidth=0.8, linestyle="--")
+            right = axes.get_yaxis_transform()
+            axes.text(1, row.likeness, row.label, transform=right, fontsize=8, ha="right", va="bottom")
+    axes.set(xscale="log", xlabel="bytes on disk", ylabel="likeness")
+    axes.axvline(SMALL, color="#8a8680", linewidth=0.8, linestyle=":")
+    axes.legend(loc="lower right")
+    figure.colorbar(points, label="drift")
+    figure.savefig(path, dpi=120)
+
+
+def sheets(rows: Sequence[Row], tasks: Sequence[Task], out: Path) -> None:
+    """A sheet for each method: a row for each task, a picture for each context, the same seeds in all."""
+    for row in rows:
+        strips = [(task.name, strip_path(out, row.label, task.name)) for task in tasks]
+        there = [(f"{row.label}: {name}", _cut(path)) for name, path in strips if path.exists()]
+        if there:
+            save_picture(contact_sheet(there), out / "sheets" / f"{slug(row.label)}.jpg")
+
+
+def comparison(rows: Sequence[Row], task: Task, out: Path, path: Path) -> None:
+    """One task, a row for each method."""
+    strips = [(row.label, strip_path(out, row.label, task.name)) for row in rows]
+    there = [(label, _cut(strip)) for label, strip in strips if strip.exists()]
+    if there:
+        save_picture(contact_sheet([("the five pictures", task.pictures), *there]), path)
+
+
+def _cut(path: Path) -> list[Image.Image]:
+    strip = Image.open(path).convert("RGB")
+    side = strip.width // len(CONTEXTS)
+    return [strip.crop((i * side, 0, (i + 1) * side, strip.height)) for i in range(len(CONTEXTS))]
+
+
+# ---------------------------------------------------------------------------------------------------- docs
+
+LEGEND = """Likeness is the mean of first colour, second colour, pattern (shares that the judge names right)
+and identity (cosine of its embedding to renders of the subject); *five* is the mean cosine to the five
+pictures trained on. Class, context and accessory are shares right. Diversity is the root mean square
+difference between pictures of one prompt. Leak is the share of pictures of the bare class, without the
+trigger, that show the subject's colour or pattern, drift is 1 - cosine between those pictures before and
+after; *others* are four other classes. A step is given as a multiple of the frozen model's forward and
+backward, memory is what training adds. Bytes are those of a file as it is written: names included for
+peers, everything included for ours."""
+
+
+def write_docs(
+    tables: Sequence[tuple[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]], setup: str, docs: Path
+) -> None:
+    """The section of docs/results.md between its marks, made if it is missing; other sections stay."""
+    parts = [
+        "## The method",
+        f"`python -m benchmarks.method --docs` wrote this on {machine()}: {setup}.",
+        LEGEND,
+        "![likeness against bytes](results-method.png)",
+        "![the same subject by every method](results-method.jpg)",
+    ]
+    text = "\n\n".join(parts) + "\n"
+    for title, (headers, rows) in tables:
+        text += f"\n### {title}\n\n{markdown(headers, rows)}"
+    write_section(docs / "results.md", "method", text)
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Puts `text` between the marks of its section, which are appended if they are missing."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    page = path.read_text() if path.exists() else "# Results\n"
+    section = begin + text.strip() + "\n" + end
+    found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    page = found.sub(lambda _: section, page) if found.search(page) else f"{page.rstrip()}\n\n{section}"
+    write_atomically(path, page.encode())

@@ -1,0 +1,179 @@
+"""Our families against the paper's definitions, written plainly with explicit α and einsum.
+
+Every family is put on convolutions of many kernel sizes, strides, paddings and groups (or on linear and 1×1
+layers), with random numbers for what it trains. Output, gradient of the input and gradients of what is
+trained are compared with those that autograd finds through the plain definition, relative to their size.
+
+    python -m benchmarks.reference --check
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff import sparse, subspace
+from atomdiff.families import Coefficients, Family, KroneckerAtoms, RecursiveAtoms, SparseAtoms, SpatialAtoms
+from atomdiff.layers import AtomConv2d, AtomLayer, AtomLinear
+from benchmarks.report import Target, show, verdict
+
+Definition = Callable[..., Tensor]
+"""From what is trained to ΔW, by the definition."""
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+LIMIT = 1e-5
+KERNELS = [(1, 3), (2, 2), (3, 3), (5, 5)]
+
+
+def main() -> None:
+    """Prints the largest difference of each family; with --check, exits 1 if one is over the limit."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 if a difference is over the limit")
+    check = parser.parse_args().check
+    worst: dict[str, list[float]] = {}
+    cases: dict[str, int] = {}
+    for name, layer, definition, x in itertools.chain(_convolutions(), _linears()):
+        found = _differences(layer, definition, x)
+        worst[name] = [max(pair) for pair in zip(found, worst.get(name, found), strict=True)]
+        cases[name] = cases.get(name, 0) + 1
+    rows = [(name, cases[name], *(f"{value:.1e}" for value in values)) for name, values in worst.items()]
+    show("Largest difference, relative", ("family", "cases", "output", "∂ input", "∂ trained"), rows)
+    verdict([Target(name, max(values), high=LIMIT) for name, values in worst.items()], check)
+
+
+def _convolutions() -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
+    seeded = torch.Generator().manual_seed(0)
+    for kernel, stride, groups in itertools.product(KERNELS, (1, 2), (1, 2)):
+        for m in sorted({1, kernel[0] * kernel[1] // 2 + 1, kernel[0] * kernel[1]}):
+            conv = _frozen(nn.Conv2d(8, 12, kernel, stride, padding=1, groups=groups))
+            basis, c_in = subspace.dct_basis(kernel, m), 8 // groups
+            x = torch.randn(2, 8, 7, 6, generator=seeded)
+            for form in ("map", "weight"):
+                family: Family = SpatialAtoms(basis)
+                yield "atoms", AtomConv2d(conv, basis, form), _closed(conv, basis), x
+            for G in (1, 3, c_in):
+                family = RecursiveAtoms(basis, G, 3, seeded)
+                yield "recursive atoms", AtomConv2d(conv, family), _recursive(conv, basis, G), x
+            family = Coefficients(SpatialAtoms(basis), 2)
+            yield "atoms and coefficients", AtomConv2d(conv, family), _coefficients(conv, basis), x
+        for m in (kernel[0] * kernel[1], 2 * kernel[0] * kernel[1]):
+            D = torch.nn.functional.normalize(torch.randn(m, kernel[0] * kernel[1], generator=seeded))
+            yield "sparse-coded atoms", AtomConv2d(conv, SparseAtoms(D, 0.1)), _sparse(conv, D), x
+
+
+def _linears() -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
+    seeded = torch.Generator().manual_seed(1)
+    for kc, groups in itertools.product((1, 2, 4), (0, 1, 2)):
+        base: nn.Linear | nn.Conv2d = _frozen(nn.Linear(16, 8))
+        x = torch.randn(2, 5, 16, generator=seeded)
+        if groups:
+            base, x = _frozen(nn.Conv2d(16, 8, 1, groups=groups)), torch.randn(2, 16, 4, 3, generator=seeded)
+        yield "linear atoms (Dc)", AtomLinear(base, kc), _blocks(base, kc), x
+        yield "Kronecker", AtomLinear(base, KroneckerAtoms(kc)), _kronecker(base), x
+
+
+# ----------------------------------------------------------------------------------- the definitions
+
+
+def _closed(conv: nn.Conv2d, D: Tensor) -> Definition:
+    """α = W D⁺, ΔW = α ΔD."""
+    alpha = torch.einsum("ocs,sm->ocm", conv.weight.flatten(2), torch.linalg.pinv(D))
+    return lambda change: torch.einsum("ocm,ms->ocs", alpha, change)
+
+
+def _recursive(conv: nn.Conv2d, D: Tensor, G: int) -> Definition:
+    """ΔW[o, c] = Σᵢ α[o, c, i] Σⱼ β[g(c), i, j] D1[i, j]."""
+    alpha = torch.einsum("ocs,sm->ocm", conv.weight.flatten(2), torch.linalg.pinv(D))
+    c_in, m = alpha.shape[1], len(D)
+    owner = [c * G // c_in for c in range(c_in)]
+    return lambda D1, beta: torch.einsum("oci,cij,ijs->ocs", alpha, beta[owner], D1.view(m, -1, D.shape[1]))
+
+
+def _coefficients(conv: nn.Conv2d, D: Tensor, kc: int = 2) -> Definition:
+    """ΔW = (α + Δα)(D + ΔD) − α D, each kc × kc block of α[:, :, i] moved by Dc."""
+    alpha = torch.einsum("ocs,sm->ocm", conv.weight.flatten(2), torch.linalg.pinv(D))
+    c_out, c_in, m = alpha.shape
+
+    def delta(change: Tensor, Dc: Tensor) -> Tensor:
+        blocks = alpha.view(c_out // kc, kc, c_in // kc, kc, m)
+        moved = torch.einsum("OpIqm,pqxy->OxIym", blocks, Dc.view(kc, kc, kc, kc)).reshape(alpha.shape)
+        return torch.einsum("ocm,ms->ocs", alpha + moved, D + change) - torch.einsum("ocm,ms->ocs", alpha, D)
+
+    return delta
+
+
+def _sparse(conv: nn.Conv2d, D: Tensor) -> Definition:
+    """ΔW = α ΔD, α by plain proximal gradient steps on the lasso with its ridge, in double precision."""
+    W, D = conv.weight.flatten(2).double(), D.double()
+    scale = W.square().mean().sqrt()
+    hessian = D @ D.T + sparse.RIDGE * torch.eye(len(D))
+    rate = 1 / torch.linalg.eigvalsh(hessian)[-1]
+    code = torch.zeros(*W.shape[:2], len(D), dtype=torch.float64)
+    for _ in range(3000):
+        moved = code - rate * (code @ hessian - W / scale @ D.T)
+        code = moved.sign() * (moved.abs() - rate * 0.1).clamp(min=0)
+    alpha = (scale * code).float()
+    return lambda change: torch.einsum("ocm,ms->ocs", alpha, change)
+
+
+def _blocks(base: nn.Linear | nn.Conv2d, kc: int) -> Definition:
+    """ΔW[Ii, Jj] = Σ W[Ip, Jq] ΔDc[pq, ij]."""
+    weight = base.weight.flatten(1)
+    W = weight.view(weight.shape[0] // kc, kc, weight.shape[1] // kc, kc)
+    return lambda Dc: torch.einsum("IpJq,pqij->IiJj", W, Dc.view(kc, kc, kc, kc)).reshape(weight.shape)
+
+
+def _kronecker(base: nn.Linear | nn.Conv2d) -> Definition:
+    """ΔW = (I⊗(I+P)) W (I⊗(I+Q)) − W."""
+    weight = base.weight.flatten(1)
+
+    def delta(atoms: Tensor) -> Tensor:
+        P, Q = (torch.eye(len(part)) + part for part in atoms.chunk(2))
+        left, right = (torch.eye(side // len(P)) for side in weight.shape)
+        return torch.kron(left, P) @ weight @ torch.kron(right, Q) - weight
+
+    return delta
+
+
+# ----------------------------------------------------------------------------------------- comparing
+
+
+def _differences(layer: AtomLayer, definition: Definition, x: Tensor) -> list[float]:
+    """Output, gradient of the input, gradients of what is trained: ours against the definition's."""
+    trained = list(layer.family.trained().values())
+    generator = torch.Generator().manual_seed(2)
+    for parameter in trained:
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    copies = [parameter.detach().clone().requires_grad_() for parameter in trained]
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    base = layer.base_layer
+    weight = base.weight + definition(*copies).view(base.weight.shape)
+    plain = torch.func.functional_call(base, {"weight": weight, "bias": base.bias}, (theirs,))
+    y = layer(ours)
+    grad = torch.randn(y.shape, generator=generator)
+    y.backward(grad)
+    plain.backward(grad)
+    gradients = [_relative(p.grad, copy.grad) for p, copy in zip(trained, copies, strict=True)]
+    return [_relative(y, plain), _relative(ours.grad, theirs.grad), max(gradients)]
+
+
+def _relative(found: Tensor | None, wanted: Tensor | None) -> float:
+    assert found is not None and wanted is not None
+    found, wanted = found.detach(), wanted.detach()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
+
+
+def _frozen(layer: Layer) -> Layer:
+    """The layer with weights of its own, the same on every run."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+    return layer.requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.transfer`: atoms in classifiers, transferred to new tasks."""

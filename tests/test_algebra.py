@@ -1,0 +1,310 @@
+"""Sums of concepts, their likeness and clash, neighbours in a folder, and trimming to a budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_concept import PASSPORT, trained
+from typer.testing import CliRunner
+
+from atomdiff import algebra, inject, maps
+from atomdiff.cli import app
+from atomdiff.cli import given as given_flags
+from atomdiff.concept import Concept
+from atomdiff.errors import ConceptError, SettingsError
+from atomdiff.formats import present, safetensors_file
+from atomdiff.formats.precision import PRECISIONS
+from atomdiff.inject import AtomSpec
+from atomdiff.passport import BasePassport
+
+UNET = tiny_models.unet()
+SPECS = [
+    AtomSpec(),
+    AtomSpec(num_atoms=4, linear_block=2),
+    AtomSpec(num_atoms=3, basis="svd"),
+    AtomSpec(linear_atoms="none"),
+    AtomSpec(num_atoms=0),
+    AtomSpec(num_atoms=6, linear_family="kronecker"),
+]
+weights = st.floats(-2, 2, allow_nan=False, width=32)
+WHOLE = [0, 1, 2, 5]  # those of SPECS that have atoms in every layer of the others
+
+
+def made(spec: AtomSpec = SPECS[0], seed: int = 0, **options) -> Concept:
+    about = {"trigger": "sks", "class_word": "dog", "name": f"dog{seed}"} | options
+    return Concept.of(UNET, spec, trained(UNET, spec, seed), PASSPORT, **about)
+
+
+MADE = [made(spec, seed) for seed, spec in enumerate(SPECS)]
+
+
+def changes(concept: Concept) -> dict[str, torch.Tensor]:
+    """ΔW of every layer of the tiny UNet that the concept changes."""
+    return {name: delta(UNET.get_submodule(name).weight) for name, delta in concept.deltas(UNET).items()}
+
+
+CHANGES = [changes(concept) for concept in MADE]
+
+
+# -------------------------------------------------------------------------------------------- sums
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(WHOLE), st.lists(st.tuples(st.integers(0, len(SPECS) - 1), weights), max_size=2), weights
+)
+def test_a_mix_changes_weights_by_the_weighted_sum(first, others, weight):
+    chosen = [(first, weight), *others]
+    mixed = algebra.mix([(MADE[i], w) for i, w in chosen])
+    for name, change in changes(mixed).items():
+        expected = sum(w * CHANGES[i][name] for i, w in chosen if name in CHANGES[i])
+        torch.testing.assert_close(change, expected + torch.zeros_like(change), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mix_is_folded_like_its_parts():
+    mixed = 0.7 * MADE[0] + MADE[1]
+    with inject.fold(UNET, [(mixed.deltas(UNET), 1.0)]):
+        once = {name: p.clone() for name, p in UNET.named_parameters()}
+    with inject.fold(UNET, [(MADE[0].deltas(UNET), 0.7), (MADE[1].deltas(UNET), 1.0)]):
+        for name, weight in UNET.named_parameters():
+            torch.testing.assert_close(once[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", range(len(SPECS)), ids=map(str, SPECS))
+def test_negation_undoes(index):
+    concept = MADE[index]
+    nothing = concept + -concept
+    assert not any(atoms.any() for atoms in nothing.atoms.values())
+    assert math.isclose((-concept).similarity(concept), -1, abs_tol=1e-5)
+    assert math.isclose((2 * concept - concept).similarity(concept), 1, abs_tol=1e-5)
+
+
+def test_a_mix_is_a_file_like_any_other(tmp_path):
+    mixed = algebra.mix([(MADE[2], 0.5), (MADE[0], -1)])
+    again = Concept.load(mixed.save(tmp_path / "mix.safetensors", "fp32"))
+    assert again.name == "0.5 dog2 - dog0"
+    assert again.training["mix"] == f"0.5 {MADE[2].sha256()[:12]} - {MADE[0].sha256()[:12]}"
+    assert again.trigger == "sks"
+    assert all(torch.equal(again.bind(UNET)[name], atoms) for name, atoms in mixed.bind(UNET).items())
+
+
+def test_over_a_shared_basis_the_subspace_stays():
+    concept = MADE[2]
+    doubled = concept + concept
+    assert doubled.spec == concept.spec
+    assert torch.equal(doubled.bases["conv"], concept.bases["conv"])
+    assert torch.equal(doubled.atoms["conv"], 2 * concept.atoms["conv"])
+
+
+def test_what_cannot_be_added_exactly_is_refused_in_a_sentence():
+    plain = MADE[0]
+    other_base = replace(plain, base=BasePassport("sdxl-00000000", (0.5,) * 16, "sdxl"), name="xl")
+    for other, message in [
+        (other_base, r"'dog0' \(sd1-\w+\) and 'xl' \(sdxl-\w+\) were made for bases with other layers"),
+        (made(AtomSpec(conv_layers="down")), "change different layers"),
+        (made(AtomSpec(linear_atoms="attn2_kv")), "change different layers"),
+        (made(AtomSpec(linear_block=3, linear_atoms="all")), "change different layers"),
+        (replace(plain, layers="00000000"), "change different layers"),
+    ]:
+        with pytest.raises(ConceptError, match=message):
+            plain + other
+        assert algebra.clash(plain, other) is None
+    with pytest.raises(ConceptError, match="None of the concepts 'dog3', 'dog4' has all layers"):
+        MADE[3] + MADE[4]
+    with pytest.raises(SettingsError, match="each with a finite weight"):
+        algebra.mix([(plain, math.nan)])
+    with pytest.raises(SettingsError, match="one concept or more"):
+        algebra.mix([])
+
+
+def test_families_that_are_no_map_are_refused():
+    spec = AtomSpec(conv_family="recursive", channel_groups=2)
+    with pytest.raises(ConceptError, match="not one map a layer"):
+        MADE[0] + made(spec, name="loops")
+
+
+def test_trained_words_are_added_where_they_are_the_same_word():
+    token = {"token": torch.ones(2, 1, 8)}
+    spoken = Concept.of(UNET, SPECS[0], trained(UNET, SPECS[0]), PASSPORT, trigger="sks", token=token)
+    mixed = algebra.mix([(spoken, 0.5), (MADE[1], 1.0), (spoken, 0.25)])
+    assert torch.equal(mixed.token["token"], 0.75 * token["token"])
+    assert torch.equal(mixed.trim(9000, "int4").token["token"], mixed.token["token"])
+    with pytest.raises(ConceptError, match="a mix is called by one word, here 'zwx'"):
+        algebra.mix([(replace(MADE[1], trigger="zwx"), 1.0), (spoken, 1.0)])
+
+
+# ------------------------------------------------------------------------------------- likenesses
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_concept_is_like_itself_in_every_precision(precision):
+    for concept in MADE:
+        stored = safetensors_file.from_bytes(safetensors_file.to_bytes(concept, precision))
+        assert concept.similarity(stored) == pytest.approx(1, abs=0.03 if precision == "int4" else 1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 5))
+def test_likeness_is_of_maps_not_of_numbers(seed, scale):
+    few = made(AtomSpec(num_atoms=4, linear_block=2), seed)
+    other = made(AtomSpec(num_atoms=9), seed + 1)
+    spec, _, (padded, _) = maps.aligned([few, other])
+    same = Concept(padded, few.layers, spec, PASSPORT)  # the same maps, over nine atoms and coarser blocks
+    assert same.similarity(few) == pytest.approx(1, abs=1e-5)
+    assert same.similarity(other) == pytest.approx(few.similarity(other), abs=1e-5)
+    assert (scale * few).similarity(other) == pytest.approx(few.similarity(other), abs=1e-5)
+    assert algebra.clash(few, other) >= abs(few.similarity(other)) - 1e-6
+
+
+def test_layers_are_compared_one_by_one():
+    concept = MADE[0]
+    turned = replace(concept, atoms={**concept.atoms, "conv": -concept.atoms["conv"]})
+    found = algebra.compare(concept, turned)
+    assert torch.allclose(found.layers()["conv"], torch.tensor(-1.0))
+    assert torch.allclose(found.layers()["linear"], torch.tensor(1.0))
+    assert found.clash == pytest.approx(1)
+    assert abs(found.similarity) < 1
+    assert algebra.compare(MADE[3], MADE[4]).clash == 0  # convolutions here, linear layers there
+
+
+def test_neighbours_are_found_among_other_files(tmp_path):
+    twin = replace(MADE[0], atoms={k: a + 0.01 * torch.randn(a.shape) for k, a in MADE[0].atoms.items()})
+    twin.save(tmp_path / "below" / "twin.safetensors", "int8")
+    for i in (1, 2, 3):
+        MADE[i].save(tmp_path / f"{i}.safetensors")
+    replace(MADE[0], base=BasePassport("sdxl-00000000", (0.5,) * 16)).save(tmp_path / "xl.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    another = made(seed=9).save(tmp_path / "another.safetensors", "int4")
+    found = algebra.neighbours(MADE[0], tmp_path)
+    assert found[0][0].name == "twin.safetensors"
+    assert len(found) == 5
+    exact = MADE[0].similarity(Concept.load(another))
+    assert dict(found)[another] == pytest.approx(exact, abs=1e-5)  # of a kind seen before, so told quickly
+    assert found[0][1] > 0.9 > found[1][1]
+    assert len(algebra.neighbours(MADE[0], tmp_path, 2)) == 2
+    with pytest.raises(ConceptError, match="There is no folder"):
+        algebra.neighbours(MADE[0], tmp_path / "none")
+
+
+# ------------------------------------------------------------------------------------------- trimming
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from([0, 1, 2]), st.integers(2500, 30_000), st.sampled_from(PRECISIONS))
+def test_trimming_fits_and_is_idempotent(index, budget, dtype):
+    concept = MADE[index]
+    try:
+        trimmed = concept.trim(budget, dtype)
+    except ConceptError as error:
+        assert "single layer of each family" in str(error)
+        return
+    data = safetensors_file.to_bytes(trimmed, dtype)
+    assert len(data) <= budget
+    assert trimmed.trim(budget, dtype) is trimmed
+    again = safetensors_file.from_bytes(data)
+    assert safetensors_file.to_bytes(again, dtype) == data
+    assert again.bind(UNET).keys() == concept.bind(UNET).keys()
+    for name, atoms in trimmed.bind(UNET).items():
+        assert not atoms.any() or torch.equal(atoms, concept.bind(UNET)[name])
+
+
+def test_what_changes_most_is_kept():
+    concept = MADE[3]
+    sizes = torch.linspace(0.1, 1, len(concept.atoms["conv"]))
+    concept = replace(concept, atoms={"conv": sizes[:, None, None] * torch.ones_like(concept.atoms["conv"])})
+    kept = concept.trim(4000).atoms["conv"].flatten(1).any(1)
+    assert 0 < kept.sum() < len(kept)
+    assert kept.tolist() == sorted(kept.tolist())
+    on_weights = algebra.relative_changes(concept, UNET)["conv"]
+    changed = changes(concept)
+    for layer, drift in zip(concept.bind(UNET), on_weights, strict=True):
+        weight = UNET.get_submodule(layer).weight
+        relative = float(changed[layer].norm() / weight.norm())
+        assert float(drift) == pytest.approx(relative**2, rel=1e-3)
+
+
+def test_only_trimmed_concepts_leave_layers_out():
+    atoms = {key: values.clone() for key, values in MADE[0].atoms.items()}
+    atoms["conv"][3:] = 0
+    hollow = replace(MADE[0], atoms=atoms)
+    whole, short = hollow, replace(hollow, trimmed=True)
+    assert b"present" not in safetensors_file.to_bytes(whole)
+    data = safetensors_file.to_bytes(short)
+    assert len(data) < len(safetensors_file.to_bytes(whole)) - 30 * 162 + 100
+    read = safetensors_file.from_bytes(data)
+    assert read.trimmed
+    assert torch.equal(read.atoms["conv"], atoms["conv"].half().float())
+    full = replace(MADE[0], trimmed=True)
+    assert safetensors_file.to_bytes(full) == safetensors_file.to_bytes(MADE[0])  # nothing to leave out
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.booleans(), min_size=2, max_size=70).filter(lambda bits: any(bits) and not all(bits)))
+def test_the_layers_present_are_written_and_read(bits):
+    kept = {"conv": np.array(bits), "linear": np.array([True])}
+    again = present.from_text(present.to_text(kept))
+    assert again["conv"].tolist() == bits
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "conv", "conv:4:", "conv:4:f", "conv:4:0", "conv:4:80", "conv:5:8", "conv:3:9", "conv:04:8",
+     "conv:4:A", "conv:4:8,conv:4:8", "linear:4:8,conv:4:8", "conv:4:8,", "conv:99999:8", "conv:4:8" * 20000],
+)  # fmt: skip
+def test_a_wrong_list_of_layers_is_refused(text):
+    with pytest.raises(ConceptError, match="which layers it holds"):
+        present.from_text(text)
+
+
+def test_layers_that_are_not_those_told_are_refused():
+    kept = {"conv": np.array([True, False, True])}
+    good = np.ones((2, 9, 9), np.float32)
+    assert present.expand({"conv": good}, kept)["conv"].shape == (3, 9, 9)
+    for tensors in ({"conv": good[:1]}, {"conv": good * np.array([1, 0])[:, None, None]}, {"linear": good}):
+        with pytest.raises(ConceptError, match="it was altered"):
+            present.expand(tensors, kept)
+    with pytest.raises(ConceptError, match="more numbers than a concept has"):
+        present.expand({"linear": np.ones((1, 1024, 1024))}, {"linear": np.arange(9000) == 0})
+
+
+# ------------------------------------------------------------------------------------ the command line
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_commands(tmp_path):
+    a, b = (str(MADE[i].save(tmp_path / f"{i}.safetensors")) for i in (0, 1))
+    out = tmp_path / "out" / "new.safetensors"
+    assert "0.7 dog0 - 0.5 dog1" in run("mix", f"{a}:0.7", f"{b}:-0.5", "--out", str(out))
+    expected = 0.7 * MADE[0] - 0.5 * MADE[1]
+    assert Concept.load(out).similarity(expected) == pytest.approx(1, abs=1e-4)
+    run("diff", a, b, "--out", str(out), "--precision", "int8")
+    assert Concept.load(out).similarity(MADE[0] - MADE[1]) == pytest.approx(1, abs=1e-3)
+    lines = run("similar", a, str(tmp_path)).splitlines()
+    assert lines[0].split() == ["1.000", a]
+    said = run("trim", a, "--max-bytes", "15000", "--out", str(out))
+    assert "layers" in said
+    assert "--precision int8 fits with all of them" in said
+    assert out.stat().st_size <= 15000
+
+
+def test_clashing_concepts_are_told_of(capsys):
+    plain, twin = MADE[0], replace(MADE[0], name="twin")
+    given_flags.tell_clashes([(plain, 1.0), (twin, 0.5)])
+    assert "'dog0' and 'twin' overlap by 100%" in capsys.readouterr().err
+    given_flags.tell_clashes([(plain, 1.0), (MADE[1], 1.0)])
+    assert "both called by 'sks'" in capsys.readouterr().err
+    given_flags.tell_clashes([(plain, 1.0), (twin, 0.0)])
+    given_flags.tell_clashes([(plain, 1.0), (replace(MADE[1], trigger="zwx"), 1.0)])
+    assert capsys.readouterr().err == ""
