@@ -19,7 +19,7 @@ ORDER = [
     "formats.safetensors_file", "timeline", "formats.timeline_file",
     "formats.text", "formats.modelspec", "formats.card",
     "maps", "algebra", "formats.qr", "pocket", "loading", "base", "token", "previews", "images", "sampling",
-    "sheets", "grids", "symbols", "card_art", "receiving", "library.*", "library", "hub_card", "hub",
+    "remarks", "sheets", "grids", "symbols", "card_art", "receiving", "library.*", "library", "hub_card", "hub",
     "checkpoint", "prior", "latents", "batches", "objective", "reporting", "settings", "loop",
     "preparing", "training", "metrics", "drift", "learned", "map_sheet", "plots",
     "inspection", "terminal", "launching", "studio", "studio.*", "cli.common", "cli.given", "cli.*", "cli",

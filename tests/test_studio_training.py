@@ -113,7 +113,7 @@ def test_a_drawing_goes_first_stopping_keeps_and_going_on_finishes(studio, pictu
 def test_a_later_studio_knows_the_trainings(studio, trained, tmp_path):
     again = Course.read(trained.folder)
     assert again.look() == trained.look()
-    assert again.owner == "me"
+    assert again.owner == trained.owner != "me"
     told = json.loads((trained.folder / "training.json").read_text())
     told["view"]["state"] = "running"
     (tmp_path / "killed").mkdir()
@@ -208,6 +208,16 @@ def test_concepts_come_in_as_files_cards_codes_and_text(studio, rex, tmp_path):
     assert shelf.take(studio, [f"  > {shelf.text_of(studio, rex.id)}"]).entries[0].id == rex.id
     with pytest.raises(ConceptError, match="handed on as file, card, qr or text"):
         shelf.shared(studio, "me", rex.id, "../x")
+
+
+def test_the_example_is_offered_until_it_is_there(studio, rex, tmp_path, monkeypatch):
+    monkeypatch.setattr(shelf, "EXAMPLE", tmp_path / "dog.safetensors")
+    assert shelf.example(studio) is None
+    (tmp_path / "dog.safetensors").write_bytes(rex.path.read_bytes())
+    assert shelf.example(studio) is None  # it is in the library
+    studio.library.remove(rex.id)
+    assert shelf.example(studio) == tmp_path / "dog.safetensors"
+    studio.library.restore(rex.id)
 
 
 def test_what_is_no_concept_is_told_without_the_servers_folders(studio, rex, tmp_path):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from atomdiff import remarks
 from atomdiff.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 
@@ -120,43 +121,17 @@ def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
 
 def tell_about(base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]]) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
-    from atomdiff.base import truncated_part
-
-    for concept, _ in weighted:
-        warning = concept.check_base(base.passport)
-        if warning:
-            typer.echo(f"warning: {warning}", err=True)
-        if concept.trigger and concept.trigger.lower() not in prompt.lower():
-            typer.echo(
-                f"note: the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}.",
-                err=True,
-            )
-    tell_clashes(weighted)
-    for what, text in (("prompt", prompt), ("negative prompt", negative)):
-        cut = truncated_part(base, text)
-        if cut:
-            typer.echo(f"warning: the {what} is too long; this end of it is not used: {cut!r}", err=True)
+    _tell(remarks.before_drawing(base, prompt, negative, weighted))
 
 
 def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:
     """Warns of concepts that get in each other's way, before they are used together."""
-    from atomdiff import algebra
+    _tell(remarks.clashes(weighted))
 
-    used = [concept for concept, strength in weighted if strength]
-    for one, other in itertools.combinations(used, 2):
-        clash = algebra.clash(one, other)
-        if clash is not None and clash > algebra.CLASH:
-            typer.echo(
-                f"warning: {one.title!r} and {other.title!r} overlap by {clash:.0%} in what they change, so "
-                "each will show in the other: lower their strengths, or draw them apart.",
-                err=True,
-            )
-        elif one.trigger and one.trigger.lower() == other.trigger.lower():
-            typer.echo(
-                f"warning: {one.title!r} and {other.title!r} are both called by {one.trigger!r}, so a prompt "
-                "calls both.",
-                err=True,
-            )
+
+def _tell(told: Iterable[remarks.Remark]) -> None:
+    for remark in told:
+        typer.echo(f"{'warning' if remark.warning else 'note'}: {remark.text}", err=True)
 
 
 def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:

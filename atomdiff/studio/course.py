@@ -1,9 +1,9 @@
 """One training: what was asked, how far it is, and the folder that keeps it.
 
-    FOLDER/trainings/SECRET/training.json     settings, state, losses
-                           /pictures/         what was dropped
-                           /validation/       pictures of each kept state, at the same seeds
-                           /NAME.timeline.safetensors, checkpoint-*, NAME.safetensors
+FOLDER/trainings/SECRET/training.json     settings, state, losses
+                       /pictures/         what was dropped
+                       /validation/       pictures of each kept state, at the same seeds
+                       /NAME.timeline.safetensors, checkpoint-*, NAME.safetensors
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Wish:
             raise SettingsError(f"The quality is {', '.join(QUALITIES)}, not {self.quality[:20]!r}.")
         for name in self.more:
             if name not in MORE + TEXTS:
-                raise SettingsError(f"The studio has no setting {str(name)[:40]!r}: {', '.join(MORE + TEXTS)}.")
+                raise SettingsError(
+                    f"The studio has no setting {str(name)[:40]!r}: {', '.join(MORE + TEXTS)}."
+                )
 
     def settings(self, facts: Facts, folder: Path) -> TrainingSettings:
         """All choices, for a base and a folder. Raises SettingsError for what cannot work."""
@@ -109,7 +111,7 @@ class View:
 
 
 class Course:
-    """One training. Safe to look at from any thread."""
+    """One training. Safe to look at from any thread; `owner` is the mark of its owner, not the name."""
 
     def __init__(self, folder: Path, owner: str, settings: TrainingSettings, made: float) -> None:
         self.folder, self.owner, self.settings, self.made = folder, owner, settings, made

@@ -7,7 +7,7 @@ import io
 import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from atomdiff.blocks import Strength, check_strength, parse_strength
 from atomdiff.errors import SettingsError
 from atomdiff.generation_text import Generation, parse
 from atomdiff.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.remarks import before_drawing
 from atomdiff.studio.desk import Job
 from atomdiff.studio.history import Entry
 from atomdiff.studio.house import Studio
@@ -222,24 +223,8 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
 
 def _remarks(job: Job, base: Base, scene: Scene) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    for sentence in remarks(base, scene):
-        job.note(sentence)
-
-
-def remarks(base: Base, scene: Scene) -> Iterator[str]:
-    """Everything about a scene that may surprise. Raises ConceptError for a concept of another base."""
-    from atomdiff.base import truncated_part
-
-    for concept, _ in scene.concepts:
-        warning = concept.check_base(base.passport)
-        if warning:
-            yield warning
-        if concept.trigger and concept.trigger.lower() not in scene.prompt.lower():
-            yield f"The prompt lacks “{concept.trigger}”, the word that calls {concept.title}."
-    for what, text in (("prompt", scene.prompt), ("negative prompt", scene.negative)):
-        cut = truncated_part(base, text)
-        if cut:
-            yield f"The {what} is too long; this end of it is not used: {cut}"
+    for remark in before_drawing(base, scene.prompt, scene.negative, scene.concepts):
+        job.note(str(remark))
 
 
 def _png(image: Image) -> bytes:

@@ -66,7 +66,7 @@ def _offer_drawing(studio: Studio) -> None:
         """Draws a picture of one's history again, with the same seed and settings, on the base alone."""
         me = owner(request)
         with sentences():
-            job = studio.desk.submit(me, drawing.without_concept(studio, me, studio.history.get(me, id)))
+            job = studio.desk.submit(me, drawing.without_concept(studio, me, studio.history.get(me, int(id))))
         return _told((await _finished(studio, job))[0])
 
     def cancel(request: gr.Request) -> int:
@@ -114,12 +114,14 @@ def _offer_history(studio: Studio) -> None:
 
     def history(request: gr.Request, words: str = "", limit: int = 24, start: int = 0) -> list[dict]:
         """This client's pictures, newest first, whose prompt and settings have every one of the words."""
-        found = studio.history.find(owner(request), words, max(0, min(limit, 200)), max(0, start))
+        with sentences():
+            found = studio.history.find(owner(request), words, max(0, min(limit, 200)), max(0, start))
         return [_told(entry) for entry in found]
 
     def delete(request: gr.Request, ids: list[int]) -> int:
         """Deletes pictures of this client's history; says how many there were."""
-        return studio.history.delete(owner(request), ids)
+        with sentences():
+            return studio.history.delete(owner(request), [int(number) for number in ids])
 
     gr.api(concepts)
     gr.api(history)
@@ -149,7 +151,7 @@ class sentences:  # noqa: N801 - used as a word: `with sentences():`
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, AtomdiffError):
             raise gr.Error(str(error), print_exception=False) from None
-        if isinstance(error, (AttributeError, TypeError, ValueError)):
+        if isinstance(error, (AttributeError, OverflowError, TypeError, ValueError)):
             sentence = f"A value is of the wrong kind ({error}): see the types of this endpoint."
             raise gr.Error(sentence, print_exception=False) from None
 

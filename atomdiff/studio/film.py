@@ -14,8 +14,9 @@ SIDE = 128  # pixels of a small picture
 
 
 def loss_line(losses: Sequence[tuple[int, float]], steps: int) -> str:
-    """The loss over the steps as an SVG: every value faint, the running mean strong; "" for none."""
-    if len(losses) < 2:
+    """The loss over the steps as an SVG: every value faint, the running mean strong; "" while
+    there are too few for a line."""
+    if len(losses) < 5:
         return ""
     gap = -(-len(losses) // POINTS)
     smooth = _smooth([loss for _, loss in losses])
@@ -39,7 +40,7 @@ def loss_line(losses: Sequence[tuple[int, float]], steps: int) -> str:
 def strip(frames: Mapping[int, Sequence[Path]], rows: int = 2) -> str:
     """The pictures of every state side by side, a column for each; the latest stands at the right end."""
     columns = "".join(
-        f'<figure><figcaption>{step}</figcaption>{"".join(_image(path) for path in paths[:rows])}</figure>'
+        f"<figure><figcaption>{step}</figcaption>{''.join(_image(path) for path in paths[:rows])}</figure>"
         for step, paths in frames.items()
     )
     return f'<div class="film" tabindex="0" aria-label="Pictures by step">{columns}</div>' if columns else ""

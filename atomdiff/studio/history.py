@@ -129,7 +129,11 @@ class History:
 
     def _own(self, owner: str) -> Path:
         """The owner's folder."""
-        return self.pictures / hmac.new(self._secret, owner.encode(), hashlib.sha256).hexdigest()[:32]
+        return self.pictures / self.mark(owner)
+
+    def mark(self, owner: str) -> str:
+        """What stands for an owner in files that others may come to see; it tells nothing of the name."""
+        return hmac.new(self._secret, owner.encode(), hashlib.sha256).hexdigest()[:32]
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -97,7 +97,7 @@ class Studio:
         self.paces = Paces(self.history.folder / "paces.json")
 
     def facts(self, name: str) -> Facts:
-        """What is known of a base that was loaded once, or has a name of its own; of the default base else."""
+        """What is known of a base that was loaded once or is in NAMED; of the default base else."""
         if name not in self._facts and name in NAMED:
             return _facts(name, *NAMED[name])
         return self._facts.get(name) or self._facts[self.default]

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from atomdiff.receiving import Source
 from atomdiff.studio import insight, shelf
 from atomdiff.studio.course import Course, Wish
 from atomdiff.studio.endpoints import sentences
@@ -28,7 +29,8 @@ def _offer_library(studio: Studio) -> None:
     def add_concepts(files: list[str], text: str) -> list[dict]:
         """Takes concepts into the library: uploaded files (concept files, cards, pictures of QR codes, JSON)
         or the text of one."""
-        sources = [*map(Path, files or []), *([text] if text else [])]
+        sources: list[Source] = [Path(path) for path in files or []]
+        sources += [text] if text else []
         with sentences():
             taken = shelf.take(studio, sources)
         if taken.problems:
@@ -88,8 +90,8 @@ def _offer_training(studio: Studio) -> None:
     ) -> dict:
         """Begins a training on uploaded pictures and gives it as `training` does. Quality is fast, good or
         best; `more` has settings by their names: {"max_train_steps": 100, "trigger": "sks"}."""
-        more = dict(more or {})
         with sentences():
+            more = dict(more or {})
             base = str(more.pop("base", "") or studio.default)
             paths = tuple(map(Path, pictures or []))
             wish = Wish(paths, class_word or "", name or "", base, quality or "good", more)

@@ -8,6 +8,7 @@ which they are shown.
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import gradio as gr
 
 from atomdiff.errors import SettingsError
 from atomdiff.studio import endpoints, looks, making
+from atomdiff.studio.gate import Gate
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import Visitors
-from atomdiff.studio.tabs import compare, concepts, draw, history, learned, picture, train
+from atomdiff.studio.tabs import catching, compare, concepts, draw, history, learned, picture, train
 
-TABS = (draw, concepts, train, learned, compare, history, picture)
+TABS = (draw, concepts, train, learned, compare, history, picture, catching)
 MAX_UPLOAD = "80mb"
 MAX_QUEUE = 200
 
@@ -46,6 +48,7 @@ def build(studio: Studio) -> gr.Blocks:
         title="atomdiff", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as blocks:
         endpoints.offer(studio)  # first: the names that it takes are the public ones
+        making.offer(studio)
         gr.HTML(looks.HEADER, elem_id="masthead")
         with gr.Tabs(elem_id="tabs") as tabs:
             page = Page(studio, tabs, blocks=blocks)
@@ -55,6 +58,7 @@ def build(studio: Studio) -> gr.Blocks:
         for tab in TABS:
             if hasattr(tab, "wire"):
                 tab.wire(page)
+    _no_fetching(blocks)
     return blocks
 
 
@@ -97,7 +101,7 @@ def _serve(blocks: gr.Blocks, studio: Studio) -> None:
         run_history=False,
         enable_monitoring=False,
         footer_links=["api"],
-        app_kwargs={"middleware": [_middleware()]},
+        app_kwargs={"middleware": _middleware()},
         theme=looks.theme(),
         css=looks.css(),
         head=looks.HEAD,
@@ -107,7 +111,23 @@ def _serve(blocks: gr.Blocks, studio: Studio) -> None:
     )
 
 
-def _middleware() -> Any:
+def _middleware() -> list[Any]:
     from starlette.middleware import Middleware
 
-    return Middleware(Visitors)
+    return [Middleware(Visitors), Middleware(Gate)]
+
+
+def _no_fetching(blocks: gr.Blocks) -> None:
+    """A visitor's file is one that was uploaded: Gradio would fetch any address given in its place."""
+
+    def guarded(keep: Callable[[str], Awaitable[str | None]]) -> Callable[[str], Awaitable[str | None]]:
+        async def kept(path: str) -> str | None:
+            if "://" in str(path):
+                raise gr.Error("A file is uploaded, not given by its address.", print_exception=False)
+            return await keep(path)
+
+        return kept
+
+    for part in blocks.blocks.values():
+        if hasattr(part, "async_move_resource_to_block_cache"):
+            part.async_move_resource_to_block_cache = guarded(part.async_move_resource_to_block_cache)

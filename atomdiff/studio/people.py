@@ -20,7 +20,9 @@ def owner(request: Any) -> str:
     if request.username:
         return f"user:{request.username}"
     cookie = dict(getattr(request, "cookies", None) or {}).get(COOKIE, "")
-    return f"browser:{cookie}" if _sound(cookie) else f"session:{request.session_hash}"
+    if _sound(cookie):
+        return f"browser:{cookie}"
+    return f"session:{request.session_hash or secrets.token_hex(16)}"  # who has none is someone new each time
 
 
 class Visitors:

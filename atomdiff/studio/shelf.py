@@ -130,8 +130,6 @@ def about(entry: Entry, base: str) -> str:
     """Everything about a concept, as HTML."""
     used = "never" if not entry.times_used else f"{entry.times_used} times"
     rows = [
-        ("Called by", entry.trigger),
-        ("Is a", entry.class_word),
         ("Base", entry.base),
         ("Size", f"{entry.size:,} bytes"),
         ("Drawn with", "once" if entry.times_used == 1 else used),
@@ -141,7 +139,8 @@ def about(entry: Entry, base: str) -> str:
         warning = pieces.note(
             f"It was trained on {entry.base or 'another base'}: choose that base on Draw to draw with it."
         )
-    return f'<div class="portrait">{thumbnail(entry)}</div>{pieces.facts(rows)}{warning}'
+    name = pieces.heading(entry.title, f"{entry.trigger} {entry.class_word}".strip())
+    return f'<div class="portrait">{thumbnail(entry)}</div>{name}{pieces.facts(rows)}{warning}'
 
 
 # --------------------------------------------------------------------------------------------- sharing
@@ -184,9 +183,12 @@ def _card_picture(studio: Studio, owner: str, entry: Entry, data: bytes) -> byte
 
     drawn = [found for found in studio.history.find(owner, entry.id[:12], 12) if found.kind == "picture"]
     pictures: list[Image] = []
-    for path in [found.file for found in drawn] or [entry.thumbnail]:
+    paths = [found.file for found in drawn]
+    if not paths and entry.thumbnail is not None:
+        paths = [entry.thumbnail]
+    for path in paths:
         try:
-            if path is not None and len(pictures) < card_art.MAX_PICTURES:
+            if len(pictures) < card_art.MAX_PICTURES:
                 pictures.append(read_picture(path, card_art.HERO)[0])
         except ImageError:  # a card is as good without
             continue

@@ -52,13 +52,13 @@ class Trainings:
     def of(self, owner: str) -> list[Course]:
         """The owner's, the latest first."""
         with self._lock:
-            own = [course for course in self._courses.values() if course.owner == owner]
+            own = [course for course in self._courses.values() if course.owner == self._mark(owner)]
         return sorted(own, key=lambda course: -course.made)
 
     def get(self, owner: str, ident: str) -> Course:
         """One of the owner's. Raises SettingsError if there is none."""
         course = self._courses.get(ident)
-        if course is None or course.owner != owner:
+        if course is None or course.owner != self._mark(owner):
             raise SettingsError("There is no such training (any more).")
         return course
 
@@ -70,11 +70,13 @@ class Trainings:
         settings = wish.settings(self._studio.facts(wish.base), folder)
         try:
             _copy(wish.pictures, folder / "pictures")
-            course = Course(folder, owner, settings, time.time())
+            course = Course(folder, self._mark(owner), settings, time.time())
             course.save()
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise SettingsError(f"The training cannot be kept in '{self.folder}': {error.strerror}.") from None
+            raise SettingsError(
+                f"The training cannot be kept in '{self.folder}': {error.strerror}."
+            ) from None
         with self._lock:
             self._courses[course.ident] = course
         self._submit(course)
@@ -111,6 +113,7 @@ class Trainings:
         family = POCKET if facts.family == "pocket" else FULL_SIZE
         drawn = any(
             (course.settings.base, course.settings.class_prompt) == (settings.base, settings.class_prompt)
+            and course.settings.with_prior_preservation
             and course.look().step > 0
             for course in self._courses.values()
         )
@@ -129,7 +132,7 @@ class Trainings:
 
     def stop(self, owner: str) -> int:
         """Stops the owner's training after the step at hand, and keeps it; returns how many there were."""
-        return self._studio.desk.cancel(LIVE + owner)
+        return self._studio.desk.cancel(LIVE + self._mark(owner))
 
     def look(self, course: Course) -> View:
         """The training now, with its place in the queue."""
@@ -164,6 +167,9 @@ class Trainings:
         entry = library.add(to_bytes(timeline.at(step), course.settings.precision))
         pictures = course.frames().get(step)
         return library.set_thumbnail(entry.id, pictures[0]) if pictures else entry
+
+    def _mark(self, owner: str) -> str:
+        return self._studio.history.mark(owner)
 
     def _refuse_second(self, owner: str) -> None:
         if any(not self.look(course).over for course in self.of(owner)):
@@ -228,7 +234,8 @@ def _trained(studio: Studio, course: Course) -> Callable[[Job], None]:
             raise
         except BaseException:
             course.change(
-                state="failed", error="The training broke off; the terminal that the studio runs in shows why."
+                state="failed",
+                error="The training broke off; the terminal that the studio runs in shows why.",
             )
             raise
         finally:

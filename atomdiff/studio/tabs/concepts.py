@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.studio import drawing, form, pieces, shelf
+from atomdiff.studio import pieces, shelf
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import settings
+from atomdiff.studio.tabs import sending
 
 if TYPE_CHECKING:
-    from atomdiff.blocks import Strength
     from atomdiff.library import Entry
     from atomdiff.studio.page import Page
 
 A_PAGE = 48
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-# A card tells which it is; on a phone what is told of it stands below. Whatever is dropped or pasted where
-# nothing else takes it goes to the field of this tab, wherever on the page that happened.
+# A card tells which it is; on a phone what is told of it stands below.
 CARDS = """
 element.addEventListener('click', (event) => {
   const tag = event.target.closest('[data-tag]'), card = event.target.closest('[data-id]');
@@ -32,32 +29,6 @@ element.addEventListener('click', (event) => {
     const side = document.querySelector('#concept-side');
     if (innerWidth <= 820) setTimeout(() => side?.scrollIntoView({ behavior: 'smooth' }), 400);
   }
-});
-const hand = (files) => {
-  const field = document.querySelector('#add-files input[type=file]'), held = new DataTransfer();
-  if (!field || !files.length) return false;
-  [...files].forEach((file) => held.items.add(file));
-  field.files = held.files;
-  field.dispatchEvent(new Event('change', { bubbles: true }));
-  return true;
-};
-const form = (text) => /^[\\s>`"'*]*atomdiff:v/i.test(text);
-document.addEventListener('paste', (event) => {
-  const text = event.clipboardData?.getData('text') ?? '', files = [...(event.clipboardData?.files ?? [])];
-  const typing = event.target.closest?.('input, textarea, [contenteditable]');
-  if (event.target.closest?.('#add-text')) return;
-  const box = document.querySelector('#add-text textarea');
-  if (form(text) && box) {
-    event.preventDefault(); event.stopPropagation();
-    box.value = text;
-    box.dispatchEvent(new Event('input', { bubbles: true }));
-    setTimeout(() => document.querySelector('#add-paste')?.click(), 100);
-  } else if (files.length && !typing && hand(files)) event.preventDefault();
-}, true);
-const foreign = (event) => event.dataTransfer?.types.includes('Files') && !event.target.closest?.('.drop');
-document.addEventListener('dragover', (event) => { if (foreign(event)) event.preventDefault(); });
-document.addEventListener('drop', (event) => {
-  if (foreign(event) && !event.defaultPrevented) { event.preventDefault(); hand(event.dataTransfer.files); }
 });
 """
 
@@ -152,13 +123,12 @@ def _adding(shared: dict[str, Any]) -> None:
 def wire(page: Page) -> None:
     """Connects it."""
     _connect_looking(page)
-    _connect_adding(page)
     _connect_sharing(page)
     _connect_changing(page)
 
 
-def _shown(page: Page) -> list[Any]:
-    """The parts that `_listed` gives values for."""
+def shown(page: Page) -> list[Any]:
+    """The parts that `listed` gives values for."""
     names = ("empty", "cards", "count", "more", "example", "trash", "removed", "limit", "chosen", "side")
     return [page.shared[f"concepts.{name}"] for name in names] + _of_one(page)
 
@@ -176,61 +146,27 @@ def _connect_looking(page: Page) -> None:
     at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
 
     def look(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return _listed(studio, words, limit, chosen, base)
+        return listed(studio, words, limit, chosen, base)
 
     def rescan(words: str, limit: int, chosen: str, base: str) -> list[Any]:
         studio.concepts(scan=True)
-        return _listed(studio, words, limit, chosen, base)
+        return listed(studio, words, limit, chosen, base)
 
     def more(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return _listed(studio, words, limit + A_PAGE, chosen, base)
+        return listed(studio, words, limit + A_PAGE, chosen, base)
 
     def choose(words: str, limit: int, base: str, event: gr.EventData) -> list[Any]:
-        return _listed(studio, words, limit, str(getattr(event, "id", "")), base)
+        return listed(studio, words, limit, str(getattr(event, "id", "")), base)
 
     def by_tag(event: gr.EventData) -> str:
         return str(getattr(event, "tag", ""))
 
-    shared["concepts.tab"].select(rescan, at, _shown(page), **QUIET)
-    page.blocks.load(look, at, _shown(page), **QUIET)
-    shared["concepts.words"].change(look, at, _shown(page), trigger_mode="always_last", **QUIET)
-    shared["concepts.more"].click(more, at, _shown(page), **QUIET)
-    shared["concepts.cards"].click(choose, [at[0], at[1], base], _shown(page), **QUIET)
+    shared["concepts.tab"].select(rescan, at, shown(page), **QUIET)
+    page.blocks.load(look, at, shown(page), **QUIET)
+    shared["concepts.words"].change(look, at, shown(page), trigger_mode="always_last", **QUIET)
+    shared["concepts.more"].click(more, at, shown(page), **QUIET)
+    shared["concepts.cards"].click(choose, [at[0], at[1], base], shown(page), **QUIET)
     shared["concepts.cards"].submit(by_tag, None, shared["concepts.words"], **QUIET)
-
-
-def _connect_adding(page: Page) -> None:
-    studio, shared, base = page.studio, page.shared, page.form["base"]
-    outputs = [*_shown(page), shared["concepts.status"], shared["concepts.words"], page.tabs]
-
-    def added(taken: shelf.Taken, chosen: str, base: str) -> list[Any]:
-        if taken.entries:
-            chosen = taken.entries[-1].id
-        shown = _listed(studio, "", A_PAGE, chosen, base)
-        return [*shown, taken.told(), "", gr.update(selected="concepts")]
-
-    def files(paths: list[str] | None, chosen: str, base: str) -> list[Any]:
-        if not paths:
-            return [gr.skip()] * (len(outputs) + 1)
-        return [*added(shelf.take(studio, [Path(path) for path in paths]), chosen, base), None]
-
-    def pasted(text: str, chosen: str, base: str) -> list[Any]:
-        if not (text or "").strip():
-            return [gr.skip()] * (len(outputs) + 1)
-        return [*added(shelf.take(studio, [text]), chosen, base), ""]
-
-    def example(chosen: str, base: str) -> list[Any]:
-        path = shelf.example(studio)
-        return added(shelf.take(studio, [path] if path else []), chosen, base)
-
-    at = [shared["concepts.chosen"], base]
-    shared["concepts.files"].upload(
-        files, [shared["concepts.files"], *at], [*outputs, shared["concepts.files"]], **QUIET
-    )
-    shared["concepts.paste"].click(
-        pasted, [shared["concepts.pasted"], *at], [*outputs, shared["concepts.pasted"]], **QUIET
-    )
-    shared["concepts.example"].click(example, at, outputs, **QUIET)
 
 
 def _connect_sharing(page: Page) -> None:
@@ -266,45 +202,19 @@ def _connect_sharing(page: Page) -> None:
     shared["concepts.text"].click(text, shared["concepts.chosen"], outputs, **QUIET)
 
     def draw(chosen: str, *values: Any) -> list[Any]:
-        return [*on_draw(page, chosen, *values), gr.update(selected="draw")]
+        return [*sending.on_draw(page, chosen, *values), gr.update(selected="draw")]
 
     shared["concepts.draw"].click(
-        draw, [shared["concepts.chosen"], *draw_inputs(page)], [*draw_outputs(page), page.tabs], **QUIET
+        draw,
+        [shared["concepts.chosen"], *sending.draw_inputs(page)],
+        [*sending.draw_outputs(page), page.tabs],
+        **QUIET,
     )
-
-
-def draw_inputs(page: Page) -> list[Any]:
-    """What `on_draw` is to be told."""
-    return [page.form["prompt"], page.form["base"], page.shared["draw.subjects"]]
-
-
-def draw_outputs(page: Page) -> list[Any]:
-    """The parts that `on_draw` gives values for."""
-    return [*page.form.values(), page.shared["draw.subjects"]]
-
-
-def on_draw(
-    page: Page, ident: str, prompt: str, base: str, subjects: list[Any], strength: Strength = 1.0
-) -> list[Any]:
-    """Updates that put a concept on Draw, alone, on its own base where that is here; what else is chosen
-    there stays. Raises gr.Error if the concept is gone."""
-    try:
-        entry = page.studio.library.get(ident)
-    except AtomdiffError as error:
-        raise gr.Error(str(error)) from None
-    on = entry.base if entry.base in page.studio.bases else base
-    before = [(trigger, word) for _, (trigger, word) in subjects]
-    asked = form.with_triggers(prompt, before, [(entry.trigger, entry.class_word)]) or entry.title
-    *filled, known = settings.filled(page, drawing.Order(on, asked, ((ident, strength),)))
-    changed = {"prompt", "concepts", *(f"strength {i}" for i in range(form.ROWS)), "blocks"}
-    changed |= {"base", "size", "guidance"} if on != base else set()
-    updates = zip(form.FIELDS, filled, strict=True)
-    return [*(update if name in changed else gr.skip() for name, update in updates), known]
 
 
 def _connect_changing(page: Page) -> None:
     studio, shared, base = page.studio, page.shared, page.form["base"]
-    outputs = [*_shown(page), shared["concepts.status"]]
+    outputs = [*shown(page), shared["concepts.status"]]
     at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
 
     def attempted(change: Any, words: str, limit: int, chosen: str, base: str) -> list[Any]:
@@ -313,7 +223,7 @@ def _connect_changing(page: Page) -> None:
             change()
         except AtomdiffError as error:
             told = pieces.error(str(error))
-        return [*_listed(studio, words, limit, chosen, base), told]
+        return [*listed(studio, words, limit, chosen, base), told]
 
     def note(words: str, limit: int, chosen: str, base: str, name: str, tags: str) -> list[Any]:
         return attempted(
@@ -332,8 +242,8 @@ def _connect_changing(page: Page) -> None:
     shared["concepts.restore"].click(restore, [*at, shared["concepts.removed"]], outputs, **QUIET)
 
 
-def _listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str) -> list[Any]:
-    """Values for `_shown`: the cards that have the words, and what is told of the chosen one."""
+def listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str) -> list[Any]:
+    """Values for `shown`: the cards that have the words, and what is told of the chosen one."""
     everything = studio.concepts()
     entries = shelf.found(studio, words or "")
     one = next((entry for entry in everything if entry.id == chosen), None)

@@ -12,7 +12,7 @@ from atomdiff.errors import AtomdiffError
 from atomdiff.studio import insight, pieces
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import concepts
+from atomdiff.studio.tabs import sending
 
 if TYPE_CHECKING:
     from atomdiff.studio.page import Page
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 EMPTY = pieces.empty(
     "What is in those kilobytes?",
-    "Choose a concept: you see how far it moves each layer of the model, and the very maps that it is made of.",
+    "Choose a concept: you see how far it moves each layer of the model, and the maps that it is made of.",
 )
 LABELS = {"down": "Down: what it sees", "mid": "Middle: what it composes", "up": "Up: how it paints"}
 
@@ -76,14 +76,16 @@ def wire(page: Page) -> None:
     which.change(show, which, outputs, concurrency_limit=None, trigger_mode="always_last", **QUIET)
     shared["concepts.learned"].click(send, shared["concepts.chosen"], [which, page.tabs], **QUIET)
 
-    def draw(ident: str, down: float, mid: float, up: float, *values: Any) -> list[Any]:
+    def draw(
+        ident: str, down: float, mid: float, up: float, prompt: str, base: str, subjects: list[Any]
+    ) -> list[Any]:
         strength = dict(zip(BLOCKS, (down, mid, up), strict=True))
-        return [*concepts.on_draw(page, ident, *values, strength=strength), gr.update(selected="draw")]
+        return [*sending.on_draw(page, ident, prompt, base, subjects, strength), gr.update(selected="draw")]
 
     shared["learned.draw"].click(
         draw,
-        [which, *(shared[f"learned.{block}"] for block in BLOCKS), *concepts.draw_inputs(page)],
-        [*concepts.draw_outputs(page), page.tabs],
+        [which, *(shared[f"learned.{block}"] for block in BLOCKS), *sending.draw_inputs(page)],
+        [*sending.draw_outputs(page), page.tabs],
         **QUIET,
     )
 
@@ -108,7 +110,9 @@ async def _shown(studio: Studio, me: str, ident: str) -> AsyncIterator[list[Any]
             pieces.progress(look),
             gr.update(value=str(found.drift), visible=True),
             gr.update(value=str(found.maps), visible=True),
-            pieces.facts([(f"Weights moved, {block}", f"{ratio:.2%}") for block, ratio in found.moved.items()]),
+            pieces.facts(
+                [(f"Weights moved, {block}", f"{ratio:.2%}") for block, ratio in found.moved.items()]
+            ),
             gr.update(interactive=True),
         ]
 

@@ -1,0 +1,197 @@
+"""Many people at once: do they get their own pictures, all of them, and does the studio stay as it was?
+
+    python -m benchmarks.studio_load [--clients 20] [--minutes 5] [--check]
+
+A real studio on the pocket model in a process of its own. Every client draws with a prompt and a seed of its
+own and cancels every third drawing; each picture is downloaded, and its `parameters` must say what was asked
+for. Memory and threads are compared with those after a warm-up of a fifth of the time. Afterwards, on the
+quiet desk, a long drawing is cancelled while a short one waits behind it: how long until the short one starts
+is the time until it is there, less what it takes alone. With --check the exit status is 1 if a target is
+missed, and the last line names those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+from PIL import Image
+
+from atomdiff.generation_text import parse
+from benchmarks import report
+from benchmarks.serving import served
+
+STEPS = 3
+LONG = 200  # steps of what is to be cancelled
+QUIET = 3.0  # seconds until idle threads and freed memory are gone
+PROBES = 5
+USUAL = (-1, "", "dpm++", 1, "")  # guidance, size, sampler, count, base
+STOPPED = "Stopped, as asked."
+
+
+class Visitor:
+    """One client, who knows what was asked for and what came."""
+
+    def __init__(self, url: str, number: int) -> None:
+        self.number, self.random = number, random.Random(number)
+        self.http = httpx.Client(base_url=url, timeout=600)
+        self.seen: Counter[str] = Counter()
+        self.ids: set[int] = set()
+
+    def call(self, name: str, *data: object) -> httpx.Response:
+        """An endpoint, by a plain request."""
+        body = {"data": data, "session_hash": f"visitor{self.number}"}
+        return self.http.post(f"gradio_api/run/{name}", json=body)
+
+    def draw(self, steps: int = STEPS) -> httpx.Response:
+        """One drawing; what came of it is counted under drawn, stopped, swapped, lost or failed."""
+        seed = self.random.randrange(2**31)
+        prompt = f"a {self.random.choice(('teal', 'red'))} dog, picture {seed} of visitor {self.number}"
+        answer = self.call("draw", prompt, [], "", seed, steps, *USUAL)
+        if answer.status_code != 200:
+            self.seen["stopped" if STOPPED in answer.text else "failed"] += 1
+            return answer
+        told = answer.json()["data"][0]
+        self.seen["drawn" if len(told) == 1 else "lost"] += 1
+        for one in told:
+            self.ids.add(one["id"])
+            file = self.http.get(f"gradio_api/file={one['file']['path']}").content
+            with Image.open(io.BytesIO(file)) as picture:
+                made = parse(picture.info["parameters"])
+            if (made.prompt, made.whole("Seed"), made.whole("Steps")) != (prompt, seed, steps):
+                self.seen["swapped"] += 1
+        return answer
+
+    def change_mind(self) -> None:
+        """A long drawing that is cancelled, now while it waits and now while it is drawn."""
+        drawing = threading.Thread(target=self.draw, args=(LONG,))
+        drawing.start()
+        time.sleep(self.random.random())
+        while drawing.is_alive():
+            self.call("cancel")
+            drawing.join(0.5)
+
+    def visit(self, until: float) -> None:
+        """Draws, and cancels every third drawing."""
+        while time.monotonic() < until:
+            for act in (self.draw, self.draw, self.change_mind):
+                act()
+
+    def check_history(self) -> None:
+        """All that was drawn, and nothing of anybody else's, is in the visitor's history."""
+        found: list[dict] = []
+        while page := self.call("history", "", 200, len(found)).json()["data"][0]:
+            found += page
+        self.seen["lost"] += len(self.ids - {one["id"] for one in found})
+        self.seen["swapped"] += sum(
+            not parse(one["text"]).prompt.endswith(f" of visitor {self.number}") for one in found
+        )
+
+
+def together(visitors: Sequence[Visitor], act: Callable[[Visitor], None]) -> None:
+    """Everyone at once. Raises what one of them raised."""
+    with ThreadPoolExecutor(len(visitors)) as pool:
+        list(pool.map(act, visitors))
+
+
+def usage(process: psutil.Process) -> tuple[float, int]:
+    """(MB, threads) of a process, once it is quiet."""
+    time.sleep(QUIET)
+    return process.memory_info().rss / 1e6, process.num_threads()
+
+
+def start_after_cancel(one: Visitor, other: Visitor) -> float:
+    """Seconds from a cancel until the job behind it starts: the worst of some."""
+    alone = statistics.median(_timed(other) for _ in range(PROBES))
+    waits = []
+    for _ in range(PROBES):
+        long = threading.Thread(target=one.draw, args=(LONG,))
+        long.start()
+        time.sleep(0.5)
+        came: list[float] = []
+        short = threading.Thread(target=lambda into=came: into.append(_timed(other, ends=True)))
+        short.start()
+        time.sleep(0.3)
+        start = time.monotonic()
+        one.call("cancel")
+        short.join()
+        long.join()
+        waits.append(came[0] - start - alone)
+    return max(0.0, *waits)
+
+
+def _timed(visitor: Visitor, ends: bool = False) -> float:
+    """Seconds that a short drawing takes; with `ends` the moment at which it was there."""
+    start = time.monotonic()
+    visitor.draw(1)
+    return time.monotonic() - (0 if ends else start)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    options = parser.parse_args()
+    if options.clients < 2 or options.minutes <= 0:
+        parser.error("--clients is at least 2 and --minutes more than 0.")
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as studio:
+        process = psutil.Process(studio.process.pid)
+        visitors = [Visitor(studio.url, number) for number in range(options.clients)]
+        seconds = 60 * options.minutes
+        together(visitors, lambda visitor: visitor.visit(time.monotonic() + seconds / 5))
+        before = usage(process)
+        together(visitors, lambda visitor: visitor.visit(time.monotonic() + seconds))
+        after = usage(process)
+        wait = start_after_cancel(*visitors[:2])
+        together(visitors, Visitor.check_history)
+        broken = studio.log.read_text().count("Traceback")
+    tell(visitors, before, after, wait, broken, options)
+
+
+def tell(
+    visitors: Sequence[Visitor],
+    before: tuple[float, int],
+    after: tuple[float, int],
+    wait: float,
+    broken: int,
+    options: argparse.Namespace,
+) -> None:
+    """The table and the verdict."""
+    seen: Counter[str] = sum((visitor.seen for visitor in visitors), Counter())
+    title = f"{options.clients} clients, {options.minutes:g} minutes ({report.machine()})"
+    rows = [(what, seen[what]) for what in ("drawn", "stopped", "failed", "lost", "swapped")]
+    rows += [
+        ("MB after warm-up, at the end", f"{before[0]:.0f}, {after[0]:.0f}"),
+        ("threads after warm-up, at the end", f"{before[1]}, {after[1]}"),
+    ]
+    report.show(title, ("", "count"), rows)
+    targets = [
+        report.Target("pictures drawn", seen["drawn"], low=options.clients),
+        report.Target("drawings cancelled", seen["stopped"], low=1),
+        report.Target("pictures lost", seen["lost"], high=0),
+        report.Target("pictures swapped", seen["swapped"], high=0),
+        report.Target("requests failed", seen["failed"] + broken, high=0),
+        report.Target("leftover threads", max(0, after[1] - before[1]), high=0),
+        report.Target("growth of memory", 100 * (after[0] / before[0] - 1), high=5, unit="%"),
+        report.Target("the next job starts after a cancel", wait, high=1, unit="s"),
+    ]
+    report.verdict(targets, options.check)
+
+
+if __name__ == "__main__":
+    main()

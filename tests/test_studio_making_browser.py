@@ -1,0 +1,203 @@
+"""Concepts, Train and What was learned as people meet them: a real process, a real browser."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_studio_browser import (  # noqa: F401 - fixtures
+    CHROMIUM,
+    ROOT,
+    browser,
+    draw,
+    folder,
+    opened,
+    page,
+    url,
+    visitor,
+)
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.filterwarnings("default"),  # what a browser's or a client's library warns of is not ours
+]
+
+PASTE = """(text) => {
+  const data = new DataTransfer();
+  data.setData('text', text);
+  document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }));
+}"""
+DROP = """([bytes, name]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name));
+  document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def sent(folder, tmp_path_factory) -> dict[str, bytes]:  # noqa: F811
+    """What others send: a card called Mia, and the text of a concept called Otto."""
+    from dataclasses import replace
+
+    from atomdiff import card_art
+    from atomdiff.concept import Concept
+    from atomdiff.formats.safetensors_file import to_bytes
+    from atomdiff.formats.text import to_text
+
+    rex = Concept.load(folder / "concepts" / "rex.safetensors")
+    mia = replace(rex, name="Mia", trigger="zwx", class_word="cat")
+    otto = replace(rex, name="Otto", trigger="otto", base=replace(rex.base, name="sd15"))
+    return {"card": card_art.make(to_bytes(mia)), "text": to_text(to_bytes(otto)).encode()}
+
+
+def field(page, ident: str):  # noqa: F811
+    return page.locator(f"#{ident} input, #{ident} textarea").first
+
+
+def card_of(page, name: str):  # noqa: F811
+    return page.locator(f"#cards [aria-label='{name}']")
+
+
+def test_a_card_dropped_anywhere_is_in_the_library_and_is_drawn_with(page, sent):  # noqa: F811
+    page.evaluate(DROP, [list(sent["card"]), "mia.png"])
+    page.get_by_text("Mia is in the library.").wait_for()
+    assert "zwx cat" in card_of(page, "Mia").inner_text()
+    page.locator("#draw-with").click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a zwx cat'")
+    draw(page)
+    assert not page.locator("#status .error").count()
+
+
+def test_a_pasted_text_is_in_the_library_and_says_its_base(page, sent):  # noqa: F811
+    page.evaluate(PASTE, f"look: {sent['text'].decode()}")  # not a text form alone: nothing happens
+    page.evaluate(PASTE, sent["text"].decode())
+    page.get_by_text("Otto is in the library.").wait_for()
+    assert page.get_by_text("for sd15", exact=True).is_visible()
+    assert "It was trained on sd15" in page.locator("#concept-about").inner_text()
+
+
+def test_a_wrong_file_is_told_in_a_sentence(page):  # noqa: F811
+    page.evaluate(DROP, [list(b"<script>"), "wrong.safetensors"])
+    page.locator("#concept-status .error").wait_for()
+    told = page.locator("#concept-status").inner_text()
+    assert told.startswith("'wrong.safetensors': This is no safetensors file")
+
+
+def test_a_concept_is_searched_noted_shared_removed_and_brought_back(page, tmp_path, folder):  # noqa: F811
+    page.get_by_role("tab", name="Concepts").click()
+    card_of(page, "Rex").click()
+    page.locator("#concept-notes button").first.click()
+    field(page, "concept-tags").fill("pets, best")
+    page.locator("#concept-note").click()
+    page.locator("#cards [data-tag=best]").click()
+    page.wait_for_function("document.querySelectorAll('#cards [data-id]').length === 1")
+    with page.expect_download() as download:
+        page.locator("#share-file").click()
+    download.value.save_as(tmp_path / "rex.safetensors")
+    original = (folder / "concepts" / "rex.safetensors").read_bytes()
+    assert (tmp_path / "rex.safetensors").read_bytes() == original
+    page.locator("#share-text").click()
+    page.locator("#share-line").wait_for()
+    assert field(page, "share-line").input_value().startswith("atomdiff:v1:")
+    page.locator("#share-card").click()
+    page.locator("#share-picture img").wait_for()
+    with page.expect_download() as download:
+        page.locator("#share-get").click()
+    download.value.save_as(tmp_path / "card.png")
+    from atomdiff.formats.card import concept_bytes
+
+    assert concept_bytes(tmp_path / "card.png") == original
+    page.locator("#concept-remove").click()
+    page.get_by_text("Nothing found").wait_for()
+    page.locator("#removed button").first.click()
+    page.locator("#restore").click()
+    card_of(page, "Rex").wait_for()
+
+
+def test_what_was_learned_and_a_strength_for_each_block(page):  # noqa: F811
+    page.get_by_role("tab", name="Concepts").click()
+    field(page, "concept-words").fill("")
+    card_of(page, "Rex").click()
+    page.locator("#look-into").click()
+    page.locator("#learned-maps img").wait_for()
+    assert "Weights moved, up" in page.locator("#learned-facts").inner_text()
+    page.locator("#learned-down input[type=number]").fill("0.5")
+    page.keyboard.press("Tab")
+    page.locator("#learned-draw").click()
+    page.locator("#blocks").wait_for()
+    assert field(page, "blocks").input_value() == "down=0.5 mid=1 up=1"
+    draw(page)
+    assert not page.locator("#status .error").count()
+
+
+def test_five_pictures_become_a_concept(page):  # noqa: F811
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_role("heading", name="Teach it your subject").wait_for()
+    page.locator("#train-go").click()
+    page.get_by_text("There are no pictures").wait_for()
+    page.locator("#train-more button").first.click()
+    page.locator("#train-max_train_steps input").fill("3")
+    page.locator("#train-with_prior_preservation input").uncheck()
+    page.locator("#train-files input[type=file]").set_input_files(sorted((ROOT / "assets/dog").glob("*.png")))
+    page.locator("#train-tiles img").nth(4).wait_for()
+    page.get_by_text(
+        re.compile(r"3 steps, about .* on this machine; the concept will have about \d+ KB")
+    ).wait_for()
+    field(page, "train-class").fill("dog")
+    field(page, "train-name").fill("Bello")
+    page.locator("#train-go").click()
+    page.locator("#train-film img").first.wait_for()
+    page.reload()
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_text("Bello a sks dog").wait_for()
+    page.get_by_text("Choose the state you like best").wait_for()
+    page.locator("#frame img").first.wait_for()
+    assert "After step 3 of 3" in page.locator("#timeline").inner_text()
+    page.locator("#timeline input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.get_by_text("After step 1 of 3").wait_for()
+    page.locator("#keep-state").click()
+    page.get_by_text("Bello after step 1 is in the library").wait_for()
+    page.locator("#draw-state").click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks dog'")
+    assert page.locator("#concepts").get_by_text("Bello").is_visible()
+    draw(page)
+    assert not page.locator("#status .error").count()
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(browser, url):  # noqa: F811
+    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page = opened(context, url)  # noqa: F811
+    for tab in ("Concepts", "Train"):
+        page.get_by_role("tab", name=tab).click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_the_second_example_for_programs_in_the_docs_runs(url, monkeypatch, tmp_path):  # noqa: F811
+    from gradio_client.exceptions import AppError
+
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "studio.md").read_text("utf-8"), re.DOTALL)
+    code = next(block for block in blocks if "/train" in block)
+    names: dict = {}
+    exec(
+        code.replace("http://127.0.0.1:7860", url).replace('"max_train_steps": 100', '"max_train_steps": 1'),
+        names,
+    )
+    assert names["concept"]["name"] == "Bello"
+    assert Path(names["card"]["file"]).stat().st_size > 10_000
+    with Image.open(names["card"]["file"]) as picture:
+        assert picture.size == (1080, 1350)
+    client = names["client"]
+    for action, wrong, message in (
+        ("/train", ([], "dog", "", "good", {}), "There are no pictures"),
+        ("/save_state", ("../..", 1), "no such training"),
+        ("/share", ("nothing", "file"), "has no file of the concept"),
+        ("/remove_concept", ("nothing",), "has no file of the concept"),
+        ("/restore_concept", ("../notes",), "trash holds no concept"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict(*wrong, api_name=action)
