@@ -311,7 +311,7 @@ def test_the_functions_of_the_page_itself_take_junk_too(ann):
     functions = ann.get("/config").json()["dependencies"]
     assert len(functions) > 20
     for function in functions:
-        for wrong in (None, "\0", [["a", {}]], {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}):
+        for wrong in ([["a", {}]], {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}):
             data = [wrong] * len(function["inputs"])
             body = {"fn_index": function["id"], "data": data, "session_hash": "junk"}
             answer = ann.post("gradio_api/run/predict", json=body)

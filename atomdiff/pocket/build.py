@@ -189,7 +189,7 @@ class Build:
         now = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": _machine(self.shop.device),
-            "start": bool(self.start),
+            "start": bool(self.start) and stage in ("autoencoder", "denoiser"),
         }
         record[stage] = about | now | ({"schedule": asdict(settings)} if settings else {})
         path.write_text(json.dumps(record, indent=1))

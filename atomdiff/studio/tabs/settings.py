@@ -59,7 +59,7 @@ def build(page: Page) -> dict[str, Any]:
         max_choices=form.ROWS,
         label="Concepts",
         elem_id="concepts",
-        info=None if studio.concepts() else "None here yet: train one, or give a folder with --concepts.",
+        info=None if studio.concepts() else "None yet: make one under Train, or drop one under Concepts.",
     )
     for i in range(form.ROWS):
         page.form[f"strength {i}"] = gr.Slider(
