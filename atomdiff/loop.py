@@ -245,9 +245,8 @@ class Run:
         for layer in self.attached.layers.values():
             (conv if isinstance(layer, AtomConv2d) else linear).extend(layer.family.trained().values())
         vectors = list(self.data.token.vectors.values()) if self.data.token else []
-        groups = [
-            (conv, s.learning_rate), (linear, s.linear_learning_rate), (vectors, s.token_learning_rate)
-        ]  # fmt: skip
+        rates = (s.learning_rate, s.linear_learning_rate, float(s.token_learning_rate or 0))
+        groups = zip((conv, linear, vectors), rates, strict=True)
         return [
             {"params": params, "base_lr": rate * scale, "lr": rate * scale}
             for params, rate in groups

@@ -9,7 +9,7 @@ from typing import Any
 from atomdiff import latents, prior
 from atomdiff.base import Base, truncated_part
 from atomdiff.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
-from atomdiff.errors import TrainingError
+from atomdiff.errors import SettingsError, TrainingError
 from atomdiff.images import Picture, Skipped, load_folder
 from atomdiff.loop import Run, TrainingData
 from atomdiff.passport import BasePassport
@@ -102,7 +102,7 @@ def _encode(
                 f"The prompt '{prompt}' is longer than the text encoder takes; this was cut off: '{cut}'"
             )
     cached = latents.encode_table(base, prompts)
-    token = TriggerToken(base, settings.trigger, [settings.class_prompt]) if settings.train_token else None
+    token = _token(settings, base, told)
     table = latents.LiveTable(cached, base, token) if token else cached
 
     def encoded(those: list[Picture], rows: list[int], what: str) -> latents.LatentCache:
@@ -117,6 +117,17 @@ def _encode(
     return TrainingData(
         instance, encoded(class_pictures, [row] * len(class_pictures), "class pictures"), table, token
     )
+
+
+def _token(settings: TrainingSettings, base: Base, told: Reporter) -> TriggerToken | None:
+    """The trigger's vectors, to be trained; None, which is told, for a trigger that cannot have any."""
+    if not settings.train_token:
+        return None
+    try:
+        return TriggerToken(base, settings.trigger, [settings.class_prompt])
+    except SettingsError as error:
+        told.warn(f"{error} Going on without.")
+        return None
 
 
 def _class_folder(settings: TrainingSettings) -> Path:

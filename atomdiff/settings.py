@@ -17,9 +17,8 @@ from atomdiff.errors import SettingsError
 from atomdiff.spec import CONV_FAMILIES, LINEAR_FAMILIES
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
-CONV_LEARNING_RATE = 1e-2
-LINEAR_LEARNING_RATE = 1e-2
-TOKEN_LEARNING_RATE = 1e-3
+CONV_LEARNING_RATE = 5e-3
+LINEAR_LEARNING_RATE = 5e-3
 MAX_TEXT = 1000  # characters of a name or prompt
 RESTARTS = 3  # cosine periods of "cosine_with_restarts"
 
@@ -31,10 +30,15 @@ class FamilyDefaults:
     max_train_steps: int
     train_batch_size: int
     num_class_images: int
+    token_learning_rate: float
 
 
-POCKET = FamilyDefaults(max_train_steps=300, train_batch_size=4, num_class_images=48)
-FULL_SIZE = FamilyDefaults(max_train_steps=600, train_batch_size=1, num_class_images=100)
+POCKET = FamilyDefaults(
+    max_train_steps=300, train_batch_size=4, num_class_images=48, token_learning_rate=5e-3
+)
+FULL_SIZE = FamilyDefaults(
+    max_train_steps=600, train_batch_size=1, num_class_images=100, token_learning_rate=1e-3
+)
 
 
 def option(
@@ -85,7 +89,9 @@ class TrainingSettings:
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
     learning_rate: float = option(CONV_LEARNING_RATE, "learning rate of the conv atoms")
     linear_learning_rate: float = option(LINEAR_LEARNING_RATE, "learning rate of the linear atoms")
-    token_learning_rate: float = option(TOKEN_LEARNING_RATE, "learning rate of the trigger's embedding")
+    token_learning_rate: float | None = option(
+        None, "learning rate of the trigger's embedding (default: 5e-3 for pocket, else 1e-3)"
+    )
     scale_lr: bool = option(False, "multiply both rates by processes x accumulation x batch size")
     lr_scheduler: str = option("constant", "how the rates change over the run", choices=SCHEDULES)
     lr_warmup_steps: int = option(0, "steps over which the rates rise from zero")
@@ -115,10 +121,10 @@ class TrainingSettings:
     linear_family: str = option(
         "blocks", "linear atoms: maps of blocks, or two matrices around the weight", choices=LINEAR_FAMILIES
     )
-    train_token: bool = option(False, "train the trigger's word embedding too, kept in the same file")
+    train_token: bool = option(True, "train the trigger's word embedding too, kept in the same file")
     precision: str = option(
-        "fp16",
-        "number format in the concept file: int8 halves it, int4 again",
+        "int8",
+        "number format in the concept file: fp16 doubles it, int4 halves it",
         choices=("fp32", "fp16", "int8", "int4"),
         inert=True,
     )
@@ -168,7 +174,7 @@ class TrainingSettings:
         self._at_least("num_validation_images", 1)
         self._at_least("resolution", 16)
         for name in ("learning_rate", "linear_learning_rate", "token_learning_rate", "adam_epsilon"):
-            self._check(getattr(self, name) > 0, name, "a number above 0")
+            self._check(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0")
         for name in ("adam_beta1", "adam_beta2"):
             self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         self._check(self.seed < 2**63, "seed", "below 2^63")

@@ -64,7 +64,9 @@ def with_concept(base: Base, kind: str, out: Path, options: dict) -> Concept:
 
 def full_fine_tuning(base: Base, kind: str, out: Path, rate: float = RATE) -> None:
     """Trains every weight of `base.unet` on the batches that the concept was trained on."""
-    settings = TrainingSettings(instance_data_dir=f"assets/{kind}", output_dir=str(out / f"{kind}-full"))
+    settings = TrainingSettings(
+        instance_data_dir=f"assets/{kind}", output_dir=str(out / f"{kind}-full"), train_token=False
+    )
     settings = suit_base(name_everything(settings), base.family, base.resolution, base.vae_factor)
     run = prepare(settings, base, Accelerator(mixed_precision="no"), Reporter(), drop=False)
     data, steps, size = run.data, int(settings.max_train_steps or 0), int(settings.train_batch_size or 1)

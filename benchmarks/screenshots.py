@@ -56,7 +56,6 @@ class Walk:
         self.page.wait_for_timeout(SETTLED)
         self.page.locator(f"#{ident} input").click()
         self.page.get_by_role("option", name=option, exact=True).click()
-        self.page.keyboard.press("Escape")
 
     def shoot(self, name: str) -> None:
         """Writes what the window shows as studio-NAME.png."""

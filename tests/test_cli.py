@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -201,10 +199,3 @@ def test_inspect_refuses_other_files(tmp_path):
 def test_version_and_help():
     assert run("--version").output.startswith("atomdiff ")
     assert "--concept" in run("generate", "--help").output
-
-
-def test_app_says_where_drawing_is():
-    app = Path(__file__).parent.parent / "app.py"
-    done = subprocess.run([sys.executable, str(app)], capture_output=True, text=True, check=True)
-    assert "not in this version" in done.stdout
-    assert "atomdiff generate" in done.stdout

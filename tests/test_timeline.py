@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from atomdiff import cli, training
 from atomdiff.concept import Concept
 from atomdiff.errors import ConceptError, Interrupted, SettingsError
-from atomdiff.formats import timeline_file
+from atomdiff.formats import files, timeline_file
 from atomdiff.formats.files import write_atomically
 from atomdiff.formats.safetensors_file import to_bytes
 from atomdiff.inject import AtomSpec, select
@@ -218,12 +218,12 @@ def test_a_failed_write_leaves_the_last_good_state_and_is_told_once(tmp_path, mo
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(timeline_file, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     recorder.keep(10, 0.4, concept(1, 10))
     recorder.keep(15, 0.4, concept(1, 15))
     assert len(said) == 1 and "No space left on device" in said[0]
     assert Timeline.load(path).steps == (5,)
-    monkeypatch.setattr(timeline_file, "write_atomically", write_atomically)
+    monkeypatch.setattr(files, "write_atomically", write_atomically)
     recorder.keep(20, 0.4, concept(2, 20))
     assert Timeline.load(path).steps == (5, 20)
 
@@ -282,7 +282,9 @@ def trained(dogs, tiny_base, tmp_path_factory):
     own = training.concept_of
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "concept_of", lambda run: states.setdefault(run.done, own(run)))
-        options = {**few, "max_train_steps": 5, "timeline_steps": 2, "checkpointing_steps": 3}
+        options = {
+            **few, "max_train_steps": 5, "timeline_steps": 2, "checkpointing_steps": 3, "precision": "fp16",
+        }  # fmt: skip
         train(dogs, out, tiny_base("sd1"), reporter=heard, **options)
     return out, Timeline.load(out / "dog.timeline.safetensors"), heard, states
 

@@ -144,7 +144,7 @@ def test_help_lists_every_flag_with_its_default(capsys):
     text = capsys.readouterr().out
     assert "--instance_data_dir" in text
     assert "--instance_dir" in text
-    assert "(default: 0.01)" in text
+    assert "(default: 0.005)" in text
     assert text.index("saving, resuming") < text.index("--resume_from_checkpoint")
     headings = runpy.run_path(str(SCRIPT), run_name="script")["GROUPS"]
     assert set(headings) < {item.name for item in dataclasses.fields(TrainingSettings)}

@@ -8,6 +8,7 @@ which they are shown.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from atomdiff.studio.tabs import catching, compare, concepts, draw, history, lea
 TABS = (draw, concepts, train, learned, compare, history, picture, catching)
 MAX_UPLOAD = "80mb"
 MAX_QUEUE = 200
+TAKES_FILES = "async_move_resource_to_block_cache"  # of Gradio's components: from a path or an address
 
 
 @dataclass
@@ -50,7 +52,8 @@ def build(studio: Studio) -> gr.Blocks:
         endpoints.offer(studio)  # first: the names that it takes are the public ones
         making.offer(studio)
         gr.HTML(looks.HEADER, elem_id="masthead")
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with warnings.catch_warnings(), gr.Tabs(elem_id="tabs") as tabs:
+            warnings.filterwarnings("ignore", r"gr\.Tabs\(\) can only contain")  # `_only_tabs` sees to it
             page = Page(studio, tabs, blocks=blocks)
             for tab in TABS:
                 tab.build(page)
@@ -129,5 +132,6 @@ def _no_fetching(blocks: gr.Blocks) -> None:
         return kept
 
     for part in blocks.blocks.values():
-        if hasattr(part, "async_move_resource_to_block_cache"):
-            part.async_move_resource_to_block_cache = guarded(part.async_move_resource_to_block_cache)
+        keep = getattr(part, TAKES_FILES, None)
+        if keep is not None:
+            setattr(part, TAKES_FILES, guarded(keep))

@@ -19,7 +19,7 @@ from atomdiff.inject import AtomSpec
 from atomdiff.layers import AtomConv2d
 from atomdiff.loop import spec_of
 from atomdiff.passport import BasePassport
-from atomdiff.settings import TrainingSettings
+from atomdiff.settings import POCKET, TrainingSettings
 from atomdiff.token import TriggerToken
 
 from .protocol import TRIGGER, Handle, Kept, Method
@@ -27,7 +27,7 @@ from .protocol import TRIGGER, Handle, Kept, Method
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
 LINEAR_RATE = DEFAULT.linear_learning_rate / DEFAULT.learning_rate
-TOKEN_RATE = DEFAULT.token_learning_rate / DEFAULT.learning_rate
+TOKEN_RATE = POCKET.token_learning_rate / DEFAULT.learning_rate
 # What the tool writes beside the numbers, so that a file here is as large as one of the tool's.
 ABOUT: dict[str, Any] = {
     "trigger": TRIGGER,
