@@ -55,7 +55,7 @@ def rows_of(base: Base, concepts: list[Concept], count: int) -> list[tuple[str, 
     prompts = [f"a {concept.trigger} {concept.class_word}" for concept in concepts]
     alone = [pictures_of(base, p, [c], count) for p, c in zip(prompts, concepts, strict=True)]
     judges = [judged(concept.class_word) for concept in concepts]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for i, j in [(0, 0), *itertools.combinations(range(len(concepts)), 2)]:
         overlap = algebra.compare(concepts[i], concepts[j])
         for own, other in dict.fromkeys([(i, j), (j, i)]):

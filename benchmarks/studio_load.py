@@ -174,7 +174,9 @@ def tell(
     """The table and the verdict."""
     seen: Counter[str] = sum((visitor.seen for visitor in visitors), Counter())
     title = f"{options.clients} clients, {options.minutes:g} minutes ({report.machine()})"
-    rows = [(what, seen[what]) for what in ("drawn", "stopped", "failed", "lost", "swapped")]
+    rows: list[tuple[str, int | str]] = [
+        (what, seen[what]) for what in ("drawn", "stopped", "failed", "lost", "swapped")
+    ]
     rows += [
         ("MB after warm-up, at the end", f"{before[0]:.0f}, {after[0]:.0f}"),
         ("threads after warm-up, at the end", f"{before[1]}, {after[1]}"),
