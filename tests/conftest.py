@@ -19,6 +19,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning"
     )
+    # What drives a browser leaves its event loop to the garbage collector, in the midst of another test.
+    for left in ("unclosed event loop", "unclosed <socket.socket.*family=(1|AddressFamily.AF_UNIX)"):
+        config.addinivalue_line("filterwarnings", f"ignore:{left}:ResourceWarning")
 
 
 @pytest.fixture(scope="session")
