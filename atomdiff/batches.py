@@ -78,3 +78,13 @@ def seeded(*what: object) -> Generator:
 @lru_cache(maxsize=8)
 def _order(seed: int, stream: str, round_number: int, n: int) -> tuple[int, ...]:
     return tuple(torch.randperm(n, generator=seeded(seed, stream, "order", round_number)).tolist())
+
+
+def joined(a: Batch, b: Batch) -> Batch:
+    """The rows of a, then those of b."""
+    return Batch(
+        torch.cat([a.latents, b.latents]),
+        torch.cat([a.noise, b.noise]),
+        torch.cat([a.timesteps, b.timesteps]),
+        a.prompts + b.prompts,
+    )

@@ -6,6 +6,7 @@ the losses and the wish to stop; so all processes take the same decisions at the
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from atomdiff.base import added_conditions
-from atomdiff.batches import Batch, Sampler, sample_number
+from atomdiff.batches import Sampler, joined, sample_number
 from atomdiff.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.errors import Interrupted, TrainingError
 from atomdiff.inject import AtomSpec, Attached, attach
@@ -191,7 +192,7 @@ class Run:
         )
         batch = self._instance.batch(first, size)
         if self._prior:
-            batch = _joined(batch, self._prior.batch(first, size))
+            batch = joined(batch, self._prior.batch(first, size))
         device = self.accelerator.device
         embeds = self.data.table.rows(batch.prompts, device)
         added = added_conditions(self.base, embeds, self.settings.resolution)
@@ -335,19 +336,7 @@ class Run:
 
 def spec_of(settings: TrainingSettings) -> AtomSpec:
     """The part of the settings that says what is trained where. Raises SettingsError."""
-    return AtomSpec(
-        num_atoms=settings.num_atoms,
-        basis=settings.basis,
-        conv_layers=settings.conv_layers,
-        linear_atoms=settings.linear_atoms,
-        linear_block=settings.linear_block,
-        conv_family=settings.conv_family,
-        channel_groups=settings.channel_groups,
-        second_atoms=settings.second_atoms,
-        sparsity=settings.sparsity,
-        coef_block=settings.coef_block,
-        linear_family=settings.linear_family,
-    )
+    return AtomSpec(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)})
 
 
 def _unheard(done: int, total: int) -> None: ...
@@ -361,15 +350,6 @@ def _training_mode(unet: nn.Module, settings: TrainingSettings) -> None:
             module.eval()
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()  # type: ignore[operator]
-
-
-def _joined(a: Batch, b: Batch) -> Batch:
-    return Batch(
-        torch.cat([a.latents, b.latents]),
-        torch.cat([a.noise, b.noise]),
-        torch.cat([a.timesteps, b.timesteps]),
-        a.prompts + b.prompts,
-    )
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -156,6 +156,7 @@ class Build:
         # would not fit the rest for whoever loads the folder without naming a dtype.
         for part in (pipe.unet, pipe.vae):
             part.half()
+            part.register_to_config(_name_or_path="")  # where it lay while it was made concerns nobody
         pipe.save_pretrained(out)
         self._record("denoiser", {k: about[k] for k in ("step", "seconds", "loss")})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.studio import pieces, shelf
+from atomdiff.studio import parts, pieces, shelf
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import sending
@@ -37,16 +37,9 @@ def build(page: Page) -> None:
     """Lays the tab out."""
     shared = page.shared
     with gr.Tab("Concepts", id="concepts", render_children=True) as shared["concepts.tab"]:
-        with gr.Row(elem_classes="line"):
-            shared["concepts.words"] = gr.Textbox(
-                show_label=False,
-                placeholder="Search names, triggers and tags",
-                container=False,
-                scale=5,
-                elem_id="concept-words",
-                elem_classes="search",
-            )
-            shared["concepts.count"] = gr.HTML("", elem_id="concept-count", elem_classes="count")
+        shared["concepts.words"], shared["concepts.count"] = parts.search(
+            "concept", "Search names, triggers and tags"
+        )
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="stage-side", scale=3):
                 shared["concepts.status"] = gr.HTML("", elem_id="concept-status")

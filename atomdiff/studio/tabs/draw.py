@@ -9,7 +9,7 @@ import gradio as gr
 
 from atomdiff.errors import AtomdiffError
 from atomdiff.generation_text import parse
-from atomdiff.studio import drawing, form, pieces
+from atomdiff.studio import drawing, form, parts, pieces
 from atomdiff.studio.desk import Job
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
@@ -39,18 +39,7 @@ def build(page: Page) -> None:
 
 def _stage() -> dict[str, Any]:
     status = gr.HTML(EMPTY, elem_id="status")
-    gallery = gr.Gallery(
-        show_label=False,
-        columns=2,
-        object_fit="contain",
-        height="auto",
-        visible=False,
-        format="png",
-        buttons=["download", "fullscreen"],
-        elem_classes="pictures",
-        elem_id="gallery",
-        interactive=False,
-    )
+    gallery = parts.pictures("gallery", columns=2)
     with gr.Row(visible=False, elem_classes="actions", elem_id="actions") as actions:
         without = gr.Button("Without the concept", size="sm", min_width=130, elem_id="without")
         reuse = gr.Button("Reuse seed", size="sm", min_width=90, elem_id="reuse-seed")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from atomdiff.errors import AtomdiffError
 from atomdiff.generation_text import parse
-from atomdiff.studio import drawing, pieces
+from atomdiff.studio import drawing, parts, pieces
 from atomdiff.studio.history import Entry
 from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import draw, picture, settings
@@ -28,30 +28,13 @@ def build(page: Page) -> None:
     """Lays the tab out."""
     shared = page.shared
     with gr.Tab("History", id="history", render_children=True) as shared["history.tab"]:
-        with gr.Row(elem_classes="line"):
-            shared["history.words"] = gr.Textbox(
-                show_label=False,
-                placeholder="Search prompts and settings",
-                container=False,
-                scale=5,
-                elem_id="history-words",
-            )
-            shared["history.count"] = gr.HTML("", elem_id="history-count", elem_classes="count")
+        shared["history.words"], shared["history.count"] = parts.search(
+            "history", "Search prompts and settings"
+        )
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="stage-side", scale=3):
                 shared["history.empty"] = gr.HTML(EMPTY)
-                shared["history.gallery"] = gr.Gallery(
-                    show_label=False,
-                    columns=4,
-                    object_fit="contain",
-                    height="auto",
-                    visible=False,
-                    format="png",
-                    buttons=["download", "fullscreen"],
-                    elem_classes="pictures",
-                    elem_id="history-gallery",
-                    interactive=False,
-                )
+                shared["history.gallery"] = parts.pictures("history-gallery", columns=4)
                 shared["history.more"] = gr.Button(
                     "Show more", size="sm", visible=False, elem_id="history-more"
                 )

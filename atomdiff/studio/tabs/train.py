@@ -11,7 +11,7 @@ import gradio as gr
 
 from atomdiff.errors import AtomdiffError, ImageError
 from atomdiff.settings import TrainingSettings
-from atomdiff.studio import film, pieces
+from atomdiff.studio import film, parts, pieces
 from atomdiff.studio.course import MORE, QUALITIES, Wish, steps_of
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
@@ -111,10 +111,7 @@ def _stage(shared: dict[str, Any]) -> None:
             1, 2, 1, step=1, label="State", buttons=[], elem_id="timeline", elem_classes="timeline"
         )
         shared["train.frame"] = gr.HTML("", elem_id="frame-status")
-        shared["train.gallery"] = gr.Gallery(
-            show_label=False, columns=4, object_fit="contain", height="auto", format="png", interactive=False,
-            buttons=["download", "fullscreen"], elem_classes="pictures", elem_id="frame",
-        )  # fmt: skip
+        shared["train.gallery"] = parts.pictures("frame", columns=4, visible=True)
         with gr.Row(elem_classes="actions"):
             shared["train.keep"] = gr.Button("Save to the library", variant="primary", elem_id="keep-state")
             shared["train.draw"] = gr.Button("Draw with it", visible=False, elem_id="draw-state")
