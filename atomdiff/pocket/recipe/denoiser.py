@@ -3,6 +3,8 @@ with self- and cross-attention, trained together with the text encoder on the ca
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
@@ -34,8 +36,8 @@ SCHEDULER = {
     "steps_offset": 1,
     "timestep_spacing": "trailing",
     # The velocity target (arXiv 2202.00512): at high noise, where the colour of everything is decided, the
-    # network
-    # then says the picture itself instead of a noise from which the picture follows with a huge factor.
+    # network then says the picture itself instead of a noise from which the picture follows with a huge
+    # factor.
     "prediction_type": "v_prediction",
 }
 
@@ -63,13 +65,14 @@ def train(
     gamma: float = 5.0,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, dict]:
     """latents (n, 4, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of
-    "".
+    the empty caption.
 
     `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR
-    weighting
-    (arXiv 2303.09556); `start`: a denoiser to go on from.
+    weighting (arXiv 2303.09556); `start`: a denoiser to go on from.
     """
     torch.manual_seed(shop.seed + 3)
+    if start:  # other batches and noise than those that it was made with
+        shop = replace(shop, seed=shop.seed + 1)
     painter = Painter(start or UNet2DConditionModel(**CONFIG), text).to(shop.device)
     if shop.device.type == "cpu":  # its fused attention is slow backwards; a third of a step is saved
         painter.unet.set_attn_processor(AttnProcessor())
