@@ -16,7 +16,6 @@ import sys
 import typing
 from typing import Any, NoReturn
 
-from atomdiff import launching
 from atomdiff.errors import (
     AtomdiffError,
     BaseError,
@@ -25,7 +24,8 @@ from atomdiff.errors import (
     SettingsError,
     refused_by_system,
 )
-from atomdiff.settings import TrainingSettings
+from atomdiff.training import launching
+from atomdiff.training.settings import TrainingSettings
 
 GROUPS = {  # the headings of --help, by the field that each begins with
     "instance_data_dir": "pictures, base and words",
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         import torch  # late, like what follows: it takes seconds to load
 
         from atomdiff.terminal import Terminal
-        from atomdiff.training import fit
+        from atomdiff.training.run import fit
 
         if launch.threads:
             torch.set_num_threads(launch.threads)

@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atomdiff.base import Base, BasePassport, encode_prompts, load_base
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.concepts.timeline import Timeline
+    from atomdiff.core.inject import AtomSpec, attach, detach, fold
     from atomdiff.errors import (
         AtomdiffError,
         BaseError,
@@ -16,37 +17,41 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingError,
     )
-    from atomdiff.inject import AtomSpec, attach, detach, fold
-    from atomdiff.sampling import draw
-    from atomdiff.sheets import contact_sheet, save_picture
-    from atomdiff.timeline import Timeline
-    from atomdiff.training import train
+    from atomdiff.models.base import Base, BasePassport, encode_prompts, load_base
+    from atomdiff.pictures.sampling import draw
+    from atomdiff.pictures.sheets import contact_sheet, save_picture
+    from atomdiff.sharing.hub import pull, push
+    from atomdiff.sharing.library import Library
+    from atomdiff.training.run import train
 
 __version__ = "0.1.0"
 
 # Where each name lives; its module is imported when the name is first used, so that `import atomdiff` costs
 # nothing.
 _HOMES = {
-    "AtomSpec": "inject",
+    "AtomSpec": "core.inject",
     "AtomdiffError": "errors",
-    "Base": "base",
+    "Base": "models.base",
     "BaseError": "errors",
-    "BasePassport": "base",
-    "Concept": "concept",
+    "BasePassport": "models.base",
+    "Concept": "concepts.concept",
     "ConceptError": "errors",
     "ImageError": "errors",
+    "Library": "sharing.library",
     "SettingsError": "errors",
-    "Timeline": "timeline",
+    "Timeline": "concepts.timeline",
     "TrainingError": "errors",
-    "attach": "inject",
-    "contact_sheet": "sheets",
-    "detach": "inject",
-    "draw": "sampling",
-    "encode_prompts": "base",
-    "fold": "inject",
-    "load_base": "base",
-    "save_picture": "sheets",
-    "train": "training",
+    "attach": "core.inject",
+    "contact_sheet": "pictures.sheets",
+    "detach": "core.inject",
+    "draw": "pictures.sampling",
+    "encode_prompts": "models.base",
+    "fold": "core.inject",
+    "load_base": "models.base",
+    "pull": "sharing.hub",
+    "push": "sharing.hub",
+    "save_picture": "pictures.sheets",
+    "train": "training.run",
 }
 
 __all__ = [
@@ -58,6 +63,7 @@ __all__ = [
     "Concept",
     "ConceptError",
     "ImageError",
+    "Library",
     "SettingsError",
     "Timeline",
     "TrainingError",
@@ -68,6 +74,8 @@ __all__ = [
     "encode_prompts",
     "fold",
     "load_base",
+    "pull",
+    "push",
     "save_picture",
     "train",
 ]

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from atomdiff.reporting import Reporter, StepRecord
+from atomdiff.training.reporting import Reporter, StepRecord
 
 SMOOTHING = 0.95  # of the loss that is shown: a single step's says little
 PLAIN_EVERY = 25  # steps between lines where the output is no terminal

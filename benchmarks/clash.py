@@ -15,12 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from atomdiff import algebra
-from atomdiff.base import Base, load_base
-from atomdiff.concept import Concept
+from atomdiff.concepts import algebra
+from atomdiff.concepts.concept import Concept
 from atomdiff.errors import ConceptError
+from atomdiff.models.base import Base, load_base
+from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
-from atomdiff.sampling import draw
 
 from .precision import CONTEXTS, difference, judged
 from .report import machine, one_sentence, show

@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from atomdiff.base import Base
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.models.base import Base
+from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict
-from atomdiff.sampling import draw
 
 CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 OTHERS = ("dog", "bird", "car", "house", "mug")

@@ -18,9 +18,9 @@ import time
 import torch
 from torch import nn
 
-from atomdiff import inject, sparse
-from atomdiff.families import SpatialFamily
-from atomdiff.inject import AtomSpec
+from atomdiff.core import inject, sparse
+from atomdiff.core.families import SpatialFamily
+from atomdiff.core.inject import AtomSpec
 from benchmarks.report import Target, machine, show, verdict
 
 SPECS = {

@@ -21,16 +21,16 @@ from PIL import Image
 
 import atomdiff
 from atomdiff import pocket
-from atomdiff.base import Base, load_base
-from atomdiff.batches import Sampler
-from atomdiff.concept import Concept
-from atomdiff.objective import diffusion_loss
+from atomdiff.concepts.concept import Concept
+from atomdiff.models.base import Base, load_base
+from atomdiff.pictures.sheets import contact_sheet, save_picture
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
-from atomdiff.preparing import prepare
-from atomdiff.reporting import Reporter
-from atomdiff.settings import TrainingSettings, name_everything, suit_base
-from atomdiff.sheets import contact_sheet, save_picture
+from atomdiff.training.batches import Sampler
+from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.preparing import prepare
+from atomdiff.training.reporting import Reporter
+from atomdiff.training.settings import TrainingSettings, name_everything, suit_base
 
 from .court import CONTEXTS, Court, Drawing, likeness
 from .report import Target, machine, markdown, one_sentence, show, verdict

@@ -21,17 +21,19 @@ from PIL import Image
 from torch import Tensor
 
 import atomdiff
-from atomdiff import algebra, inject, pocket
-from atomdiff.base import Base, encode_prompts, load_base
-from atomdiff.concept import Concept
+from atomdiff import pocket
+from atomdiff.concepts import algebra
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError
 from atomdiff.formats.precision import PRECISIONS
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
+from atomdiff.models.base import Base, encode_prompts, load_base
+from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
-from atomdiff.sampling import draw
 
 from .report import Target, machine, one_sentence, show, verdict
 

@@ -21,13 +21,13 @@ from collections.abc import Callable
 import torch
 from PIL import Image, ImageFilter
 
-from atomdiff import card_art, symbols
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError
 from atomdiff.formats import qr
 from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
+from atomdiff.sharing import card_art, symbols
 from benchmarks import report
 
 TARGET = 1.0  # share of the pictures that give the concept back, in each column

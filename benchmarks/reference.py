@@ -17,9 +17,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from atomdiff import sparse, subspace
-from atomdiff.families import Coefficients, Family, KroneckerAtoms, RecursiveAtoms, SparseAtoms, SpatialAtoms
-from atomdiff.layers import AtomConv2d, AtomLayer, AtomLinear
+from atomdiff.core import sparse, subspace
+from atomdiff.core.families import (
+    Coefficients,
+    Family,
+    KroneckerAtoms,
+    RecursiveAtoms,
+    SparseAtoms,
+    SpatialAtoms,
+)
+from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from benchmarks.report import Target, show, verdict
 
 Definition = Callable[..., Tensor]

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from atomdiff import symbols
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core.spec import AtomSpec
 from atomdiff.formats import card, precision, qr, text
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.passport import BasePassport
-from atomdiff.spec import AtomSpec
+from atomdiff.sharing import symbols
 from benchmarks import report
 
 PICTURES_EVERY = 100  # every so many cases the QR codes are drawn and read as a picture too

@@ -184,7 +184,7 @@ def visit(browser: Any, url: str, **options: Any) -> Iterator[Any]:
 
 def concept_in(library: Path) -> str:
     """Puts the first of CONCEPTS that there is into a library; its name, or "" if there is none."""
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
 
     file = next((file for file in CONCEPTS if file.is_file()), None)
     if file is None:

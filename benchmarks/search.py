@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from atomdiff import algebra
-from atomdiff.concept import Concept
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
+from atomdiff.concepts import algebra
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core.inject import AtomSpec
 
 from .report import Target, machine, show, verdict
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from atomdiff.inject import AtomSpec, attach
+from atomdiff.core.inject import AtomSpec, attach
 
 STEP_TARGET, MEMORY_TARGET, ATTACH_TARGET = 1.15, 1.10, 2.0  # × floor at 256 px, × floor, seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -28,7 +28,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from atomdiff.generation_text import parse
+from atomdiff.pictures.generation_text import parse
 from benchmarks import report
 from benchmarks.serving import served
 

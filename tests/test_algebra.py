@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from test_concept import PASSPORT, trained
 from typer.testing import CliRunner
 
-from atomdiff import algebra, inject, maps
 from atomdiff.cli import app
 from atomdiff.cli import given as given_flags
-from atomdiff.concept import Concept
+from atomdiff.concepts import algebra, maps
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats import present, safetensors_file
 from atomdiff.formats.precision import PRECISIONS
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
 
 UNET = tiny_models.unet()
 SPECS = [

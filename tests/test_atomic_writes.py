@@ -22,11 +22,14 @@ from PIL import Image
 from test_formats import concept
 from typer.testing import CliRunner
 
-from atomdiff import card_art, checkpoint, cli, sheets, symbols
-from atomdiff.concept import Concept
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
 from atomdiff.errors import AtomdiffError, ConceptError
 from atomdiff.formats import card, files, text
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes, write_data
+from atomdiff.pictures import sheets
+from atomdiff.sharing import card_art, symbols
+from atomdiff.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 OLD, NEW = to_bytes(concept(name="old")), to_bytes(concept(name="new"))
@@ -242,7 +245,7 @@ for i in itertools.count():
 STATES = """
 import hashlib, itertools, sys
 from pathlib import Path
-from atomdiff.checkpoint import _clear_parts, _put
+from atomdiff.training.checkpoint import _clear_parts, _put
 parent = Path(sys.argv[1])
 print("ready", flush=True)
 for i in itertools.count():

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from atomdiff import card_art, cli, inject, sheets, symbols
-from atomdiff.concept import Concept
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.formats import card
 from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
+from atomdiff.pictures import sheets
+from atomdiff.sharing import card_art, symbols
 
 
 def concept_file(**changes) -> bytes:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atomdiff import checkpoint
-from atomdiff.checkpoint import (
+from atomdiff.errors import TrainingError
+from atomdiff.training import checkpoint
+from atomdiff.training.checkpoint import (
     Checkpoint,
     differences,
     find_checkpoint,
@@ -18,7 +19,6 @@ from atomdiff.checkpoint import (
     require_writable,
     save_checkpoint,
 )
-from atomdiff.errors import TrainingError
 
 
 def names(folder: Path) -> list[str]:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from atomdiff import cli, inject
-from atomdiff.concept import Concept
-from atomdiff.inject import AtomSpec
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 
@@ -149,13 +150,13 @@ def test_ctrl_c_is_one_sentence(monkeypatch, tiny_folder):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atomdiff.sampling.draw", stop)
+    monkeypatch.setattr("atomdiff.pictures.sampling.draw", stop)
     done = run("generate", "a dog", "--base", tiny_folder("sd1"), *QUICK)
     assert (done.exit_code, done.stderr) == (2, "error: Stopped; nothing was written.\n")
 
 
 def test_defects_keep_their_traceback(monkeypatch, tiny_folder):
-    monkeypatch.setattr("atomdiff.sampling.draw", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("atomdiff.pictures.sampling.draw", lambda *args, **kwargs: 1 / 0)
     assert isinstance(
         run("generate", "a dog", "--base", tiny_folder("sd1"), *QUICK).exception, ZeroDivisionError
     )

@@ -10,11 +10,11 @@ import tiny_models
 import torch
 from torch import nn
 
-from atomdiff import inject
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport, passport_of
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 
@@ -223,8 +223,7 @@ def test_conv_concepts_of_real_models_fit_into_a_few_kilobytes(tmp_path, kind, l
 
 
 def test_importing_concepts_does_not_import_diffusers():
-    code = (
-        "import sys, atomdiff.concept, atomdiff.formats.safetensors_file; print('diffusers' in sys.modules)"
-    )
+    code = "import sys, atomdiff.concepts.concept, atomdiff.formats.safetensors_file; "
+    code += "print('diffusers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from atomdiff import cli, inject, sampling
-from atomdiff.blocks import (
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.core import inject
+from atomdiff.core.blocks import (
     BLOCKS,
     block_of,
     by_strength,
@@ -24,11 +27,10 @@ from atomdiff.blocks import (
     parse_strength,
     strength_text,
 )  # fmt: skip
-from atomdiff.concept import Concept
-from atomdiff.drift import LayerDrift, by_block, drift, total
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport, passport_of
+from atomdiff.insight.drift import LayerDrift, by_block, drift, total
+from atomdiff.pictures import sampling
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 

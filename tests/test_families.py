@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from atomdiff import inject, subspace
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import inject, subspace
+from atomdiff.core.families import BlockAtoms, Coefficients, KroneckerAtoms, RecursiveAtoms, SparseAtoms
+from atomdiff.core.inject import AtomSpec
+from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.families import BlockAtoms, Coefficients, KroneckerAtoms, RecursiveAtoms, SparseAtoms
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.layers import AtomConv2d, AtomLayer, AtomLinear
-from atomdiff.passport import BasePassport
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 SPECS = {

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
 
 
 def concept(**changes) -> Concept:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
 from atomdiff.errors import ConceptError
 from atomdiff.formats import card, text
 from benchmarks.hostile.others import SUFFIXES

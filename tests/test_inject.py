@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
-from atomdiff.inject import (
+from atomdiff.core.inject import (
     AtomSpec,
     Attached,
     attach,
@@ -23,7 +22,8 @@ from atomdiff.inject import (
     layer_digest,
     select,
 )
-from atomdiff.layers import AtomConv2d, AtomLayer, AtomLinear
+from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
+from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
 
 Run = Callable[[], Tensor]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff import latents
-from atomdiff.base import PromptEmbeds, encode_prompts
-from atomdiff.batches import Sampler, sample_number, seeded
-from atomdiff.latents import (
+from atomdiff.models.base import PromptEmbeds, encode_prompts
+from atomdiff.training import latents
+from atomdiff.training.batches import Sampler, sample_number, seeded
+from atomdiff.training.latents import (
     LatentCache,
     PromptTable,
     encode_pictures,

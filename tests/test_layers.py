@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from atomdiff import forms, subspace
+from atomdiff.core import forms, subspace
+from atomdiff.core.forms import choose_plan
+from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.errors import SettingsError
-from atomdiff.forms import choose_plan
-from atomdiff.layers import AtomConv2d, AtomLayer, AtomLinear
 
 FORMS = ("map", "weight", "auto")
 

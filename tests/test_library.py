@@ -18,16 +18,17 @@ from PIL import Image
 from test_card import concept_file, png
 from typer.testing import CliRunner
 
-from atomdiff import card_art, cli, symbols
+from atomdiff import cli
 from atomdiff.cli.given import load_concepts, split_strength
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.formats.card import embed
 from atomdiff.formats.modelspec import annotated
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
 from atomdiff.formats.text import to_json, to_text
-from atomdiff.library import Library, default_folder
-from atomdiff.library.folder import file_name, slug
-from atomdiff.receiving import receive
+from atomdiff.sharing import card_art, symbols
+from atomdiff.sharing.library import Library, default_folder
+from atomdiff.sharing.library.folder import file_name, slug
+from atomdiff.sharing.receiving import receive
 
 DOG = concept_file()
 CAT = concept_file(name="Minka", trigger="mnk", class_word="cat")
@@ -288,7 +289,7 @@ def test_two_processes_at_once(library):
     for i, data in enumerate(shared):
         (library.folder.parent / "all" / f"{i}.safetensors").write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from atomdiff.library import Library\n"
+        "import sys; from pathlib import Path; from atomdiff.sharing.library import Library\n"
         "library = Library(sys.argv[1])\n"
         "for path in sorted(Path(sys.argv[1]).with_name('all').iterdir()):\n"
         "    entry = library.add(path)\n"

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from atomdiff.errors import SettingsError
-from atomdiff.latents import LatentCache, encode_table
-from atomdiff.loop import TrainingData
+from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge, JudgeNet
-from atomdiff.sampling import draw
+from atomdiff.training.latents import LatentCache, encode_table
+from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
 from benchmarks.method import running, tables, tasks
 from benchmarks.method.catalogue import METHODS, QUICK, chosen
@@ -33,7 +33,7 @@ TRIED = [m for m in METHODS if not any(fnmatchcase(m.name, pattern) for pattern 
 
 @pytest.fixture(scope="module")
 def base(tiny_folder):
-    from atomdiff.base import load_base
+    from atomdiff.models.base import load_base
 
     return load_base(str(tiny_folder("sd1")))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from atomdiff.objective import diffusion_loss, snr_weights, target
+from atomdiff.training.objective import diffusion_loss, snr_weights, target
 
 
 def scheduler(prediction_type: str = "epsilon") -> DDPMScheduler:

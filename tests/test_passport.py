@@ -9,10 +9,10 @@ import tiny_models
 import torch
 from torch import nn
 
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport, Match, passport_of
+from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
-from atomdiff.passport import BasePassport, Match, passport_of
-from atomdiff.spec import AtomSpec
 
 
 @pytest.fixture(scope="module")

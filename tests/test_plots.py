@@ -12,13 +12,15 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from atomdiff import cli, inject, map_sheet, plots
-from atomdiff.concept import Concept
-from atomdiff.drift import drift
-from atomdiff.inject import AtomSpec, basis_for
-from atomdiff.learned import learned
-from atomdiff.passport import BasePassport, passport_of
-from atomdiff.subspace import spatial_map
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec, basis_for
+from atomdiff.core.subspace import spatial_map
+from atomdiff.insight import map_sheet, plots
+from atomdiff.insight.drift import drift
+from atomdiff.insight.learned import learned
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 

@@ -11,14 +11,14 @@ from hypothesis.extra.numpy import arrays
 from test_concept import stable_diffusion_unet
 from test_formats import concept
 
-from atomdiff import inject, subspace
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import inject, subspace
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
 from atomdiff.formats import precision
 from atomdiff.formats.header import parse_header
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
 
 QUANTISED = ("int8", "int4")
 

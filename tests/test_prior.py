@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff import prior
+from atomdiff.concepts.passport import BasePassport
 from atomdiff.errors import TrainingError
 from atomdiff.formats.files import write_atomically
-from atomdiff.passport import BasePassport
-from atomdiff.prior import ClassRequest, class_pictures, default_folder
+from atomdiff.training import prior
+from atomdiff.training.prior import ClassRequest, class_pictures, default_folder
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None)
 BASE = SimpleNamespace(passport=BasePassport("sd1-00000000", (0.5,) * 16), dtype=torch.float32)

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from atomdiff import cli, symbols
-from atomdiff.concept import Concept
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.formats import qr
 from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.passport import BasePassport
+from atomdiff.sharing import symbols
 from benchmarks import qr as benchmark
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)

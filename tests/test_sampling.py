@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff import inject, sampling, sheets
-from atomdiff.base import Base
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
-from atomdiff.inject import AtomSpec
-from atomdiff.sampling import CousinWarning, draw
+from atomdiff.models.base import Base
+from atomdiff.pictures import sampling, sheets
+from atomdiff.pictures.sampling import CousinWarning, draw
 
 QUICK = {"steps": 2, "guidance": 2.0}
 

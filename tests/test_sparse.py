@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atomdiff import sparse
+from atomdiff.core import sparse
 from atomdiff.errors import SettingsError
 
 

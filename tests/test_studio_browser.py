@@ -30,10 +30,10 @@ def folder(tmp_path_factory) -> Path:
     """A studio's folder with one concept in its library: random small atoms, called Rex."""
     import torch
 
-    from atomdiff import inject
-    from atomdiff.base import load_base
-    from atomdiff.concept import Concept
-    from atomdiff.inject import AtomSpec
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.core import inject
+    from atomdiff.core.inject import AtomSpec
+    from atomdiff.models.base import load_base
 
     base, generator = load_base("pocket"), torch.Generator().manual_seed(0)
     spec = AtomSpec(linear_atoms="none")
@@ -171,7 +171,7 @@ def choose(page, title: str) -> None:
 def test_a_concept_put_into_the_folder_meanwhile_is_there(page, folder):
     from dataclasses import replace
 
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
 
     rex = Concept.load(folder / "concepts" / "rex.safetensors")
     replace(rex, name="Mia", trigger="zwx", class_word="cat").save(folder / "concepts" / "mia.safetensors")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff import previews
 from atomdiff.errors import ImageError, SettingsError
-from atomdiff.generation_text import parse
+from atomdiff.pictures import previews
+from atomdiff.pictures.generation_text import parse
 from atomdiff.studio import drawing, form, pieces, reading
 from atomdiff.studio.desk import MAX_WAITING, Desk, Look
 from atomdiff.studio.drawing import Order

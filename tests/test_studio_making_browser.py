@@ -41,10 +41,10 @@ def sent(folder, tmp_path_factory) -> dict[str, bytes]:  # noqa: F811
     """What others send: a card called Mia, and the text of a concept called Otto."""
     from dataclasses import replace
 
-    from atomdiff import card_art
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
     from atomdiff.formats.safetensors_file import to_bytes
     from atomdiff.formats.text import to_text
+    from atomdiff.sharing import card_art
 
     rex = Concept.load(folder / "concepts" / "rex.safetensors")
     mia = replace(rex, name="Mia", trigger="zwx", class_word="cat")

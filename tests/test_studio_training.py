@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.studio import drawing, film, form, insight, shelf, training
 from atomdiff.studio.course import Course, Wish

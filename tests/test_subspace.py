@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import conv2d, unfold
 
-from atomdiff import subspace
+from atomdiff.core import subspace
+from atomdiff.core.subspace import Window
 from atomdiff.errors import SettingsError
-from atomdiff.subspace import Window
 
 kernels = st.tuples(st.integers(1, 5), st.integers(1, 5))
 

@@ -15,13 +15,13 @@ from test_formats import concept, join, parts
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
 from atomdiff.formats import precision
 from atomdiff.formats.modelspec import annotated
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
 from atomdiff.formats.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
-from atomdiff.inject import AtomSpec
 
 SMALL = AtomSpec(num_atoms=2, linear_block=2)
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)

@@ -16,17 +16,18 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from atomdiff import cli, training
-from atomdiff.concept import Concept
+from atomdiff import cli
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.concepts.timeline import Recorder, Timeline
+from atomdiff.core.inject import AtomSpec, select
 from atomdiff.errors import ConceptError, Interrupted, SettingsError
 from atomdiff.formats import files, timeline_file
 from atomdiff.formats.files import write_atomically
 from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.inject import AtomSpec, select
-from atomdiff.passport import BasePassport
-from atomdiff.reporting import Reporter
-from atomdiff.timeline import Recorder, Timeline
-from atomdiff.training import train
+from atomdiff.training import run as training
+from atomdiff.training.reporting import Reporter
+from atomdiff.training.run import train
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 

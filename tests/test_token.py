@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff import inject
-from atomdiff.base import encode_prompts
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.inject import AtomSpec
-from atomdiff.latents import LiveTable, encode_table
-from atomdiff.sampling import draw
-from atomdiff.token import TriggerToken, applied
-from atomdiff.training import train
+from atomdiff.models.base import encode_prompts
+from atomdiff.models.token import TriggerToken, applied
+from atomdiff.pictures.sampling import draw
+from atomdiff.training.latents import LiveTable, encode_table
+from atomdiff.training.run import train
 
 SPEC = AtomSpec(num_atoms=0, linear_family="kronecker")
 PROMPTS = ["a sks dog", "a dog", "two sks"]

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
 from atomdiff.errors import Interrupted
-from atomdiff.launching import Launch, adds_traceback, plan
-from atomdiff.settings import TrainingSettings
-from atomdiff.training import train
+from atomdiff.training.launching import Launch, adds_traceback, plan
+from atomdiff.training.run import train
+from atomdiff.training.settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train_dreambooth_atoms.py"
@@ -96,7 +96,7 @@ def test_what_the_system_refuses_is_one_sentence(refused, folder, monkeypatch):
     def locked(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "/locked/dog")
 
-    monkeypatch.setattr("atomdiff.training.find_checkpoint", locked)
+    monkeypatch.setattr("atomdiff.training.run.find_checkpoint", locked)
     assert refused("--instance_dir", folder, "--resume_from_checkpoint", "latest") == (
         "error: '/locked/dog' cannot be used: Permission denied; check the path, its permissions and the "
         "free space, or choose another.\n"
@@ -105,7 +105,7 @@ def test_what_the_system_refuses_is_one_sentence(refused, folder, monkeypatch):
     def defect(*_):
         raise OSError("a library's own")
 
-    monkeypatch.setattr("atomdiff.training.find_checkpoint", defect)
+    monkeypatch.setattr("atomdiff.training.run.find_checkpoint", defect)
     with pytest.raises(OSError, match="a library's own"):
         main(["--instance_dir", str(folder), "--resume_from_checkpoint", "latest"])
 
@@ -130,7 +130,7 @@ def test_a_stopped_run_exits_with_130(stopped, monkeypatch, capsys):
     def fit(settings, reporter):
         raise stopped
 
-    monkeypatch.setattr("atomdiff.training.fit", fit)
+    monkeypatch.setattr("atomdiff.training.run.fit", fit)
     with pytest.raises(SystemExit) as exit_:
         main(["--instance_dir", "dog"])
     assert exit_.value.code == 130
@@ -168,7 +168,7 @@ def test_the_launchers_own_traceback_is_explained(refused, tmp_path, monkeypatch
 def test_sigterm_before_the_first_step_is_one_sentence(folder, tiny_folder, tmp_path):
     """The script sends it to itself while the base is being loaded."""
     program = (
-        "import os, signal, sys, runpy, atomdiff.training as training\n"
+        "import os, signal, sys, runpy, atomdiff.training.run as training\n"
         f"sys.argv = ['train.py', '--instance_dir', {str(folder)!r}, '--output_dir', {str(tmp_path)!r}]\n"
         "training.load_base = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
@@ -184,8 +184,8 @@ def test_killed_at_step_37_of_100_and_resumed_is_the_same_bit_for_bit(folder, ti
     base = str(tiny_folder("sd1"))
     program = (
         "import os, signal, sys\n"
-        "from atomdiff.reporting import Reporter\n"
-        "from atomdiff.training import train\n"
+        "from atomdiff.training.reporting import Reporter\n"
+        "from atomdiff.training.run import train\n"
         "class Kill(Reporter):\n"
         "    def step(self, record):\n"
         "        if record.step == 37: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -257,7 +257,7 @@ def test_the_launcher_is_understood():
 def test_the_status_of_the_process_that_fails_is_passed_on():
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)\n"
     runner = (
-        "import sys\nfrom atomdiff.launching import Launch, run_all\n"
+        "import sys\nfrom atomdiff.training.launching import Launch, run_all\n"
         f"sys.exit(run_all(Launch(2, 1), [sys.executable, '-c', {program!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", runner], env=environment(), timeout=50, check=False)

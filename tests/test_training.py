@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff import loop, training
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
 from atomdiff.errors import ImageError, Interrupted, SettingsError, TrainingError
-from atomdiff.objective import diffusion_loss
-from atomdiff.reporting import Reporter, StepRecord
-from atomdiff.settings import (
+from atomdiff.training import loop
+from atomdiff.training import run as training
+from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.reporting import Reporter, StepRecord
+from atomdiff.training.run import train
+from atomdiff.training.settings import (
     TrainingSettings,
     count_steps,
     name_everything,
@@ -23,7 +25,6 @@ from atomdiff.settings import (
     rate_factor,
     suit_base,
 )
-from atomdiff.training import train
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.blocks import one_number
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.cli.given import load_concepts, tell_clashes
+from atomdiff.core.blocks import one_number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
 
 Out = Annotated[Path, typer.Option(help="The concept file to write.")]
 Precision = Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")]
@@ -34,7 +34,7 @@ def mix(
 
     Weights may be negative. It is called by the first one's trigger.
     """
-    from atomdiff import algebra
+    from atomdiff.concepts import algebra
 
     parts = load_concepts(files)
     tell_clashes(parts)
@@ -64,7 +64,7 @@ def similar(
     count: Annotated[int, typer.Option("--count", "-n", help="How many to name.")] = 10,
 ) -> None:
     """Name the concepts in a folder that are most like one, best first, with the cosine of their changes."""
-    from atomdiff import algebra
+    from atomdiff.concepts import algebra
     from atomdiff.formats import card
 
     found = algebra.neighbours(card.look(file)[0], folder, count)

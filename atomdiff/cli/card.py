@@ -24,9 +24,9 @@ def make_card(
     out: Annotated[Path, typer.Option(help="The card: a .png.")] = Path("card.png"),
 ) -> None:
     """Draw a card: a picture to post that is the concept itself, exact to the byte."""
-    from atomdiff import card_art
     from atomdiff.formats import files
     from atomdiff.formats.card import concept_bytes
+    from atomdiff.sharing import card_art
 
     if out.suffix.lower() != ".png":
         raise ImageError(f"Only a PNG can carry a concept, so a card is a .png, not {out.name!r}.")
@@ -44,9 +44,10 @@ def make_qr(
     scale: Annotated[int, typer.Option(help="Pixels a module.")] = 6,
 ) -> None:
     """Draw a concept as QR codes, from which a photo gives it back."""
-    from atomdiff import sheets, symbols
     from atomdiff.formats import card, qr
     from atomdiff.formats.safetensors_file import from_bytes
+    from atomdiff.pictures import sheets
+    from atomdiff.sharing import symbols
 
     sheets.check_suffix(out)
     data = card.concept_bytes(file)
@@ -69,7 +70,7 @@ def read_picture(
 ) -> None:
     """Find the concept in a picture and write its file, exact to the byte."""
     from atomdiff.formats import safetensors_file
-    from atomdiff.receiving import receive
+    from atomdiff.sharing.receiving import receive
 
     if out.suffix.lower() != ".safetensors":
         raise ConceptError(
@@ -83,8 +84,8 @@ def read_picture(
 
 
 def _preview(path: Path) -> Image:
-    from atomdiff.card_art import HERO
-    from atomdiff.images import read_picture as read
+    from atomdiff.pictures.images import read_picture as read
+    from atomdiff.sharing.card_art import HERO
 
     try:
         return read(path, HERO)[0]

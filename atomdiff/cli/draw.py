@@ -61,8 +61,8 @@ def generate(
     ] = False,
 ) -> None:
     """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png."""
-    from atomdiff import sheets
-    from atomdiff.checkpoint import require_writable
+    from atomdiff.pictures import sheets
+    from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out, carries=embed_concept)
     require_writable(out.parent, "--out")
@@ -105,8 +105,8 @@ def compare(
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
-    from atomdiff import sheets
-    from atomdiff.checkpoint import require_writable
+    from atomdiff.pictures import sheets
+    from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
@@ -150,7 +150,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 def _write(images: list[Image], out: Path, grid: bool, carried: bytes | None = None) -> list[str]:
     """Writes the pictures, and the sheet of several at `out` itself; returns what to tell."""
-    from atomdiff import sheets
+    from atomdiff.pictures import sheets
 
     if len(images) == 1:
         return [str(sheets.save_picture(images[0], out, concept=carried))]

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from atomdiff import remarks
-from atomdiff.blocks import Strength, parse_strength
+from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
+from atomdiff.pictures import remarks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.base import Base
-    from atomdiff.concept import Concept
-    from atomdiff.library import Entry
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.models.base import Base
+    from atomdiff.sharing.library import Entry
 
 
 def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
@@ -30,7 +30,7 @@ def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
     Raises ConceptError or SettingsError.
     """
     from atomdiff.formats import card
-    from atomdiff.library import Library
+    from atomdiff.sharing.library import Library
 
     weighted = []
     for item in given:
@@ -55,7 +55,7 @@ def _in_library(name: str) -> Entry | None:
 
     Raises ConceptError if the library has none or several of the name.
     """
-    from atomdiff.library import Library, default_folder
+    from atomdiff.sharing.library import Library, default_folder
 
     path = Path(name)
     is_file = path.exists() or path.name != name or path.suffix.lower() in (".safetensors", ".png")
@@ -102,7 +102,7 @@ def which_base(given: str | None, weighted: list[tuple[Concept, Strength]]) -> t
 def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
     import torch
 
-    from atomdiff import base as bases
+    from atomdiff.models import base as bases
 
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     if dtype not in ("auto", *types):
@@ -135,7 +135,7 @@ def _tell(told: Iterable[remarks.Remark]) -> None:
 
 
 def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:
-    from atomdiff.sampling import CousinWarning, draw
+    from atomdiff.pictures.sampling import CousinWarning, draw
     from atomdiff.terminal import Terminal
 
     with warnings.catch_warnings(), Terminal() as shown:

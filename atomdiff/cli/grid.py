@@ -12,8 +12,8 @@ from atomdiff.cli.given import load_base, load_concepts, tell_about, which_base
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
-    from atomdiff.concept import Concept
-    from atomdiff.grids import Axis
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.pictures.grids import Axis
 
 
 @app.command()
@@ -48,11 +48,11 @@ def grid(
     there first."""
     import warnings
 
-    from atomdiff import sheets
-    from atomdiff.checkpoint import require_writable
-    from atomdiff.grids import Grid, Scene
-    from atomdiff.sampling import CousinWarning
+    from atomdiff.pictures import sheets
+    from atomdiff.pictures.grids import Grid, Scene
+    from atomdiff.pictures.sampling import CousinWarning
     from atomdiff.terminal import Terminal
+    from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
@@ -76,7 +76,7 @@ def grid(
 
 def _axis(given: str) -> Axis:
     """`SETTING=VALUES`; concepts are named by their files. Raises SettingsError or ConceptError."""
-    from atomdiff.grids import parse_axis
+    from atomdiff.pictures.grids import parse_axis
 
     kind, equals, values = given.partition("=")
     if not equals:

@@ -22,7 +22,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Only you may see it.")] = False,
 ) -> None:
     """Share a concept on the Hugging Face hub, with a page that shows it. Log in first: hf auth login."""
-    from atomdiff import hub
+    from atomdiff.sharing import hub
 
     typer.echo(hub.push(file, repo, private=private, pictures=picture or []))
 
@@ -38,9 +38,9 @@ def pull(
     ] = None,
 ) -> None:
     """Get a concept from the Hugging Face hub, or from its cache where there is no network."""
-    from atomdiff import hub
     from atomdiff.formats.card import read_file
     from atomdiff.formats.safetensors_file import write_data
+    from atomdiff.sharing import hub
 
     if out is not None and out.suffix.lower() != ".safetensors":
         raise ConceptError(

@@ -12,9 +12,9 @@ from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
-    from atomdiff.base import Base
-    from atomdiff.concept import Concept
-    from atomdiff.drift import LayerDrift
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.insight.drift import LayerDrift
+    from atomdiff.models.base import Base
 
 
 @app.command()
@@ -31,7 +31,7 @@ def inspect(
     base: Annotated[str | None, typer.Option(help="With --drift: by default the concept's own.")] = None,
 ) -> None:
     """Tell what is in a concept file."""
-    from atomdiff import inspection
+    from atomdiff.insight import inspection
 
     if not drift and (out or base):
         raise SettingsError("--out and --base belong to --drift: give that too, or drop them.")
@@ -54,11 +54,12 @@ def plot(
     base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
 ) -> None:
     """Draw what a concept learned: how far each layer moves, its map, its atoms before and after."""
-    from atomdiff import plots, sheets
-    from atomdiff.checkpoint import require_writable
-    from atomdiff.drift import drift
     from atomdiff.formats import card
-    from atomdiff.learned import learned
+    from atomdiff.insight import plots
+    from atomdiff.insight.drift import drift
+    from atomdiff.insight.learned import learned
+    from atomdiff.pictures import sheets
+    from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
@@ -69,15 +70,16 @@ def plot(
 
 
 def _drift(file: Path, base: str | None, out: Path | None, quiet: bool) -> list[LayerDrift]:
-    from atomdiff import drift, sheets
     from atomdiff.formats import card
+    from atomdiff.insight import drift
+    from atomdiff.pictures import sheets
 
     if out:
         sheets.check_suffix(out)
     concept = card.load(file)
     moved = drift.drift(concept, _base(concept, base, quiet).unet)
     if out:
-        from atomdiff import plots
+        from atomdiff.insight import plots
 
         written = sheets.save_picture(plots.picture(plots.drift_figure(moved)), out)
         typer.echo(written, err=quiet)

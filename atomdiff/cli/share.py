@@ -55,7 +55,7 @@ def import_concept(
     from atomdiff.formats import safetensors_file
     from atomdiff.formats import text as forms
     from atomdiff.formats.card import read_file
-    from atomdiff.receiving import from_any_text
+    from atomdiff.sharing.receiving import from_any_text
 
     raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else read_file(file)
     try:
@@ -81,7 +81,7 @@ def convert(
     thumbnail: Annotated[Path | None, typer.Option(help="A picture to show it by (some KB).")] = None,
 ) -> None:
     """Write a concept in another precision, or with what its author says of it."""
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
     from atomdiff.formats import header, modelspec, safetensors_file
     from atomdiff.formats import precision as precisions
     from atomdiff.formats.card import read_file
@@ -102,7 +102,7 @@ def convert(
 
 
 def _picture(file: Path) -> Image:
-    from atomdiff import images
+    from atomdiff.pictures import images
 
     try:
         return images.read_picture(file, THUMBNAIL)[0]

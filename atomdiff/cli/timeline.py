@@ -11,7 +11,7 @@ from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ConceptError, SettingsError
 
 if TYPE_CHECKING:
-    from atomdiff.timeline import Timeline
+    from atomdiff.concepts.timeline import Timeline
 
 
 @app.command("timeline")
@@ -31,7 +31,7 @@ def show_timeline(
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """List the states that a training kept; draw them side by side; cut the best out as a concept."""
-    from atomdiff.timeline import Timeline
+    from atomdiff.concepts.timeline import Timeline
 
     if cut is not None and draw is not None:
         raise SettingsError("A timeline is either drawn or cut, one at a time: give --draw or --cut.")
@@ -64,9 +64,9 @@ def _draw(
     sampling: dict[str, int | float | None],
 ) -> str:
     """A row of pictures for each state, the same seeds in all of them."""
-    from atomdiff import sheets
-    from atomdiff.checkpoint import require_writable
     from atomdiff.cli.given import draw_with_bar, load_base, tell_about, which_base
+    from atomdiff.pictures import sheets
+    from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")

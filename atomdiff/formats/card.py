@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atomdiff.contents import Contents
+from atomdiff.concepts.contents import Contents
 from atomdiff.errors import ConceptError
 from atomdiff.formats.header import parse_header
 from atomdiff.formats.safetensors_file import concept_of, contents
 
 if TYPE_CHECKING:
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KIND = b"atOm"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
 
 if TYPE_CHECKING:
     from PIL.Image import Image

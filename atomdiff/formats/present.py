@@ -20,8 +20,8 @@ from atomdiff.errors import ConceptError
 from atomdiff.formats.header import MAX_NUMBERS
 
 if TYPE_CHECKING:
-    from atomdiff.concept import Concept
-    from atomdiff.contents import Contents
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.concepts.contents import Contents
 
 Kept = dict[str, np.ndarray]
 """Family -> one truth value a layer."""

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
-from atomdiff.contents import Contents
+from atomdiff.concepts.contents import Contents
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats import files, precision, present
 from atomdiff.formats.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_header
 from atomdiff.formats.precision import Part
-from atomdiff.passport import BasePassport
-from atomdiff.spec import AtomSpec
 
 if TYPE_CHECKING:
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
 
 FORMAT = "atomdiff/1"
 ALWAYS = ("num_atoms", "basis", "conv_layers", "linear_atoms", "linear_block")
@@ -159,7 +159,7 @@ def concept_of(said: Contents) -> Concept:
     """The same with tensors, which share the arrays' memory."""
     import torch
 
-    from atomdiff.concept import Concept
+    from atomdiff.concepts.concept import Concept
 
     values = {item.name: getattr(said, item.name) for item in fields(Contents)}
     for kind in ("atoms", "bases"):

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from atomdiff.concepts.timeline import Timeline, shared
 from atomdiff.errors import ConceptError
 from atomdiff.formats import files, safetensors_file
 from atomdiff.formats.header import MAX_DATA, Entry, parse_header, read_header
 from atomdiff.formats.precision import Part
 from atomdiff.formats.safetensors_file import assemble, canonical_place
-from atomdiff.timeline import Timeline, shared
 
 FORMAT = "atomdiff-timeline/1"
 OWN = ("steps", "run")  # the metadata that a concept file does not have

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats.files import write_atomically
-from atomdiff.settings import FULL_SIZE, POCKET, TrainingSettings, name_everything
 from atomdiff.studio.desk import Job
+from atomdiff.training.settings import FULL_SIZE, POCKET, TrainingSettings, name_everything
 
 if TYPE_CHECKING:
+    from atomdiff.concepts.timeline import Timeline
     from atomdiff.studio.house import Facts
-    from atomdiff.timeline import Timeline
 
 QUALITIES = {"fast": 1 / 3, "good": 1.0, "best": 2.0}  # parts of the base's usual number of steps
 STATES = 10  # that are kept, and drawn, on the way
@@ -157,8 +157,8 @@ class Course:
 
     def timeline(self) -> Timeline | None:
         """The kept states; None if none was reached."""
-        from atomdiff.timeline import Timeline
-        from atomdiff.training import timeline_path
+        from atomdiff.concepts.timeline import Timeline
+        from atomdiff.training.run import timeline_path
 
         try:
             return Timeline.load(timeline_path(self.settings))

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from atomdiff.blocks import Strength, check_strength, parse_strength
+from atomdiff.core.blocks import Strength, check_strength, parse_strength
 from atomdiff.errors import SettingsError
-from atomdiff.generation_text import Generation, parse
-from atomdiff.grids import Axis, Grid, Scene, parse_axis
-from atomdiff.remarks import before_drawing
+from atomdiff.pictures.generation_text import Generation, parse
+from atomdiff.pictures.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.pictures.remarks import before_drawing
 from atomdiff.studio.desk import Job
 from atomdiff.studio.history import Entry
 from atomdiff.studio.house import Studio
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from atomdiff.base import Base
+    from atomdiff.models.base import Base
 
 MAX_COUNT = 64  # pictures of one order
 MAX_STEPS = 200
@@ -53,7 +53,7 @@ class Order:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        from atomdiff.sampling import DrawSettings
+        from atomdiff.pictures.sampling import DrawSettings
 
         if not self.prompt.strip():
             raise SettingsError("There is no prompt: write what to draw.")
@@ -95,7 +95,7 @@ def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
 
     Raises SettingsError for settings that cannot work here.
     """
-    from atomdiff.sampling import SAMPLERS
+    from atomdiff.pictures.sampling import SAMPLERS
 
     titles = {sampler.title.lower(): name for name, sampler in SAMPLERS.items()}
     sampler = generation.fields.get("Sampler", "").lower()
@@ -197,7 +197,7 @@ def _draw(
     studio: Studio, job: Job, base: Base, scene: Scene, number: int, parts: int, **options: int
 ) -> list[Image]:
     """Part `number` of `parts`, with progress and previews told."""
-    from atomdiff.sampling import CousinWarning
+    from atomdiff.pictures.sampling import CousinWarning
 
     previewer = studio.previewer()
 

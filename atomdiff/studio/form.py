@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atomdiff.blocks import Strength, parse_strength, strength_text
+from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.studio.drawing import Order
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from atomdiff.errors import SettingsError
 from atomdiff.formats.files import write_atomically
-from atomdiff.sheets import save_picture
+from atomdiff.pictures.sheets import save_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -20,11 +20,11 @@ from atomdiff.studio.pace import Paces
 from atomdiff.studio.training import Trainings
 
 if TYPE_CHECKING:
-    from atomdiff.base import Base
-    from atomdiff.blocks import Strength
-    from atomdiff.concept import Concept
-    from atomdiff.library import Entry
-    from atomdiff.previews import Previewer
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.core.blocks import Strength
+    from atomdiff.models.base import Base
+    from atomdiff.pictures.previews import Previewer
+    from atomdiff.sharing.library import Entry
 
 RATIOS = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 
@@ -79,7 +79,7 @@ class Studio:
     cannot be used."""
 
     def __init__(self, options: Options) -> None:
-        from atomdiff.library import Library
+        from atomdiff.sharing.library import Library
 
         self.options = options
         self.history = History(options.out)
@@ -129,7 +129,7 @@ class Studio:
 
     def previewer(self) -> Previewer:
         """What makes previews for the loaded base."""
-        from atomdiff.previews import Previewer
+        from atomdiff.pictures.previews import Previewer
 
         assert self._base is not None
         if self._previewer is None:
@@ -181,6 +181,6 @@ class Studio:
 
 
 def _facts(name: str, family: str, resolution: int) -> Facts:
-    from atomdiff.sampling import BATCH, GUIDANCE
+    from atomdiff.pictures.sampling import BATCH, GUIDANCE
 
     return Facts(name, family, resolution, GUIDANCE[family], BATCH[family])

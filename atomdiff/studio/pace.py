@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.formats.files import write_atomically
-from atomdiff.reporting import Reporter, StepRecord
 from atomdiff.studio.desk import Job
+from atomdiff.training.reporting import Reporter, StepRecord
 
 if TYPE_CHECKING:
-    from atomdiff.base import Base
-    from atomdiff.settings import TrainingSettings
+    from atomdiff.models.base import Base
     from atomdiff.studio.house import Studio
+    from atomdiff.training.settings import TrainingSettings
 
 STEPS = 3  # the first of them, which warms up, does not count
 DECISIVE = (
@@ -75,9 +75,9 @@ def measuring(studio: Studio, settings: TrainingSettings) -> Callable[[Job], Non
     """The work of measuring, with the pictures of `settings`; its result is the Pace."""
 
     def work(job: Job) -> None:
-        from atomdiff import training
+        from atomdiff.concepts.timeline import shared
         from atomdiff.formats.safetensors_file import to_bytes
-        from atomdiff.timeline import shared
+        from atomdiff.training import run as training
 
         base = studio.base(settings.base)
         job.progress(0, 1, "Timing a step on this machine")
@@ -102,7 +102,7 @@ def measuring(studio: Studio, settings: TrainingSettings) -> Callable[[Job], Non
 
 def _drawing_seconds(base: Base, settings: TrainingSettings) -> float:
     """Of one picture of 25 steps among those drawn at once: what a step takes, and what comes on top."""
-    from atomdiff.sampling import draw
+    from atomdiff.pictures.sampling import draw
 
     taken, count = [], settings.num_validation_images
     for steps in (1, 3):

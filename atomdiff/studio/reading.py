@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomdiff.errors import ConceptError, ImageError
-from atomdiff.generation_text import Generation, of_picture, parse
+from atomdiff.pictures.generation_text import Generation, of_picture, parse
 
 SHOWN = 512  # pixels a side of what the page shows of it
 
@@ -72,7 +72,7 @@ def _shown(path: Path) -> str:
     """The picture, small; "" where it cannot be decoded. Limits as for every picture that strangers give."""
     from PIL import Image
 
-    from atomdiff.images import MAX_PIXELS
+    from atomdiff.pictures.images import MAX_PIXELS
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:

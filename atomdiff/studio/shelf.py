@@ -18,8 +18,8 @@ from atomdiff.studio import pieces
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.library import Entry
-    from atomdiff.receiving import Source
+    from atomdiff.sharing.library import Entry
+    from atomdiff.sharing.receiving import Source
     from atomdiff.studio.house import Studio
 
 FORMS = ("file", "card", "qr")
@@ -150,7 +150,7 @@ def shared(studio: Studio, owner: str, ident: str, form: str) -> Path:
     """A concept as a file to hand on: the concept itself, its card, or its QR codes. Raises ConceptError."""
     from atomdiff.formats import files
     from atomdiff.formats.card import concept_bytes
-    from atomdiff.library.folder import slug
+    from atomdiff.sharing.library.folder import slug
 
     entry = studio.library.get(ident)
     data = concept_bytes(entry.path)
@@ -177,9 +177,9 @@ def text_of(studio: Studio, ident: str) -> str:
 
 def _card_picture(studio: Studio, owner: str, entry: Entry, data: bytes) -> bytes:
     """With the latest pictures that the owner drew with it, else its thumbnail."""
-    from atomdiff import card_art
     from atomdiff.errors import ImageError
-    from atomdiff.images import read_picture
+    from atomdiff.pictures.images import read_picture
+    from atomdiff.sharing import card_art
 
     drawn = [found for found in studio.history.find(owner, entry.id[:12], 12) if found.kind == "picture"]
     pictures: list[Image] = []
@@ -198,7 +198,7 @@ def _card_picture(studio: Studio, owner: str, entry: Entry, data: bytes) -> byte
 def _codes(entry: Entry, data: bytes) -> bytes:
     import io
 
-    from atomdiff import symbols
+    from atomdiff.sharing import symbols
 
     about = (entry.title, entry.trigger, entry.base, f"{len(data):,} bytes")
     buffer = io.BytesIO()

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.reporting import Reporter, StepRecord
-from atomdiff.settings import FULL_SIZE, POCKET
 from atomdiff.studio.course import Course, View, Wish
 from atomdiff.studio.desk import Job
 from atomdiff.studio.pace import measuring
+from atomdiff.training.reporting import Reporter, StepRecord
+from atomdiff.training.settings import FULL_SIZE, POCKET
 
 if TYPE_CHECKING:
-    from atomdiff.library import Entry
-    from atomdiff.loop import Run
+    from atomdiff.sharing.library import Entry
     from atomdiff.studio.house import Studio
+    from atomdiff.training.loop import Run
 
 LIVE = "training of "  # before the owner of its job: Cancel on Draw is not for trainings
 
@@ -185,8 +185,8 @@ def frame(studio: Studio, course: Course, step: int) -> Callable[[Job], None]:
     """The work of drawing a kept state that has no pictures yet: the one at which it was stopped, say."""
 
     def work(job: Job) -> None:
-        from atomdiff.sampling import draw
-        from atomdiff.sheets import save_picture
+        from atomdiff.pictures.sampling import draw
+        from atomdiff.pictures.sheets import save_picture
 
         timeline, settings = course.timeline(), course.settings
         if timeline is None:
@@ -214,7 +214,7 @@ def _trained(studio: Studio, course: Course) -> Callable[[Job], None]:
     """The work of a training."""
 
     def work(job: Job) -> None:
-        from atomdiff import training
+        from atomdiff.training import run as training
 
         course.change(state="running", stage="Loading the base")
         told = _Told(studio, course, job)

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from atomdiff import symbols
 from atomdiff.errors import ConceptError
 from atomdiff.formats import card, qr, text
+from atomdiff.sharing import symbols
 from benchmarks.hostile.files import chunk, join, parts
 from benchmarks.roundtrips import picture
 

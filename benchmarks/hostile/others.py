@@ -17,9 +17,9 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from atomdiff import symbols
 from atomdiff.formats import card, qr
 from atomdiff.formats.text import to_json, to_text
+from atomdiff.sharing import symbols
 from benchmarks.hostile import files
 from benchmarks.hostile.files import IDAT, IEND, IHDR, chunk, header_chunk, png
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.progress import track
 
 from atomdiff import pocket
-from atomdiff.base import load_base
+from atomdiff.models.base import load_base
 from atomdiff.pocket.judge import Judge
 
 from ..court import Drawing

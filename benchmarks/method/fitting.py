@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atomdiff.base import Base
-from atomdiff.batches import Sampler
-from atomdiff.latents import LiveTable, PromptTable
-from atomdiff.loop import TrainingData
-from atomdiff.objective import diffusion_loss
-from atomdiff.settings import TrainingSettings
+from atomdiff.models.base import Base
+from atomdiff.training.batches import Sampler
+from atomdiff.training.latents import LiveTable, PromptTable
+from atomdiff.training.loop import TrainingData
+from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.settings import TrainingSettings
 
 from .protocol import Handle
 

@@ -10,9 +10,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from atomdiff.base import Base
-from atomdiff.concept import Concept
-from atomdiff.token import TriggerToken, added
+from atomdiff.concepts.concept import Concept
+from atomdiff.models.base import Base
+from atomdiff.models.token import TriggerToken, added
 
 from .protocol import TRIGGER, Handle, Kept, Method
 

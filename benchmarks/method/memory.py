@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from atomdiff.base import Base, load_base
 from atomdiff.errors import TrainingError
 from atomdiff.formats.files import write_atomically
-from atomdiff.latents import LatentCache, encode_table
-from atomdiff.loop import TrainingData
+from atomdiff.models.base import Base, load_base
+from atomdiff.training.latents import LatentCache, encode_table
+from atomdiff.training.loop import TrainingData
 
 from .catalogue import chosen
 from .fitting import train

@@ -11,16 +11,16 @@ from urllib.parse import urlencode
 import torch
 from torch import nn
 
-from atomdiff import inject
-from atomdiff.base import Base
-from atomdiff.concept import Concept
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
+from atomdiff.core.layers import AtomConv2d
 from atomdiff.formats import safetensors_file
-from atomdiff.inject import AtomSpec
-from atomdiff.layers import AtomConv2d
-from atomdiff.loop import spec_of
-from atomdiff.passport import BasePassport
-from atomdiff.settings import POCKET, TrainingSettings
-from atomdiff.token import TriggerToken
+from atomdiff.models.base import Base
+from atomdiff.models.token import TriggerToken
+from atomdiff.training.loop import spec_of
+from atomdiff.training.settings import POCKET, TrainingSettings
 
 from .protocol import TRIGGER, Handle, Kept, Method
 

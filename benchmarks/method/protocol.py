@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from atomdiff.base import Base
-from atomdiff.concept import Concept
-from atomdiff.token import TriggerToken
+from atomdiff.concepts.concept import Concept
+from atomdiff.models.base import Base
+from atomdiff.models.token import TriggerToken
 
 TRIGGER = "sks"
 DICTIONARIES = ("_modules", "_parameters", "_buffers")  # what adding or replacing a layer writes to

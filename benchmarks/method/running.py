@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from atomdiff.base import Base
 from atomdiff.errors import ConceptError, SettingsError, TrainingError
 from atomdiff.formats.files import write_atomically
-from atomdiff.loop import TrainingData
+from atomdiff.models.base import Base
+from atomdiff.pictures.sheets import save_picture
 from atomdiff.pocket.judge import Judge
-from atomdiff.sheets import save_picture
+from atomdiff.training.loop import TrainingData
 
 from ..court import CONTEXTS, Court, Drawing, StyleCourt
 from .fitting import floor_seconds, train

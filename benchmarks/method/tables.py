@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from atomdiff.formats.files import write_atomically
-from atomdiff.sheets import contact_sheet, save_picture
+from atomdiff.pictures.sheets import contact_sheet, save_picture
 
 from ..court import CONTEXTS
 from ..report import Target, machine, markdown

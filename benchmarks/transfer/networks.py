@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from atomdiff import inject, subspace
-from atomdiff.inject import AtomSpec
+from atomdiff.core import inject, subspace
+from atomdiff.core.inject import AtomSpec
 
 
 def resnet(full: bool = False) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from atomdiff.blocks import BLOCKS
+from atomdiff.core.blocks import BLOCKS
 from atomdiff.errors import AtomdiffError
 from atomdiff.studio import insight, pieces
 from atomdiff.studio.house import Studio

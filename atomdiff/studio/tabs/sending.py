@@ -11,7 +11,7 @@ from atomdiff.studio import drawing, form
 from atomdiff.studio.tabs import settings
 
 if TYPE_CHECKING:
-    from atomdiff.blocks import Strength
+    from atomdiff.core.blocks import Strength
     from atomdiff.studio.page import Page
 
 

@@ -88,7 +88,7 @@ def build(page: Page) -> dict[str, Any]:
 
 
 def _advanced(studio: Studio, facts: Facts) -> dict[str, Any]:
-    from atomdiff.sampling import SAMPLERS
+    from atomdiff.pictures.sampling import SAMPLERS
 
     with gr.Accordion("More settings", open=False, elem_classes="quiet", elem_id="more"):
         negative = gr.Textbox(

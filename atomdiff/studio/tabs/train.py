@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError, ImageError
-from atomdiff.settings import TrainingSettings
 from atomdiff.studio import film, parts, pieces
 from atomdiff.studio.course import MORE, QUALITIES, Wish, steps_of
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import watching
+from atomdiff.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from atomdiff.studio.page import Page
@@ -181,7 +181,7 @@ def _connect_wishes(page: Page) -> None:
 
 def _tiles(studio: Studio, files: list[str], base: str) -> str:
     """The pictures as they will be used, and why some will not."""
-    from atomdiff.images import read_picture
+    from atomdiff.pictures.images import read_picture
 
     side = min(film.SIDE, studio.facts(base).resolution)
     made, problems = [], []

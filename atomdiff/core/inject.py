@@ -1,0 +1,266 @@
+"""Putting atoms into a model and taking them out, and folding trained ones into its weights.
+
+Works on any `nn.Module` that holds `nn.Conv2d` and `nn.Linear` layers. The model's own Parameter objects are
+never written to: attaching wraps layers, folding swaps a Parameter for another, and both put back the very
+same objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff.core.building import (
+    DeltaOf,
+    basis_for,
+    conv_family,
+    delta_functions,
+    entry,
+    has_coefficients,
+    linear_family,
+)
+from atomdiff.core.families import Family
+from atomdiff.core.layers import FORMS, AtomConv2d, AtomLayer, AtomLinear
+from atomdiff.core.selection import AtomSpec, Selection, layer_digest, select
+from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
+
+__all__ = [
+    "AtomSpec", "Attached", "DeltaOf", "Folded", "Selection",
+    "attach", "basis_for", "delta_functions", "detach", "entry", "fold", "has_coefficients", "layer_digest",
+    "select",
+]  # fmt: skip
+
+# --------------------------------------------------------------------------------- attach and detach
+
+
+class Attached:
+    """A model whose selected layers carry atoms; made by `attach`, undone by `detach`."""
+
+    def __init__(self, model: nn.Module, spec: AtomSpec, layers: dict[str, AtomLayer]) -> None:
+        self.model = model
+        self.spec = spec
+        self.layers = layers
+        self._was_trainable: list[nn.Parameter] = []
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, fp32, in module order."""
+        return list(self.named_atoms().values())
+
+    def named_atoms(self) -> dict[str, nn.Parameter]:
+        """Layer name -> its trained atoms; what is trained beside them is `LAYER#beta` or `LAYER#coef`."""
+        return {
+            entry(name, part): tensor
+            for name, layer in self.layers.items()
+            for part, tensor in layer.family.trained().items()
+        }
+
+    def read(self) -> dict[str, Tensor]:
+        """The same, copied to the CPU in fp32, and learned dictionaries as `LAYER#basis`: all that a concept
+        must keep."""
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            entry(name, part): tensor
+            for name, layer in self.layers.items()
+            for part, tensor in layer.family.tensors().items()
+        }
+
+    @torch.no_grad()
+    def write(self, atoms: Mapping[str, Tensor]) -> None:
+        """Set every atom. Raises ConceptError unless names and shapes are exactly those of `read`, of which
+        dictionaries may be missing; then nothing moved."""
+        own = self._tensors()
+        missing, unknown = self.named_atoms().keys() - atoms.keys(), atoms.keys() - own.keys()
+        if missing or unknown:
+            raise ConceptError(
+                f"The atoms are for other layers: {len(missing)} of {len(own)} are missing, "
+                f"{len(unknown)} are unknown"
+                f"{''.join(f' (such as {name!r})' for name in sorted(missing | unknown)[:1])}; "
+                "attach with the spec that they were trained with."
+            )
+        for name, values in atoms.items():
+            if values.shape != own[name].shape:
+                raise ConceptError(
+                    f"The atoms of {name!r} have shape {tuple(values.shape)}, but the layer needs "
+                    f"{tuple(own[name].shape)}; attach with the spec that they were trained with."
+                )
+        for name, values in atoms.items():
+            own[name].copy_(values)
+
+    def set_strength(self, strength: float) -> None:
+        """Scale every layer's change; 0 is the base model, bit for bit."""
+        for layer in self.layers.values():
+            layer.strength = _finite(strength)
+
+    def reattach(self) -> None:
+        """After `detach`: the same layers with the same numbers are in the model again. Raises AtomdiffError
+        if others are in it meanwhile."""
+        _refuse_if_busy(self.model)
+        self._was_trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.requires_grad_(False)
+        _replace(self.model, {id(layer.base_layer): layer for layer in self.layers.values()})
+        setattr(self.model, _ATTACHED, self)
+
+    def detach(self) -> None:
+        """Put the base layers back, with their old `requires_grad`. Doing it twice is harmless."""
+        if getattr(self.model, _ATTACHED, None) is not self:
+            return
+        _replace(self.model, {id(layer): layer.base_layer for layer in self.layers.values()})
+        for parameter in self._was_trainable:
+            parameter.requires_grad_(True)
+        delattr(self.model, _ATTACHED)
+
+
+_ATTACHED = "_atomdiff_attached"
+_FOLDED = "_atomdiff_folded"
+
+
+def attach(
+    model: nn.Module,
+    spec: AtomSpec | None = None,
+    form: str = "auto",
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Attached:
+    """Give the selected layers atoms, in place, and freeze everything else of the model.
+
+    `form` is how spatial convolutions compute ("auto", "map", "weight"; see `AtomConv2d`). `seed` is that of
+    random first values and of learned dictionaries, and `progress(done, total)` is told of each layer that is
+    decomposed. Raises AtomdiffError if the model has atoms or folded concepts already, or nothing is
+    selected, and then leaves the model as it was.
+    """
+    spec = AtomSpec() if spec is None else spec
+    _refuse_if_busy(model)
+    if form not in FORMS:
+        raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
+    selection = select(model, spec)
+    generator = torch.Generator().manual_seed(seed)
+    families: dict[str, Family] = {}
+    for name, conv in selection.conv.items():
+        families[name] = conv_family(conv, spec, generator)
+        progress(len(families), len(selection.conv))
+    families |= {name: linear_family(layer, spec) for name, layer in selection.linear.items()}
+
+    was_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    made: dict[str, AtomLayer] = {}
+    for name in (name for name, _ in model.named_modules()):  # one module order for both kinds
+        if name in selection.conv:
+            made[name] = AtomConv2d(selection.conv[name], families[name], form)  # type: ignore[arg-type]
+        elif name in selection.linear:
+            made[name] = AtomLinear(selection.linear[name], families[name])  # type: ignore[arg-type]
+    attached = Attached(model, spec, made)
+    attached.reattach()
+    attached._was_trainable = was_trainable
+    return attached
+
+
+def detach(model: nn.Module) -> None:
+    """Take the atoms out: the very same base modules are back. A model without atoms is left alone."""
+    attached = getattr(model, _ATTACHED, None)
+    if attached is not None:
+        attached.detach()
+
+
+def _replace(model: nn.Module, new: dict[int, nn.Module]) -> None:
+    """Swap child modules by identity, wherever they are held: diffusers holds some layers under two names."""
+    for parent in list(model.modules()):
+        if isinstance(parent, AtomLayer):
+            continue
+        for name, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[name] = new[id(child)]
+
+
+def _refuse_if_busy(model: nn.Module) -> None:
+    if getattr(model, _ATTACHED, None) is not None or any(isinstance(m, AtomLayer) for m in model.modules()):
+        raise AtomdiffError("The model carries atoms already; call detach(model) first.")
+    if getattr(model, _FOLDED, None) is not None:
+        raise AtomdiffError("The model has concepts folded into its weights; call remove() on them first.")
+
+
+def _finite(strength: float) -> float:
+    strength = float(strength)
+    if strength - strength != 0:  # NaN and both infinities
+        raise SettingsError(f"A strength is a finite number, not {strength}.")
+    return strength
+
+
+# ------------------------------------------------------------------------------------------- folding
+
+
+class Folded:
+    """Concepts folded into a model's weights, until `remove()` or the end of a `with` block."""
+
+    def __init__(self, model: nn.Module, pristine: dict[str, nn.Parameter]) -> None:
+        self.model = model
+        self._pristine = pristine
+
+    def remove(self) -> None:
+        """Put the pristine weights back: the same Parameter objects, bit for bit. Doing it twice is
+        harmless."""
+        for name, parameter in self._pristine.items():
+            layer = self.model.get_submodule(name)
+            now = layer._parameters["weight"]
+            assert now is not None
+            if (now.device, now.dtype) != (
+                parameter.device,
+                parameter.dtype,
+            ):  # the model was moved meanwhile
+                parameter.data = parameter.data.to(now.device, now.dtype)
+            layer._parameters["weight"] = parameter
+        self._pristine = {}
+        if getattr(self.model, _FOLDED, None) is self:
+            delattr(self.model, _FOLDED)
+
+    def __enter__(self) -> Folded:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+
+@torch.no_grad()
+def fold(model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]]) -> Folded:
+    """W' = W + Σ sᵢ ΔWᵢ for every named layer, summed in fp32 from the pristine W and rounded once to W's
+    dtype.
+
+    `deltas` pairs, for each concept, {layer name: ΔW or a function of the pristine weight} with a strength. A
+    layer whose strengths are all 0 keeps its weight. Raises AtomdiffError if the model has atoms or folded
+    concepts, ConceptError if a layer does not exist or a ΔW has the wrong shape; then no weight has changed.
+    """
+    _refuse_if_busy(model)
+    terms: dict[str, list[tuple[DeltaOf | Tensor, float]]] = {}
+    for layers, strength in deltas:
+        if _finite(strength) != 0:
+            for name, delta in layers.items():
+                terms.setdefault(name, []).append((delta, float(strength)))
+    modules = dict(model.named_modules())
+    moved = {name: _moved_weight(name, modules.get(name), parts) for name, parts in terms.items()}
+    pristine: dict[str, nn.Parameter] = {}
+    for name, weight in moved.items():
+        pristine[name] = modules[name]._parameters["weight"]
+        modules[name]._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+    folded = Folded(model, pristine)
+    setattr(model, _FOLDED, folded)
+    return folded
+
+
+def _moved_weight(name: str, module: nn.Module | None, parts: list[tuple[DeltaOf | Tensor, float]]) -> Tensor:
+    weight = module._parameters.get("weight") if module is not None else None
+    if weight is None:
+        raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
+    exact = weight.detach().float()
+    total = exact.clone()
+    for delta, strength in parts:
+        change = delta if isinstance(delta, Tensor) else delta(exact)
+        if change.shape != weight.shape:
+            raise ConceptError(
+                f"The concept changes {name!r} by a weight of shape {tuple(change.shape)}, "
+                f"but this model's has {tuple(weight.shape)}."
+            )
+        total.add_(change.to(total), alpha=strength)
+    return total.to(weight.dtype)

@@ -1,0 +1,65 @@
+"""What one should know before drawing: what may surprise about concepts, a prompt and a base together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atomdiff.concepts.concept import Concept
+    from atomdiff.core.blocks import Strength
+    from atomdiff.models.base import Base
+
+Weighted = Sequence[tuple["Concept", "Strength"]]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A sentence, which begins with a small letter or a quotation; a `warning` or only a note."""
+
+    text: str
+    warning: bool = True
+
+    def __str__(self) -> str:
+        """The sentence on its own."""
+        return self.text[:1].upper() + self.text[1:]
+
+
+def before_drawing(base: Base, prompt: str, negative: str, weighted: Weighted) -> Iterator[Remark]:
+    """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
+    from atomdiff.models.base import truncated_part
+
+    for concept, _ in weighted:
+        cousin = concept.check_base(base.passport)
+        if cousin:
+            yield Remark(cousin)
+        if concept.trigger and concept.trigger.lower() not in prompt.lower():
+            yield Remark(
+                f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}.", warning=False
+            )
+    yield from clashes(weighted)
+    for what, text in (("prompt", prompt), ("negative prompt", negative)):
+        cut = truncated_part(base, text)
+        if cut:
+            yield Remark(f"the {what} is too long; this end of it is not used: {cut!r}")
+
+
+def clashes(weighted: Weighted) -> Iterator[Remark]:
+    """Pairs of concepts that get in each other's way when they are used together."""
+    from atomdiff.concepts import algebra
+
+    used = [concept for concept, strength in weighted if strength]
+    for one, other in itertools.combinations(used, 2):
+        clash = algebra.clash(one, other)
+        if clash is not None and clash > algebra.CLASH:
+            yield Remark(
+                f"{one.title!r} and {other.title!r} overlap by {clash:.0%} in what they change, so each will "
+                "show in the other: lower their strengths, or draw them apart."
+            )
+        elif one.trigger and one.trigger.lower() == other.trigger.lower():
+            yield Remark(
+                f"{one.title!r} and {other.title!r} are both called by {one.trigger!r}, so a prompt "
+                "calls both."
+            )

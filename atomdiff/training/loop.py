@@ -1,0 +1,359 @@
+"""The training loop: one optimiser step after another, each yielded as a record.
+
+Every process holds the whole (frozen) model and the same atoms. Instead of wrapping the model, the few
+KB of atom gradients are averaged over the processes here, in the one exchange of a step, together with
+the losses and the wish to stop; so all processes take the same decisions at the same step.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff.core.inject import AtomSpec, Attached, attach
+from atomdiff.core.layers import AtomConv2d
+from atomdiff.errors import Interrupted, TrainingError
+from atomdiff.models.base import added_conditions
+from atomdiff.training.batches import Sampler, joined, sample_number
+from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
+from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
+from atomdiff.training.objective import Losses, diffusion_loss
+from atomdiff.training.reporting import StepRecord
+from atomdiff.training.settings import TrainingSettings, rate_factor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from atomdiff.models.base import Base
+    from atomdiff.models.token import TriggerToken
+
+
+# What may differ when a run goes on that broke down: the very settings that can mend it.
+MAY_CHANGE = [
+    "learning_rate", "linear_learning_rate", "token_learning_rate", "max_grad_norm", "mixed_precision"
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the loop trains on. `prior` is None without prior preservation."""
+
+    instance: LatentCache
+    prior: LatentCache | None
+    table: PromptTable | LiveTable
+    token: "TriggerToken | None" = None
+
+
+class Run:
+    """A run in progress: the atoms in the base's UNet, their optimiser, and how many steps are done.
+
+    `state` is stored with every checkpoint. `close` takes the atoms out of the UNet again. The
+    settings must be complete (see `settings`). Raises AtomdiffError where the spec does not fit the UNet.
+    """
+
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        base: "Base",
+        data: TrainingData,
+        accelerator: Any,
+        state: dict[str, Any] | None = None,
+        decomposing: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.settings, self.base, self.data, self.accelerator = settings, base, data, accelerator
+        self.state = state or {}
+        self.done = 0
+        self.attached: Attached = attach(
+            base.unet, spec_of(settings), seed=settings.seed, progress=decomposing or _unheard
+        )
+        _training_mode(base.unet, settings)
+        self._adam = torch.optim.AdamW(
+            self._groups(),
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_epsilon,
+            weight_decay=settings.adam_weight_decay,
+        )
+        self._optimizer = accelerator.prepare_optimizer(self._adam)
+        steps, offset = int(base.scheduler.config.num_train_timesteps), settings.noise_offset
+        self._instance = Sampler(data.instance, settings.seed, "instance", steps, offset)
+        self._prior = Sampler(data.prior, settings.seed, "class", steps, offset) if data.prior else None
+        self._good: Checkpoint | None = None  # the last state that is known to give a finite loss
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return int(self.settings.max_train_steps or 0)
+
+    def close(self) -> None:
+        """Give the UNet back as it was."""
+        if self.settings.gradient_checkpointing:
+            self.base.unet.disable_gradient_checkpointing()
+        self.base.unet.eval()
+        self.attached.detach()
+
+    @contextlib.contextmanager
+    def without_atoms(self) -> Iterator[None]:
+        """Within: the UNet is the plain base again, for drawing. Afterwards it has the same parameters."""
+        self.attached.detach()
+        try:
+            yield
+        finally:
+            self.attached.reattach()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, between two steps: the base as anyone may draw with it. Afterwards the run goes on as if
+        nothing had been."""
+        self.base.unet.eval()
+        try:
+            with self.without_atoms():
+                yield
+        finally:
+            _training_mode(self.base.unet, self.settings)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every trained parameter by name: the atoms by layer, then the vectors of a learned trigger."""
+        vectors = self.data.token.vectors if self.data.token else {}
+        return self.attached.named_atoms() | {f"#{key}": vector for key, vector in vectors.items()}
+
+    # ---------------------------------------------------------------------------------------- stepping
+
+    def steps(
+        self,
+        folder: Path,
+        stop: Callable[[], bool] = lambda: False,
+        validate: "Callable[[int], tuple[Image, ...]] | None" = None,
+    ) -> Iterator[StepRecord]:
+        """Train to the end, yielding each step; states go to `folder`.
+
+        Where `stop` answers True, on any process, the state is saved and Interrupted raised after the
+        step. Raises TrainingError at a loss that is not finite, having saved the last good state, and
+        when a state cannot be written.
+        """
+        settings = self.settings
+        while self.done < self.total:
+            record, stopping = self._step(folder, stop)
+            last = self.done == self.total
+            record = replace(record, last=last or stopping)
+            every = settings.checkpointing_steps
+            if stopping or (every and (last or self.done % every == 0)):
+                record = replace(record, saved=self.save(folder))
+            if validate and (last or self.done % settings.validation_steps == 0):
+                record = replace(record, pictures=self._pictures(validate))
+            yield record
+            if stopping and not last:
+                raise Interrupted(
+                    f"Stopped after step {self.done} of {self.total}; nothing is lost. Go on with the same "
+                    "command and --resume_from_checkpoint latest."
+                )
+
+    def _step(self, folder: Path, stop: Callable[[], bool]) -> tuple[StepRecord, bool]:
+        start = time.perf_counter()
+        rate = self._set_rates()
+        instance, prior = 0.0, 0.0
+        turns = self.settings.gradient_accumulation_steps
+        for turn in range(turns):
+            losses = self._losses(turn)
+            self.accelerator.backward(losses.total / turns)
+            instance += float(losses.instance) / turns
+            prior += float(losses.prior) / turns
+        instance, prior, wish = self._share([instance, prior, float(stop())])
+        loss = instance + self.settings.prior_loss_weight * prior
+        norm = self._clip()
+        overflow = self.accelerator.scaler is not None and not math.isfinite(norm)
+        if not math.isfinite(loss) or (not math.isfinite(norm) and not overflow):
+            self._fail(folder, loss)
+        self._good = self.snapshot()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.done += 1
+        seconds = time.perf_counter() - start
+        return StepRecord(
+            self.done, self.total, loss, instance, prior, rate, norm, seconds, overflow
+        ), wish > 0
+
+    def _losses(self, turn: int) -> Losses:
+        """Forward pass of this process's share of one accumulation turn."""
+        size = int(self.settings.train_batch_size or 1)
+        first = sample_number(
+            self.done,
+            turn,
+            self.accelerator.process_index,
+            batch=size,
+            turns=self.settings.gradient_accumulation_steps,
+            processes=self.accelerator.num_processes,
+        )
+        batch = self._instance.batch(first, size)
+        if self._prior:
+            batch = joined(batch, self._prior.batch(first, size))
+        device = self.accelerator.device
+        embeds = self.data.table.rows(batch.prompts, device)
+        added = added_conditions(self.base, embeds, self.settings.resolution)
+        with self.accelerator.autocast():
+            return diffusion_loss(
+                self.base.unet,
+                self.base.scheduler,
+                batch.latents.to(device),
+                embeds.hidden,
+                added,
+                batch.noise.to(device),
+                batch.timesteps.to(device),
+                instances=size,
+                prior_weight=self.settings.prior_loss_weight,
+                snr_gamma=self.settings.snr_gamma,
+            )
+
+    def _share(self, numbers: list[float]) -> list[float]:
+        """Average the atom gradients, in place, and `numbers` over all processes."""
+        if self.accelerator.num_processes == 1:
+            return numbers
+        gradients = [_gradient(p) for p in self.trained().values()]
+        extra = torch.tensor(numbers, dtype=torch.float32, device=self.accelerator.device)
+        flat = torch.cat([*(g.flatten() for g in gradients), extra])
+        try:
+            flat = self.accelerator.reduce(flat, reduction="mean")
+        except RuntimeError:  # the backends have no common error for a process that is gone
+            raise TrainingError(
+                "The exchange with the other processes broke off; one of them ended."
+            ) from None
+        parts = flat.split([g.numel() for g in gradients] + [len(numbers)])
+        for gradient, part in zip(gradients, parts, strict=False):
+            gradient.copy_(part.view_as(gradient))
+        return [float(x) for x in parts[-1]]
+
+    def _clip(self) -> float:
+        """Undo the loss scale, clip, and return the norm before clipping."""
+        self.accelerator.unscale_gradients(self._optimizer)
+        limit = self.settings.max_grad_norm or math.inf
+        return float(nn.utils.clip_grad_norm_(self.trained().values(), limit))
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameter groups: conv atoms, linear atoms and a learned trigger have a learning rate each."""
+        s = self.settings
+        scale = 1.0
+        if s.scale_lr:
+            batch = int(s.train_batch_size or 1)
+            scale = float(batch * s.gradient_accumulation_steps * self.accelerator.num_processes)
+        conv: list[nn.Parameter] = []
+        linear: list[nn.Parameter] = []
+        for layer in self.attached.layers.values():
+            (conv if isinstance(layer, AtomConv2d) else linear).extend(layer.family.trained().values())
+        vectors = list(self.data.token.vectors.values()) if self.data.token else []
+        rates = (s.learning_rate, s.linear_learning_rate, float(s.token_learning_rate or 0))
+        groups = zip((conv, linear, vectors), rates, strict=True)
+        return [
+            {"params": params, "base_lr": rate * scale, "lr": rate * scale}
+            for params, rate in groups
+            if params
+        ]
+
+    def _set_rates(self) -> float:
+        s = self.settings
+        factor = rate_factor(s.lr_scheduler, self.done, s.lr_warmup_steps, self.total)
+        for group in self._adam.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        return float(self._adam.param_groups[0]["lr"])
+
+    def _pictures(self, validate: "Callable[[int], tuple[Image, ...]]") -> "tuple[Image, ...]":
+        """Validation pictures, drawn by the first process while the others wait."""
+        pictures: tuple[Image, ...] = ()
+        if self.accelerator.is_main_process:
+            self.base.unet.eval()
+            pictures = validate(self.done)
+            _training_mode(self.base.unet, self.settings)
+        self.accelerator.wait_for_everyone()
+        return pictures
+
+    # ------------------------------------------------------------------------------------------ states
+
+    def snapshot(self) -> Checkpoint:
+        """Everything that the rest of the run depends on, copied; random draws need none, see `batches`."""
+        tensors = {}
+        for name, parameter in self.trained().items():
+            tensors[f"atoms/{name}"] = parameter.detach().clone()
+            for key, value in self._adam.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value.detach().clone()
+        scaler = self.accelerator.scaler
+        return Checkpoint(self.done, tensors, self.state | {"scaler": scaler and scaler.state_dict()})
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Continue from a snapshot of an equal run. Raises TrainingError when it holds other layers."""
+        atoms = {name[6:]: values for name, values in saved.tensors.items() if name.startswith("atoms/")}
+        own = self.trained()
+        if {name: tuple(p.shape) for name, p in own.items()} != {n: tuple(t.shape) for n, t in atoms.items()}:
+            raise TrainingError(
+                "The saved state has atoms of other layers; resume on the base it was made on."
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(atoms[name])
+        for name, parameter in own.items():
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in saved.tensors]
+            values = {key: saved.tensors[f"{key}/{name}"].clone() for key in keys}
+            if values:
+                self._adam.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in values.items()
+                }
+        if self.accelerator.scaler is not None and saved.state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
+        self.done = saved.step
+
+    def save(self, folder: Path) -> Path:
+        """Write the present state; only the first process does, and all know the path."""
+        return self._write(folder, self.snapshot())
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> Path:
+        if self.accelerator.is_main_process:
+            save_checkpoint(folder, checkpoint, self.settings.checkpoints_total_limit)
+        return folder / f"checkpoint-{checkpoint.step}"
+
+    def _fail(self, folder: Path, loss: float) -> None:
+        """Stop at a broken loss, and go back to the atoms before the update that led to it."""
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        number = self.done + 1
+        if self._good is None:
+            raise TrainingError(
+                f"The {what} of the first step is not a number, so the base cannot be trained like this; "
+                f"try --mixed_precision no (now {self.settings.mixed_precision}) or another base."
+            )
+        kept = self._write(folder, replace(self._good, state=self._good.state | {"may_change": MAY_CHANGE}))
+        self.restore(self._good)
+        raise TrainingError(
+            f"The {what} became not a number at step {number}; the last good state is kept in "
+            f"'{kept}'. Lower --learning_rate (now {self.settings.learning_rate:g}) and "
+            f"--linear_learning_rate (now {self.settings.linear_learning_rate:g}), or change "
+            "--mixed_precision, and go on with --resume_from_checkpoint latest."
+        )
+
+
+def spec_of(settings: TrainingSettings) -> AtomSpec:
+    """The part of the settings that says what is trained where. Raises SettingsError."""
+    return AtomSpec(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)})
+
+
+def _unheard(done: int, total: int) -> None: ...
+
+
+def _training_mode(unet: nn.Module, settings: TrainingSettings) -> None:
+    """Training mode, which gradient checkpointing needs, without dropout, whose draws are not seeded."""
+    unet.train()
+    for module in unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    if settings.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The gradient, made zero where the forward pass did not reach the layer."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -1,0 +1,308 @@
+"""From a folder of pictures to a concept: everything around the loop.
+
+`train` is the whole of it for a caller in Python; `fit` is the same for settings that are made
+already, as the command line does. Both know no user interface: they tell a `Reporter`.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.timeline import Recorder
+from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
+from atomdiff.formats.safetensors_file import check_patterns
+from atomdiff.models.base import Base, load_base
+from atomdiff.pictures import sampling
+from atomdiff.pictures.images import check_folder
+from atomdiff.pictures.sheets import save_picture
+from atomdiff.training.checkpoint import find_checkpoint, require_writable
+from atomdiff.training.loop import MAY_CHANGE, Run, spec_of
+from atomdiff.training.preparing import prepare
+from atomdiff.training.reporting import Reporter, TensorBoard
+from atomdiff.training.settings import TrainingSettings, name_everything, suit_base
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Stop = Callable[[], bool]
+
+
+def train(
+    instance_dir: str | Path,
+    out: str | Path | None = None,
+    base: str | Path | Base = "pocket",
+    *,
+    reporter: Reporter | None = None,
+    stop: Stop = lambda: False,
+    **settings: Any,
+) -> Concept:
+    """Train a concept on the pictures in `instance_dir`; it is returned, and saved as `out`/NAME.safetensors.
+
+    `settings` are the fields of `TrainingSettings`. Raises AtomdiffError, with one sentence, for
+    whatever a user can cause; Interrupted, with the state saved, after Ctrl-C or when `stop` answers True.
+    """
+    named = ("instance_data_dir", "output_dir", "base")  # arguments of their own
+    known = [item.name for item in dataclasses.fields(TrainingSettings) if item.name not in named]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; see TrainingSettings for all of them."
+            raise SettingsError(f"There is no training setting {name!r}{hint}")
+    loaded = base if isinstance(base, Base) else None
+    given = TrainingSettings(
+        instance_data_dir=str(instance_dir),
+        output_dir=str(out or ""),
+        base=loaded.name if loaded else str(base),
+        **settings,
+    )
+    return fit(given, reporter=reporter, base=loaded, stop=stop)
+
+
+def fit(
+    settings: TrainingSettings,
+    *,
+    reporter: Reporter | None = None,
+    base: Base | None = None,
+    stop: Stop = lambda: False,
+    between: Callable[[Run], None] = lambda run: None,
+) -> Concept:
+    """Train with settings made already.
+
+    A `base` handed over keeps its encoders and weights; it is moved to the device that accelerate chose.
+    `between` is called after every step, and may use the base meanwhile, inside `Run.aside`.
+    """
+    settings = name_everything(settings)
+    check_patterns(spec_of(settings))  # now, not when the finished concept is saved
+    _check_folders(settings)
+    accelerator, settings = _accelerator(settings)
+    told = (reporter or Reporter()) if accelerator.is_main_process else _Silent()
+    if accelerator.is_main_process:
+        require_writable(Path(settings.output_dir), "--output_dir")
+    drop = base is None and not settings.validation_prompt
+    base = _base(settings, base, accelerator)
+    settings = suit_base(settings, base.family, base.resolution, base.vae_factor)
+    told.notice(
+        f"Base: {base.name} ({base.passport.architecture}), pictures of {settings.resolution}² pixels"
+    )
+    if accelerator.num_processes > 1:
+        told.notice(f"Training in {accelerator.num_processes} processes")
+    run = prepare(settings, base, accelerator, told, drop)
+    try:
+        _train(run, told, stop, between)
+        concept = concept_of(run)
+    finally:
+        run.close()
+    if accelerator.is_main_process:
+        path = concept_path(settings)
+        concept.save(path, dtype=settings.precision)
+        told.notice(f"Concept: {path} ({path.stat().st_size:,} bytes)")
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+    return concept
+
+
+def concept_path(settings: TrainingSettings) -> Path:
+    """Where the concept of a run goes (`name_everything` must have been asked)."""
+    return Path(settings.output_dir) / f"{settings.name}.safetensors"
+
+
+def timeline_path(settings: TrainingSettings) -> Path:
+    """Where the kept states of a run go (`name_everything` must have been asked)."""
+    return Path(settings.output_dir) / f"{settings.name}.timeline.safetensors"
+
+
+def concept_of(run: Run) -> Concept:
+    """The concept that a run has arrived at."""
+    s = run.settings
+    summary: dict[str, str | int | float] = {
+        "steps": run.done,
+        "learning_rate": s.learning_rate,
+        "linear_learning_rate": s.linear_learning_rate,
+        "pictures": len(run.data.instance),
+        "class_pictures": len(run.data.prior) if run.data.prior else 0,
+        "resolution": int(s.resolution or 0),
+        "seed": s.seed,
+        "instance_prompt": s.instance_prompt,
+        "class_prompt": s.class_prompt,
+    }
+    return Concept.of(
+        run.base.unet,
+        run.attached.spec,
+        run.attached.read(),
+        run.base.passport,
+        trigger=s.trigger,
+        class_word=s.class_word,
+        training=summary,
+        name=s.name,
+        token=run.data.token.read() if run.data.token else None,
+    )
+
+
+# -------------------------------------------------------------------------------------------- running
+
+
+def _train(run: Run, told: Reporter, stop: Stop, between: Callable[[Run], None]) -> None:
+    """Run the loop to its end, telling and logging every step."""
+    settings, main = run.settings, run.accelerator.is_main_process
+    output = Path(settings.output_dir)
+    log = None
+    if settings.report_to == "tensorboard" and main:
+        log = TensorBoard(output / settings.logging_dir, run.done)
+    validate = _validator(run, told) if settings.validation_prompt else None
+    recorder = _recorder(run, told) if settings.timeline_steps and main else None
+    try:
+        with _stop_signals(told) as stopped:
+            for record in run.steps(output, lambda: stopped() or stop(), validate):
+                if recorder and recorder.due(record.step, record.last):
+                    recorder.keep(record.step, record.loss, concept_of(run))
+                told.step(record)
+                if log:
+                    log.step(record)
+                between(run)
+        if recorder and recorder.timeline:
+            told.notice(f"Timeline: {recorder.path} ({len(recorder.timeline.steps)} states)")
+    finally:
+        if log:
+            log.close()
+
+
+def _recorder(run: Run, told: Reporter) -> Recorder:
+    """Keeps states in the timeline of this very run: equal settings and pictures, whatever may change."""
+    settings = run.settings
+    compared = {key: run.state["compared"][key] for key in run.state["compared"] if key not in MAY_CHANGE}
+    text = json.dumps(compared, sort_keys=True)
+    known_as = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    recorder = Recorder(timeline_path(settings), settings.timeline_steps, run.done, known_as, told.warn)
+    recorder.require_room(run.total, sum(p.numel() for p in run.attached.parameters()))
+    return recorder
+
+
+def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
+    """Draws the validation prompt as the concept would now, and keeps the pictures in `validation/`."""
+    settings = run.settings
+
+    def validate(step: int) -> tuple[Image, ...]:
+        concept, folder = concept_of(run), Path(settings.output_dir) / "validation"
+        try:
+            with run.without_atoms():
+                drawn = sampling.draw(
+                    run.base,
+                    settings.validation_prompt,
+                    concepts=[concept],
+                    count=settings.num_validation_images,
+                    seed=settings.seed,
+                    size=settings.resolution,
+                    batch_size=settings.sample_batch_size,
+                )
+            for i, picture in enumerate(drawn):
+                save_picture(picture, folder / f"step-{step:06d}-{i}.png")
+        except Interrupted:
+            raise
+        except AtomdiffError as error:  # what cannot be drawn or kept is no reason to lose the run
+            told.warn(f"No validation pictures at step {step}: {error}")
+            return ()
+        return tuple(drawn)
+
+    return validate
+
+
+@contextlib.contextmanager
+def _stop_signals(told: Reporter) -> Iterator[Stop]:
+    """Within: Ctrl-C and SIGTERM ask for a stop after the step at hand; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise Interrupted(
+                "Stopped at once, without saving this step; --resume_from_checkpoint latest goes on from the "
+                "last saved state, if there is one."
+            )
+        asked.append(number)
+        with contextlib.suppress(RuntimeError):  # the signal may come while a line is being written
+            told.notice("Stopping after this step, to save it; a second Ctrl-C stops at once.")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------- surroundings
+
+
+class _Silent(Reporter):
+    """For all processes but the first."""
+
+    def notice(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+
+def _accelerator(settings: TrainingSettings) -> tuple[Any, TrainingSettings]:
+    """An Accelerator in the precision asked for, and the settings with that precision filled in."""
+    from datetime import timedelta
+
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
+    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    settings = dataclasses.replace(settings, mixed_precision=precision)
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != precision:  # an earlier run in this process left its own
+        AcceleratorState._reset_state()
+    patience = InitProcessGroupKwargs(
+        timeout=timedelta(hours=6)
+    )  # class pictures may take long on one of many
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise SettingsError("--mixed_precision fp16 needs a GPU; on a CPU use bf16 or no.")
+    if settings.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return accelerator, settings
+
+
+def _base(settings: TrainingSettings, base: Base | None, accelerator: Any) -> Base:
+    """The base, on the right device and frozen, in the run's number format."""
+    if base is None:
+        base = load_base(
+            settings.base, dtype=DTYPES[str(settings.mixed_precision)], device=accelerator.device
+        )
+    elif base.device != accelerator.device:
+        base.pipe.to(accelerator.device)
+    if settings.enable_xformers_memory_efficient_attention:
+        try:
+            base.unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ValueError) as error:
+            reason = "is not installed" if isinstance(error, ImportError) else "needs an NVIDIA GPU"
+            raise SettingsError(
+                f"--enable_xformers_memory_efficient_attention cannot be used: xformers {reason}. Drop the "
+                "flag (PyTorch's own attention is about as fast) or install atomdiff[xformers]."
+            ) from None
+    return base
+
+
+def _check_folders(settings: TrainingSettings) -> None:
+    """What can be refused before anything heavy is loaded."""
+    check_folder(settings.instance_data_dir)
+    instance = Path(settings.instance_data_dir).expanduser().resolve()
+    if settings.class_data_dir and Path(settings.class_data_dir).expanduser().resolve() == instance:
+        raise SettingsError("--class_data_dir is the folder of the subject's pictures; give another or none.")
+    if settings.resume_from_checkpoint:
+        find_checkpoint(Path(settings.output_dir), settings.resume_from_checkpoint)

@@ -1,0 +1,349 @@
+"""TrainingSettings: every choice of a training run, validated where it is made.
+
+The field names are diffusers' flag names, and the command line is generated from this one list. A field
+that is None or an empty text means "as it suits": `name_everything`, `suit_base` and `count_steps`
+fill it, in that order, as picture folder, base and number of pictures become known.
+"""
+
+import dataclasses
+import math
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atomdiff.core.spec import CONV_FAMILIES, LINEAR_FAMILIES
+from atomdiff.errors import SettingsError
+
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+CONV_LEARNING_RATE = 5e-3
+LINEAR_LEARNING_RATE = 5e-3
+MAX_TEXT = 1000  # characters of a name or prompt
+RESTARTS = 3  # cosine periods of "cosine_with_restarts"
+
+
+@dataclass(frozen=True)
+class FamilyDefaults:
+    """What suits a family of bases: a toy that learns in minutes on a CPU, or a full Stable Diffusion."""
+
+    max_train_steps: int
+    train_batch_size: int
+    num_class_images: int
+    token_learning_rate: float
+
+
+POCKET = FamilyDefaults(
+    max_train_steps=300, train_batch_size=4, num_class_images=48, token_learning_rate=5e-3
+)
+FULL_SIZE = FamilyDefaults(
+    max_train_steps=600, train_batch_size=1, num_class_images=100, token_learning_rate=1e-3
+)
+
+
+def option(
+    default: Any, help_text: str, *aliases: str, choices: tuple[str, ...] = (), inert: bool = False
+) -> Any:
+    """A field with its help text; `inert` fields cannot change the numbers that training arrives at."""
+    metadata = {"help": help_text, "aliases": aliases, "choices": choices, "inert": inert}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """All choices of a run. Raises SettingsError, naming the flag, for a value that cannot work."""
+
+    instance_data_dir: str = option("", "folder with pictures of the subject", "instance_dir")
+    base: str = option(
+        "pocket",
+        "base model: pocket, sd15, sd21, sdxl, a diffusers folder, a .safetensors file or a hub id",
+        "pretrained_model_name_or_path",
+    )
+    output_dir: str = option("", "where everything is written (default: outputs/NAME)", inert=True)
+    name: str = option(
+        "", "name of the concept and its file (default: the picture folder's name)", inert=True
+    )
+    trigger: str = option("", 'word that calls the subject (default: "sks")')
+    class_word: str = option("", "what the subject is (default: the picture folder's name, without digits)")
+    instance_prompt: str = option("", 'prompt of the subject (default: "a TRIGGER CLASS")')
+    class_prompt: str = option("", 'prompt of its class (default: "a CLASS")')
+    caption_extension: str = option(
+        "", "take text files of this extension beside the pictures as their prompts"
+    )
+    with_prior_preservation: bool = option(True, "keep the class as it is by training on class pictures too")
+    class_data_dir: str = option(
+        "", "folder of class pictures; missing ones are made (default: a shared cache)"
+    )
+    prior_loss_weight: float = option(1.0, "weight of the class pictures in the loss")
+    num_class_images: int | None = option(
+        None, "class pictures to train on (default: 48 for pocket, else 100)"
+    )
+    resolution: int | None = option(None, "side of the training pictures (default: native to the base)")
+    random_flip: bool = option(False, "mirror pictures at random; off, since few subjects are symmetric")
+    seed: int = option(0, "seed of everything random")
+    train_batch_size: int | None = option(None, "pictures a step and process (default: 4 for pocket, else 1)")
+    sample_batch_size: int = option(4, "class and validation pictures drawn at once", inert=True)
+    max_train_steps: int | None = option(None, "optimiser steps (default: 300 for pocket, else 600)")
+    num_train_epochs: int | None = option(None, "rounds over the pictures, instead of --max_train_steps")
+    gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
+    gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
+    learning_rate: float = option(CONV_LEARNING_RATE, "learning rate of the conv atoms")
+    linear_learning_rate: float = option(LINEAR_LEARNING_RATE, "learning rate of the linear atoms")
+    token_learning_rate: float | None = option(
+        None, "learning rate of the trigger's embedding (default: 5e-3 for pocket, else 1e-3)"
+    )
+    scale_lr: bool = option(False, "multiply both rates by processes x accumulation x batch size")
+    lr_scheduler: str = option("constant", "how the rates change over the run", choices=SCHEDULES)
+    lr_warmup_steps: int = option(0, "steps over which the rates rise from zero")
+    snr_gamma: float | None = option(None, "min-SNR weighting; 5.0 is the usual value (default: off)")
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 does not clip")
+    adam_beta1: float = option(0.9, "Adam's first decay")
+    adam_beta2: float = option(0.999, "Adam's second decay")
+    adam_weight_decay: float = option(0.0, "decay of the atoms towards the base model")
+    adam_epsilon: float = option(1e-8, "Adam's epsilon")
+    noise_offset: float = option(
+        0.0, "strength of noise that is constant over a channel, for dark and light pictures"
+    )
+    num_atoms: int = option(9, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
+    basis: str = option("dct", "basis of the conv atoms", choices=("dct", "svd"))
+    conv_layers: str = option("", "regular expression choosing conv layers (default: all larger than 1x1)")
+    linear_atoms: str = option(
+        "attn2", "linear layers with atoms: none, attn2, attn2_kv, attn, all, or a pattern"
+    )
+    linear_block: int = option(4, "side of the blocks of the linear atoms")
+    conv_family: str = option("atoms", "how convolutions are decomposed", choices=CONV_FAMILIES)
+    channel_groups: int = option(
+        1, "recursive atoms: groups of input channels with coefficients of their own; 0: each channel"
+    )
+    second_atoms: int = option(3, "recursive atoms: atoms that each atom is made of")
+    sparsity: float = option(0.05, "sparse atoms: weight of the coefficients' size when decomposing")
+    coef_block: int = option(0, "train the convolutions' coefficients too, in blocks of this side; 0: no")
+    linear_family: str = option(
+        "blocks", "linear atoms: maps of blocks, or two matrices around the weight", choices=LINEAR_FAMILIES
+    )
+    train_token: bool = option(True, "train the trigger's word embedding too, kept in the same file")
+    precision: str = option(
+        "int8",
+        "number format in the concept file: fp16 doubles it, int4 halves it",
+        choices=("fp32", "fp16", "int8", "int4"),
+        inert=True,
+    )
+    mixed_precision: str | None = option(
+        None,
+        "dtype of the frozen model; atoms stay fp32 (default: accelerate's)",
+        choices=("no", "fp16", "bf16"),
+    )
+    allow_tf32: bool = option(False, "faster fp32 products on recent NVIDIA cards")
+    enable_xformers_memory_efficient_attention: bool = option(False, "use xformers attention", inert=True)
+    checkpointing_steps: int = option(
+        100, "save a state to resume from every so many steps; 0: never", inert=True
+    )
+    checkpoints_total_limit: int | None = option(3, "keep the newest so many states; 0: all", inert=True)
+    timeline_steps: int = option(
+        25,
+        "keep the concept as it is after every so many steps in NAME.timeline.safetensors, some KB each, to "
+        "choose from with `atomdiff timeline`; 0: never",
+        inert=True,
+    )
+    resume_from_checkpoint: str = option("", "go on from a saved state: a folder, or 'latest'", inert=True)
+    validation_prompt: str = option("", "draw pictures of this prompt during training", inert=True)
+    num_validation_images: int = option(4, "validation pictures at a time", inert=True)
+    validation_steps: int = option(100, "steps between validation pictures", inert=True)
+    report_to: str = option("none", "log of the run", choices=("none", "tensorboard"), inert=True)
+    logging_dir: str = option(
+        "logs", "folder of the log, inside the output folder unless absolute", inert=True
+    )
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name in ("max_train_steps", "num_train_epochs", "train_batch_size", "num_class_images"):
+            self._at_least(name, 1)
+        for name in ("gradient_accumulation_steps", "sample_batch_size", "linear_block", "validation_steps"):
+            self._at_least(name, 1)
+        for name in (
+            "num_atoms",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "timeline_steps",
+            "lr_warmup_steps",
+            "seed",
+        ):
+            self._at_least(name, 0)
+        for name in ("prior_loss_weight", "max_grad_norm", "adam_weight_decay", "noise_offset", "snr_gamma"):
+            self._at_least(name, 0)
+        self._at_least("num_validation_images", 1)
+        self._at_least("resolution", 16)
+        for name in ("learning_rate", "linear_learning_rate", "token_learning_rate", "adam_epsilon"):
+            self._check(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        self._check(self.seed < 2**63, "seed", "below 2^63")
+        for item in dataclasses.fields(self):
+            choices, value = item.metadata["choices"], getattr(self, item.name)
+            known = not choices or value is None or value in choices
+            self._check(known, item.name, f"one of {', '.join(choices)}")
+        self._check_texts()
+        self._check_together()
+
+    def _check_types(self) -> None:
+        """Integers are accepted for floats, nothing else is converted; NaN and infinity are refused."""
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            kinds = typing.get_args(item.type) or (item.type,)
+            if value is None and type(None) in kinds:
+                continue
+            if kinds[0] is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, item.name, value)
+            self._check(type(value) is kinds[0], item.name, f"of type {kinds[0].__name__}")
+            self._check(kinds[0] is not float or abs(value) < float("inf"), item.name, "a finite number")
+
+    def _check_texts(self) -> None:
+        """Names and prompts go into the concept file: no control characters, no endless texts."""
+        for name in ("name", "trigger", "class_word", "instance_prompt", "class_prompt"):
+            text = getattr(self, name)
+            self._check(text.isprintable(), name, "one line of printable text")
+            if len(text) > MAX_TEXT:
+                raise SettingsError(f"--{name} is {len(text)} characters long; at most {MAX_TEXT} fit.")
+
+    def _check_together(self) -> None:
+        if self.max_train_steps is not None and self.num_train_epochs is not None:
+            raise SettingsError("--max_train_steps and --num_train_epochs were both given; give one of them.")
+        if self.num_atoms == 0 and self.linear_atoms == "none":
+            raise SettingsError(
+                "--num_atoms 0 and --linear_atoms none together leave nothing to train; drop one."
+            )
+        if self.trigger and self.instance_prompt and self.trigger not in self.instance_prompt:
+            raise SettingsError(
+                f"The instance prompt '{self.instance_prompt}' lacks the trigger '{self.trigger}'; "
+                "write it into --instance_prompt or drop --trigger."
+            )
+        if self.name and (Path(self.name).name != self.name or self.name in (".", "..") or "\0" in self.name):
+            raise SettingsError(f"--name must be a plain file name, but '{self.name}' was given.")
+
+    def _at_least(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        self._check(value is None or value >= least, name, f"at least {least}")
+
+    def _check(self, holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise SettingsError(f"--{name} must be {wanted}, but {getattr(self, name)!r} was given.")
+
+
+def name_everything(settings: TrainingSettings) -> TrainingSettings:
+    """Fill the names and prompts, which follow from the name of the picture folder."""
+    if not settings.instance_data_dir:
+        raise SettingsError("No pictures were given; name their folder with --instance_dir FOLDER.")
+    folder_name = Path(settings.instance_data_dir).expanduser().resolve().name
+    name = settings.name or folder_name or "concept"
+    class_word = settings.class_word or _class_word(folder_name)
+    trigger = settings.trigger or _trigger(settings.instance_prompt, class_word)
+    return dataclasses.replace(
+        settings,
+        name=name,
+        output_dir=settings.output_dir or str(Path("outputs") / name),
+        class_word=class_word,
+        trigger=trigger,
+        instance_prompt=settings.instance_prompt or f"a {trigger} {class_word}",
+        class_prompt=settings.class_prompt or f"{_article(class_word)} {class_word}",
+    )
+
+
+def suit_base(
+    settings: TrainingSettings, family: str, native_resolution: int, factor: int
+) -> TrainingSettings:
+    """Fill what depends on the base: `family`, and `factor`, the pixels a side of one latent."""
+    defaults = dataclasses.asdict(POCKET if family == "pocket" else FULL_SIZE)
+    values = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
+    if settings.num_train_epochs is not None:
+        values.pop("max_train_steps", None)
+    resolution = settings.resolution or native_resolution
+    if resolution % factor:
+        raise SettingsError(
+            f"--resolution must be a multiple of {factor} for this base, but {resolution} was given; "
+            f"{resolution // factor * factor} would do."
+        )
+    return dataclasses.replace(settings, resolution=resolution, **values)
+
+
+def count_steps(settings: TrainingSettings, pictures: int, processes: int) -> TrainingSettings:
+    """Turn epochs into steps: a step sees `pictures_a_step` of the `pictures`, and none is partly filled."""
+    if settings.num_train_epochs is None:
+        return settings
+    steps = -(-settings.num_train_epochs * pictures // pictures_a_step(settings, processes))
+    return dataclasses.replace(settings, max_train_steps=steps, num_train_epochs=None)
+
+
+def rate_factor(schedule: str, step: int, warmup: int, total: int) -> float:
+    """What the learning rate of step `step` (from 0) of `total` is multiplied by.
+
+    A pure function, so that resuming is exact. As in diffusers, the rate rises over `warmup` steps in
+    every schedule but "constant".
+    """
+    if schedule == "constant":
+        return 1.0
+    if step < warmup:
+        return step / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if schedule == "constant_with_warmup":
+        return 1.0
+    if schedule == "linear":
+        return max(0.0, 1.0 - done)
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    if schedule == "cosine_with_restarts":
+        return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * (RESTARTS * done % 1.0)))
+    return (1.0 - min(1.0, done)) ** 2  # polynomial
+
+
+def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
+    """The settings that decide the result, for comparing two runs.
+
+    Batch, accumulation and processes count only by their product, the pictures of one optimiser step. The
+    number of steps is left out where no schedule depends on it, so that a finished run may go on for longer.
+    """
+    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
+    inert = {item.name for item in dataclasses.fields(settings) if item.metadata["inert"]}
+    inert |= {
+        "instance_data_dir",
+        "class_data_dir",
+        "base",
+        "num_train_epochs",
+    }  # known by their contents instead
+    batch = pictures_a_step(settings, processes)
+    inert |= {"train_batch_size", "gradient_accumulation_steps"}
+    if settings.lr_scheduler.startswith("constant"):
+        inert.add("max_train_steps")
+    kept = {name: value for name, value in values.items() if name not in inert}
+    return kept | {"train_batch_size x gradient_accumulation_steps x processes": batch}
+
+
+def pictures_a_step(settings: TrainingSettings, processes: int) -> int:
+    """Instance pictures that one optimiser step sees, over all processes."""
+    return (settings.train_batch_size or 1) * settings.gradient_accumulation_steps * processes
+
+
+def _class_word(folder_name: str) -> str:
+    """`dog6` -> dog, `My_Teddy-Bear 2` -> my teddy bear. SettingsError when nothing of the name is left."""
+    words = re.sub(r"[\W\d_]+", " ", folder_name).strip().lower()
+    if not words:
+        raise SettingsError(
+            f"The folder name '{folder_name}' does not say what the subject is; say it: --class_word dog."
+        )
+    return words
+
+
+def _trigger(instance_prompt: str, class_word: str) -> str:
+    """The trigger of a prompt written by hand: the word between an article and the class word, if any."""
+    if not instance_prompt:
+        return "sks"
+    found = re.search(
+        rf"(?:\b(?:an?|the|of|my)\s+)(\S+)\s+{re.escape(class_word)}\b", instance_prompt, re.IGNORECASE
+    )
+    if found:
+        return found.group(1)
+    return "sks" if re.search(r"\bsks\b", instance_prompt) else instance_prompt
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1] in "aeiou" else "a"
