@@ -27,6 +27,7 @@ from .recipe.fitting import Schedule, Workshop, read_tensors, write_tensors
 
 HERE = Path(__file__).parent
 VIEWS = 4
+REDRAWN = 8_000  # pictures that the judge also sees as the autoencoder gives them back
 STAGES = ("autoencoder", "words", "denoiser", "decoder", "judge")
 
 
@@ -164,11 +165,9 @@ class Build:
         path = self.shop.folder / "judge.safetensors"
         if not path.exists():
             known = corpus.acquaintances(self.shop.folder, self.recipe.acquaintances, self.shop.seed, VIEWS)
-            vae, pictures = (
-                self.autoencoder(),
-                torch.from_numpy(known.pictures[: self.recipe.acquaintances // 3]),
-            )
-            redrawn = torch.cat([_redraw(vae, part) for part in pictures.split(128)])
+            vae, pictures = self.autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
+            with self.shop.autocast():
+                redrawn = torch.cat([_redraw(vae, part) for part in pictures.split(128)])
             judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn)
             unseen = corpus.acquaintances(self.shop.folder, 2_400, self.shop.seed + 1, VIEWS)
             judged.save(path)
@@ -200,7 +199,7 @@ class Build:
 @torch.no_grad()
 def _redraw(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     y = vae.decode(autoencoder.encode(vae, pictures).to(vae.device)).sample
-    return y.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu()
+    return y.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu()
 
 
 def _machine(device: torch.device) -> str:
