@@ -33,7 +33,7 @@ pocket: install  ## train the bundled pocket model on (hours on two cores; goes 
 	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights
 
 gpu: install   ## on a GPU: a longer pocket training, then every benchmark
-	$(BIN)/python -m atomdiff.pocket.build --pictures 96000 --acquaintances 48000 \
+	$(BIN)/python -m atomdiff.pocket.build --pictures 96000 --acquaintances 144000 \
 	    --autoencoder-steps 30000 --autoencoder-batch 32 --words-steps 2000 --decoder-steps 10000 --decoder-batch 32 \
 	    --denoiser-steps 30000 --denoiser-batch 256 --judge-steps 6000 --judge-batch 256
 	$(BIN)/python -m benchmarks.pocket_quality --check

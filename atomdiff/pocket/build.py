@@ -36,12 +36,12 @@ class Recipe:
     """Sizes and lengths of all stages; the defaults are what the bundled model was made with."""
 
     pictures: int = 24_000
-    acquaintances: int = 24_000
+    acquaintances: int = 72_000
     autoencoder: Schedule = Schedule(5_000, 4, 5e-3, warmup=50, decay=0.8)
     decoder: Schedule = Schedule(5_000, 4, 3e-3, warmup=50, decay=0.8)
     words: Schedule = Schedule(300, 128, 3e-3, warmup=20)
     denoiser: Schedule = Schedule(4_000, 64, 2e-3, warmup=100, decay=0.7)
-    judge: Schedule = Schedule(2_500, 96, 4e-3, warmup=30, decay=0.8)
+    judge: Schedule = Schedule(5_000, 96, 4e-3, warmup=30, decay=0.8)
 
 
 class Build:
@@ -168,7 +168,8 @@ class Build:
             vae, pictures = self.autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
             with self.shop.autocast():
                 redrawn = torch.cat([_redraw(vae, part) for part in pictures.split(128)])
-            judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn)
+            start = judge.Judge.load(self.start / "judge.safetensors") if self.start else None
+            judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn, start)
             unseen = corpus.acquaintances(self.shop.folder, 2_400, self.shop.seed + 1, VIEWS)
             judged.save(path)
             self._record("judge", about | {"right": judge.examine(judged, unseen, VIEWS)})
@@ -189,7 +190,7 @@ class Build:
         now = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": _machine(self.shop.device),
-            "start": bool(self.start) and stage in ("autoencoder", "denoiser"),
+            "start": bool(self.start) and stage in ("autoencoder", "denoiser", "judge"),
         }
         record[stage] = about | now | ({"schedule": asdict(settings)} if settings else {})
         path.write_text(json.dumps(record, indent=1))

@@ -9,7 +9,7 @@ styles, since it must judge concepts made of them, but none of the benchmark sub
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +134,19 @@ def jog(x: Tensor, g: torch.Generator, most: int = 5) -> Tensor:
 
 
 def train(
-    corpus: Corpus, views: int, schedule: Schedule, shop: Workshop, redrawn: Tensor | None = None
+    corpus: Corpus,
+    views: int,
+    schedule: Schedule,
+    shop: Workshop,
+    redrawn: Tensor | None = None,
+    start: Judge | None = None,
 ) -> tuple[Judge, dict]:
-    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, 64, 64, 3) are the first
-    m of them
-    after the autoencoder, which the judge must read as well."""
+    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, 64, 64, 3) are the first m
+    of them after the autoencoder, which the judge must read as well; `start`: a judge to go on from."""
     torch.manual_seed(shop.seed + 2)
-    net = JudgeNet().to(shop.device)
+    net = (start.net if start else JudgeNet()).to(shop.device)
+    if start:  # other batches than those that it was made with
+        shop = replace(shop, seed=shop.seed + 1)
     pictures = torch.from_numpy(corpus.pictures)
     labels = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
     patterned = labels["pattern"] != HEADS["pattern"].index("plain")
@@ -168,7 +174,7 @@ def train(
             truth = labels[head][rows].to(shop.device)
             if head == "second":  # a plain coat does not show it
                 truth = truth.where(patterned[rows].to(shop.device), -100)
-            loss = loss + F.cross_entropy(y, truth)
+            loss = loss + (2 if head == "pattern" else 1) * F.cross_entropy(y, truth)  # the hardest to see
         return loss + same_subject_loss(identity)
 
     about = fit("judge", net, loss_at, schedule, shop, ema_decay=0.998)
