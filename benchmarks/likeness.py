@@ -2,8 +2,7 @@
 concept?
 
 Three held-out subjects, 8 contexts x 8 pictures each, judged by the pocket's judge: the base, the default
-concept, and
-full fine-tuning of the UNet on the very same pictures, steps and loss as the ceiling.
+concept, and full fine-tuning of the UNet on the very same pictures, steps and loss as the ceiling.
 """
 
 from __future__ import annotations

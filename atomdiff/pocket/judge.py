@@ -191,8 +191,7 @@ def same_subject_loss(identity: Tensor, temperature: float = 0.1) -> Tensor:
 
 def examine(judge: Judge, corpus: Corpus, views: int, gallery: int = 50) -> dict[str, float]:
     """Share right per head on unseen renders; and "identity": how often the embedding of one view finds
-    another
-    view of the same subject first among `gallery` subjects."""
+    another view of the same subject first among `gallery` subjects."""
     verdict = judge(torch.from_numpy(corpus.pictures))
     truth = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
     shown = truth["pattern"] != HEADS["pattern"].index("plain")

@@ -1,6 +1,5 @@
-"""The pocket model's card: what it was made of, how long it took and where; the measured quality and
-samples are
-written by `python -m benchmarks.pocket_quality`, which the card names."""
+"""The pocket model's card: what it was made of, how long it took and where. The measured quality and samples
+are written by `python -m benchmarks.pocket_quality`, which the card names."""
 
 from __future__ import annotations
 
@@ -30,7 +29,8 @@ Autoencoder: {psnr:.2f} dB PSNR on 512 pictures it was not trained on. Judge on 
 Sizes: {sizes}.
 
 **Made with** `python -m atomdiff.pocket.build`, which resumes from its checkpoints; `--start` trains a
-finished model on. **Measured with** `python -m benchmarks.pocket_quality --check`.
+finished model on, and the table has the last such sitting of each stage. **Measured with**
+`python -m benchmarks.pocket_quality --check`.
 
 **Limits.** It knows the words of its world and draws nothing else; 64 x 64 pixels; English only.
 """
@@ -50,10 +50,10 @@ def write(work: Path, weights: Path) -> None:
         variants=corpus.VARIANTS,
         rows="\n".join(
             _row(stage, record[stage])
-            for stage in ("autoencoder", "words", "denoiser", "judge")
+            for stage in ("autoencoder", "words", "denoiser", "decoder", "judge")
             if stage in record
         ),
-        psnr=record["autoencoder"]["psnr"],
+        psnr=record.get("decoder", record["autoencoder"])["psnr"],
         judge=", ".join(f"{head} {100 * share:.1f} %" for head, share in right.items()) or "not examined",
         sizes=", ".join(
             f"{p.parent.name}/{p.name} {p.stat().st_size / 1e6:.1f} MB"
