@@ -25,14 +25,14 @@ from atomdiff.errors import (
     refused_by_system,
 )
 from atomdiff.training import launching
-from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 
 GROUPS = {  # the headings of --help, by the field that each begins with
     "instance_data_dir": "pictures, base and words",
     "with_prior_preservation": "keeping the class as it is",
     "resolution": "how much is seen",
     "learning_rate": "how fast it learns",
-    "num_atoms": "what is trained",
+    "size": "what is trained",
     "mixed_precision": "speed and memory",
     "checkpointing_steps": "saving, resuming, looking on",
 }
@@ -89,9 +89,10 @@ def build_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, train, and turn every foreseen error into one sentence."""
-    given = build_parser().parse_args(arguments)
+    given = vars(build_parser().parse_args(arguments))
     try:
-        settings = TrainingSettings(**vars(given))
+        refuse_beside_size(given)
+        settings = TrainingSettings(**given)
         launch = launching.detect()
         if launch.processes > 1:
             status = launching.run_all(launch, launching.this_command())

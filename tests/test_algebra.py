@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 
@@ -94,6 +95,14 @@ def test_a_mix_is_a_file_like_any_other(tmp_path):
     assert again.training["mix"] == f"0.5 {MADE[2].sha256()[:12]} - {MADE[0].sha256()[:12]}"
     assert again.trigger == "sks"
     assert all(torch.equal(again.bind(UNET)[name], atoms) for name, atoms in mixed.bind(UNET).items())
+
+
+def test_a_mix_tells_the_files_it_was_made_of_and_is_as_precise_as_the_best(tmp_path):
+    files = [MADE[i].save(tmp_path / f"{i}.safetensors", dtype) for i, dtype in enumerate(("int8", "int4"))]
+    mixed = algebra.mix([(Concept.load(file), 1.0) for file in files])
+    names = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files]
+    assert mixed.training["mix"] == f"{names[0]} + {names[1]}"
+    assert mixed.precision == "int8"
 
 
 def test_over_a_shared_basis_the_subspace_stays():
@@ -305,6 +314,9 @@ def test_clashing_concepts_are_told_of(capsys):
     given_flags.tell_clashes([(plain, 1.0), (twin, 0.5)])
     assert "'dog0' and 'twin' overlap by 100%" in capsys.readouterr().err
     given_flags.tell_clashes([(plain, 1.0), (MADE[1], 1.0)])
+    assert "both called by 'sks'" in capsys.readouterr().err
+    phrases = replace(MADE[0], trigger="sks dog"), replace(MADE[1], trigger="SKS cat")
+    given_flags.tell_clashes([(phrase, 1.0) for phrase in phrases])
     assert "both called by 'sks'" in capsys.readouterr().err
     given_flags.tell_clashes([(plain, 1.0), (twin, 0.0)])
     given_flags.tell_clashes([(plain, 1.0), (replace(MADE[1], trigger="zwx"), 1.0)])

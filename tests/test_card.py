@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -21,8 +22,8 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.formats import card
-from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.pictures import sheets
+from atomdiff.formats.safetensors_file import from_bytes, to_bytes
+from atomdiff.pictures import lettering, sheets
 from atomdiff.sharing import card_art, symbols
 
 
@@ -261,3 +262,22 @@ def test_drawn_pictures_can_carry_the_concept_that_drew_them(tmp_path, tiny_base
 def test_only_a_png_carries(tmp_path):
     with pytest.raises(ImageError, match=r"name the picture a.png, not a.webp"):
         sheets.save_picture(Image.new("RGB", (8, 8)), tmp_path / "a.webp", concept=CONCEPT)
+
+
+@pytest.mark.parametrize(
+    ("name", "trigger", "called"), [("Zoë", "sks", "Zoë"), ("犬", "sks", "sks"), ("犬 dog", "いぬ", "dog")]
+)
+def test_a_name_without_letters_to_show_it_gives_way(monkeypatch, name, trigger, called):
+    monkeypatch.setattr(lettering, "SYSTEM", ())
+    data = concept_file(name=name, trigger=trigger)
+    assert card_art._called(from_bytes(data), data) == called
+    made = card_art.make(data)
+    assert card.extract(made) == data
+    with Image.open(io.BytesIO(made)) as picture:
+        assert f"{name}:1:" in picture.info["parameters"]
+
+
+def test_a_concept_that_no_font_can_name_is_called_by_its_checksum(monkeypatch):
+    monkeypatch.setattr(lettering, "SYSTEM", ())
+    data = concept_file(name="犬", trigger="いぬ")
+    assert card_art._called(from_bytes(data), data) == hashlib.sha256(data).hexdigest()[:12]

@@ -46,7 +46,7 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     out = tmp_path / "new" / "beach.png"
     done = run(
         "generate", "--concept", f"{concept_file}:0.5", "a sks dog", "-n", 3, "--seed", 4, "--out", out,
-        "--base", tiny_folder("sd1"), "--negative", "rain", *QUICK,
+        "--base", tiny_folder("sd1"), "--negative", "rain", "--branches", "conditional", *QUICK,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.output.startswith(f"base: {tiny_folder('sd1')} (as asked)\n")
@@ -59,7 +59,8 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     assert text.startswith(
         "a sks dog\nNegative prompt: rain\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 6,"
     )
-    assert f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}"' in text
+    used = f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}", Concept branches: conditional'
+    assert used in text
 
 
 def test_one_picture_or_no_grid_writes_just_pictures(tmp_path, tiny_folder):

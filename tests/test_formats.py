@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -19,6 +20,7 @@ from atomdiff.concepts.concept import Concept
 from atomdiff.concepts.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
+from atomdiff.formats.precision import PRECISIONS
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
 
 
@@ -48,6 +50,15 @@ def parts(data: bytes) -> tuple[dict, bytes]:
 def join(header: dict | str, data: bytes) -> bytes:
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
     return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_a_concept_keeps_to_the_file_it_came_from(tmp_path, dtype):
+    file = concept().save(tmp_path / "a.safetensors", dtype)
+    again = Concept.load(file)
+    assert again.precision == dtype
+    assert again.sha256() == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert again.save(tmp_path / "b.safetensors").read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])

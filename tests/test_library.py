@@ -371,6 +371,8 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     assert run("library", "tag", "biscuit", "old", "--remove", "pets").output == "Biscuit: old\n"
     assert "is in the trash" in run("library", "remove", "biscuit").output
     assert "biscuit-" in run("library", "restore").output
+    assert "Biscuit" in run("library", "restore", "biscuit").output
+    assert "is in the trash" in run("library", "remove", "biscuit").output
     (tmp_path / "library" / "no.safetensors").write_bytes(b"x")
     assert "no.safetensors" in run("library", "scan").stderr
     assert "Biscuit" in run("library", "restore", Path(listed[1]["path"]).stem).output
@@ -382,6 +384,17 @@ def test_on_the_command_line(tmp_path, monkeypatch):
     ):
         done = run("library", *wrong)
         assert (done.exit_code, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "error: ")
+
+
+def test_commands_for_one_concept_take_names_of_the_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATOMDIFF_LIBRARY", str(tmp_path / "library"))
+    Library().add(DOG)
+    assert run("export", "biscuit").stdout.strip() == to_text(DOG)
+    assert json.loads(run("inspect", "biscuit", "--json").stdout)["name"] == "Biscuit"
+    assert run("convert", "biscuit", "--out", tmp_path / "dog.safetensors").exit_code == 0
+    assert (tmp_path / "dog.safetensors").read_bytes() == DOG
+    done = run("export", "nobody")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1) and "no concept called" in done.stderr
 
 
 def test_drawing_commands_take_names_of_the_library(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.models.base import Base
-from atomdiff.pictures import sampling, sheets
+from atomdiff.models.token import token_ids
+from atomdiff.pictures import generation_text, sampling, sheets
 from atomdiff.pictures.sampling import CousinWarning, draw
 
 QUICK = {"steps": 2, "guidance": 2.0}
@@ -84,6 +87,48 @@ def test_strengths_of_several_concepts_add(base):
     both = draw(base, "a dog", concepts=[one, two], **QUICK)
     assert gap(both, draw(base, "a dog", concepts=[two, one], **QUICK)) < 0.5
     assert gap(both, twice) > 0.5
+
+
+def with_token(base: Base, concept: Concept) -> Concept:
+    """The concept with a learned trigger."""
+    vectors = {key: torch.ones(len(ids), 1, 32) for key, ids in token_ids(base, concept.trigger).items()}
+    return replace(concept, atoms={**concept.atoms, **vectors})
+
+
+def first_noise(base: Base, **settings: Any) -> tuple[torch.Tensor, ...]:
+    """What the UNet answers at the first step for the negative prompts, and for the prompts."""
+    answers: list[torch.Tensor] = []
+    handle = base.unet.register_forward_hook(lambda unet, args, out: answers.append(out[0]))
+    try:
+        draw(base, "a sks dog", count=2, steps=1, guidance=3.0, negative="sks rain", **settings)
+    finally:
+        handle.remove()
+    return answers[0].chunk(2)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_on_the_conditional_branch_alone_the_other_one_is_the_plain_base(tiny_base, kind):
+    base = tiny_base(kind)
+    weights = dict(base.unet.named_parameters())
+    concepts = [with_token(base, concept_for(base))]
+    plain, both = first_noise(base), first_noise(base, concepts=concepts)
+    alone = first_noise(base, concepts=concepts, branches="conditional")
+    torch.testing.assert_close(alone[0], plain[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone[1], both[1], rtol=1e-4, atol=1e-5)
+    assert min(float((both[i] - plain[i]).abs().max()) for i in (0, 1)) > 1e-2
+    assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
+    assert "forward" not in vars(base.unet)
+
+
+def test_the_conditional_branch_without_guidance_or_strength(base):
+    concept = with_token(base, concept_for(base))
+    alone = {"branches": "conditional", "steps": 2, "count": 2}
+    for before, strength, guidance in (([], 0, 3.0), ([concept], 1, 1.0)):
+        usual = draw(base, "a sks dog", concepts=before, steps=2, count=2, guidance=guidance)
+        drawn = draw(base, "a sks dog", concepts=[(concept, strength)], guidance=guidance, **alone)
+        assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(usual, drawn, strict=True))
+    with pytest.raises(SettingsError, match="branches both or conditional of guidance, not 'none'"):
+        draw(base, "a dog", branches="none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -171,6 +216,9 @@ def test_pictures_say_how_to_redraw_them(base, tmp_path):
         "Size: 64x64, Model: tiny-sd1, "
         f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Version: atomdiff'
     )
+    redrawn = draw(base, "a sks dog", concepts=[concept], branches="conditional", **QUICK)[0]
+    said = generation_text.parse(redrawn.info["parameters"])
+    assert said.fields["Concept branches"] == "conditional" and len(said.concepts) == 1
     for suffix in (".png", ".jpg", ".webp"):
         path = sheets.save_picture(image, tmp_path / f"new/dog{suffix}", image.info["parameters"] + " 🐕")
         with Image.open(path) as opened:

@@ -22,6 +22,7 @@ from atomdiff.formats import precision
 from atomdiff.formats.modelspec import annotated
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
 from atomdiff.formats.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
+from atomdiff.sharing import card_art
 
 SMALL = AtomSpec(num_atoms=2, linear_block=2)
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
@@ -230,6 +231,23 @@ def test_export_and_import(file, tmp_path, form):
     assert (tmp_path / "piped.safetensors").read_bytes() == file.read_bytes()
 
 
+def test_what_was_copied_from_a_chat_is_imported_as_it_is(file, tmp_path):
+    copied = "> `" + run("export", file).stdout.strip() + "`"
+    done = run("import", copied, "--out", tmp_path / "again.safetensors")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_a_card_is_a_concept_for_every_command(file, tmp_path):
+    card = tmp_path / "card.png"
+    card.write_bytes(card_art.make(file.read_bytes()))
+    assert run("export", card).stdout == run("export", file).stdout
+    out = tmp_path / "out.safetensors"
+    done = run("convert", card, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes() == file.read_bytes()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -238,6 +256,9 @@ def test_export_and_import(file, tmp_path, form):
         ("export", "dog.safetensors", "--out", "dog.safetensors/x"),
         ("import", "none.txt", "--out", "x.safetensors"),
         ("import", "dog.safetensors", "--out", "x.safetensors"),
+        ("import", "atomdiff:v1:AAAA", "--out", "x.safetensors"),
+        ("import", "none.txt", "--out", "x.txt"),
+        ("convert", "dog.safetensors", "--out", "x.png"),
         ("convert", "dog.safetensors", "--precision", "int3", "--out", "x.safetensors"),
         ("convert", "dog.safetensors", "--max-bytes", "10", "--out", "x.safetensors"),
         ("convert", "dog.safetensors", "--thumbnail", "dog.safetensors", "--out", "x.safetensors"),

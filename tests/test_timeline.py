@@ -345,6 +345,9 @@ def test_the_command_cuts_one_step_out(trained, tmp_path):
     done = run(out / "dog.timeline.safetensors", "--cut", 4, "--out", tmp_path / "four.safetensors")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "four.safetensors").read_bytes() == to_bytes(kept.at(4))
+    small = tmp_path / "small.safetensors"
+    done = run(out / "dog.timeline.safetensors", "--cut", 4, "--precision", "int8", "--out", small)
+    assert done.exit_code == 0 and small.read_bytes() == to_bytes(kept.at(4), "int8")
     missed = run(out / "dog.timeline.safetensors", "--cut", 3, "--out", tmp_path / "three.safetensors")
     assert missed.exit_code == 2 and "the nearest" in missed.stderr
     wrong = run(out / "dog.timeline.safetensors", "--cut", 4, "--out", tmp_path / "four.png")

@@ -22,7 +22,6 @@ from atomdiff.training.settings import (
     count_steps,
     name_everything,
     numerical,
-    rate_factor,
     suit_base,
 )
 
@@ -252,6 +251,23 @@ def test_a_second_ctrl_c_stops_at_once(run, tmp_path):
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_the_mean_of_the_last_steps_is_kept_and_resumes_bit_for_bit(run):
+    third, _ = run(max_train_steps=3)
+    fourth, _ = run(max_train_steps=4, resume_from_checkpoint="latest")
+    whole, heard = run(max_train_steps=4, average_last=0.5)
+    for name, mean in whole.atoms.items():
+        torch.testing.assert_close(mean, (third.atoms[name] + fourth.atoms[name]) / 2)
+        assert not torch.equal(mean, fourth.atoms[name])
+    first = Recorder()
+    with pytest.raises(Interrupted, match="after step 3 of 4"):
+        run(max_train_steps=4, average_last=0.5, recorder=first, stop=lambda: len(first.records) == 2)
+    resumed, heard = run(max_train_steps=4, average_last=0.5, resume_from_checkpoint="latest")
+    assert [record.step for record in heard.records] == [4]
+    assert same(whole, resumed)
+    with pytest.raises(TrainingError, match=r"average_last: 0\.5 -> not set; max_train_steps: 4 -> not set"):
+        run(max_train_steps=5, resume_from_checkpoint="latest")
+
+
 def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
     whole, _ = run(max_train_steps=4)
     run(max_train_steps=2)
@@ -408,6 +424,7 @@ def test_a_folder_name_without_letters_needs_a_class_word():
         ({"snr_gamma": -1.0}, "--snr_gamma must be at least 0"),
         ({"adam_beta1": 1.0}, "--adam_beta1 must be at least 0 and below 1"),
         ({"lr_scheduler": "step"}, "--lr_scheduler must be one of constant, .*, but 'step'"),
+        ({"average_last": 1.5}, "--average_last must be a share of the steps, from 0 to 1, but 1.5"),
         ({"max_train_steps": 1, "num_train_epochs": 1}, "give one of them"),
         ({"num_atoms": 0, "linear_atoms": "none"}, "leave nothing to train"),
         ({"trigger": "zwx", "instance_prompt": "a sks dog"}, "lacks the trigger 'zwx'"),
@@ -433,20 +450,3 @@ def test_settings_compare_by_what_decides_the_numbers():
     assert numerical(one, 1) != numerical(dataclasses.replace(one, seed=1), 1)
     cosine = dataclasses.replace(one, lr_scheduler="cosine")
     assert numerical(cosine, 1)["max_train_steps"] == 5
-
-
-def test_rate_schedules_are_those_of_diffusers():
-    from diffusers.optimization import get_scheduler
-
-    for name in ("constant", "constant_with_warmup", "linear", "cosine"):
-        parameter = torch.nn.Parameter(torch.zeros(1))
-        optimizer = torch.optim.SGD([parameter], lr=1.0)
-        theirs = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=10)
-        for step in range(10):
-            assert rate_factor(name, step, 3, 10) == pytest.approx(theirs.get_last_lr()[0]), (name, step)
-            optimizer.step()
-            theirs.step()
-    assert rate_factor("polynomial", 10, 0, 10) == 0
-    restarts = [rate_factor("cosine_with_restarts", step, 0, 9) for step in range(10)]
-    assert restarts[0] == restarts[3] == restarts[6] == 1.0
-    assert restarts[9] == 0.0

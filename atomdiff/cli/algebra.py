@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.common import app, one_sentence
-from atomdiff.cli.given import load_concepts, tell_clashes
+from atomdiff.cli.common import app, check_concept_name, one_sentence
+from atomdiff.cli.given import concept_file, load_concepts, tell_clashes
 from atomdiff.core.blocks import one_number
 
 if TYPE_CHECKING:
@@ -17,17 +17,23 @@ if TYPE_CHECKING:
     from atomdiff.concepts.concept import Concept
 
 Out = Annotated[Path, typer.Option(help="The concept file to write.")]
-Precision = Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")]
+Given = Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32, fp16, int8 or int4; by default that of what was given.")
+]
 
 
 @app.command()
 @one_sentence
 def mix(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE[:WEIGHT]...", help="Concept files or cards of one base.")
+        list[str],
+        typer.Argument(
+            metavar="FILE[:WEIGHT]...", help="Concept files, cards or names in the library, of one base."
+        ),
     ],
     out: Out,
-    precision: Precision = "fp16",
+    precision: Precision = None,
     name: Annotated[str, typer.Option(help="What to call it; by default the sum.")] = "",
 ) -> None:
     """Write the weighted sum of concepts as one: `mix dog.safetensors:0.7 style.safetensors:0.5`.
@@ -45,21 +51,21 @@ def mix(
 @app.command()
 @one_sentence
 def diff(
-    first: Annotated[Path, typer.Argument(help="A concept file or card.")],
+    first: Given,
     second: Annotated[Path, typer.Argument(help="The one to subtract.")],
     out: Out,
-    precision: Precision = "fp16",
+    precision: Precision = None,
 ) -> None:
     """Write FIRST - SECOND: what the one concept changes and the other does not."""
     from atomdiff.formats import card
 
-    _write(card.load(first) - card.load(second), out, precision)
+    _write(card.load(concept_file(first)) - card.load(concept_file(second)), out, precision)
 
 
 @app.command()
 @one_sentence
 def similar(
-    file: Annotated[Path, typer.Argument(help="A concept file or card.")],
+    file: Given,
     folder: Annotated[Path, typer.Argument(help="Where the .safetensors files to compare with lie.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many to name.")] = 10,
 ) -> None:
@@ -67,7 +73,7 @@ def similar(
     from atomdiff.concepts import algebra
     from atomdiff.formats import card
 
-    found = algebra.neighbours(card.look(file)[0], folder, count)
+    found = algebra.neighbours(card.look(concept_file(file))[0], folder, count)
     for path, likeness in found:
         typer.echo(f"{likeness:6.3f}  {path}")
     if not found:
@@ -77,17 +83,17 @@ def similar(
 @app.command()
 @one_sentence
 def trim(
-    file: Annotated[Path, typer.Argument(help="A concept file or card.")],
+    file: Given,
     max_bytes: Annotated[int, typer.Option(help="How large the file may be.")],
     out: Out,
-    precision: Annotated[str | None, typer.Option(help="By default the file's own.")] = None,
+    precision: Precision = None,
 ) -> None:
     """Leave out the layers that matter least, until the file is small enough."""
-    from atomdiff.formats import card, header, safetensors_file
+    from atomdiff.formats import card, safetensors_file
     from atomdiff.formats import precision as precisions
 
-    concept, data = card.load(file), card.concept_bytes(file)
-    dtype = precision or precisions.of(header.parse_header(data)[1])
+    concept = card.load(concept_file(file))
+    dtype = precision or concept.precision
     trimmed = concept.trim(max_bytes, dtype)
     _write(trimmed, out, dtype)
     if trimmed is concept:
@@ -105,6 +111,7 @@ def _used(atoms: Tensor) -> int:
     return int(atoms.flatten(1).any(1).sum())
 
 
-def _write(concept: Concept, out: Path, precision: str) -> None:
+def _write(concept: Concept, out: Path, precision: str | None) -> None:
+    check_concept_name(out)
     path = concept.save(out, precision)
-    typer.echo(f"{path} ({concept.title}, {precision}, {path.stat().st_size:,} bytes)")
+    typer.echo(f"{path} ({concept.title}, {precision or concept.precision}, {path.stat().st_size:,} bytes)")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.common import app, one_sentence
-from atomdiff.errors import ConceptError, ImageError
+from atomdiff.cli.common import app, check_concept_name, one_sentence
+from atomdiff.cli.given import concept_file
+from atomdiff.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @app.command("card")
 @one_sentence
 def make_card(
-    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     picture: Annotated[
         list[Path] | None, typer.Option(help="What it draws; one to four, the best first.")
     ] = None,
@@ -30,7 +31,7 @@ def make_card(
 
     if out.suffix.lower() != ".png":
         raise ImageError(f"Only a PNG can carry a concept, so a card is a .png, not {out.name!r}.")
-    data = concept_bytes(file)
+    data = concept_bytes(concept_file(file))
     card = card_art.make(data, [_preview(path) for path in picture or []])
     files.write(out, card, "The card")
     typer.echo(f"{out} ({len(card):,} bytes, {len(data):,} of them the concept)")
@@ -39,7 +40,7 @@ def make_card(
 @app.command("qr")
 @one_sentence
 def make_qr(
-    file: Annotated[Path, typer.Argument(help="A concept file, or a card.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     out: Annotated[Path, typer.Option(help="A .png, .jpg or .webp.")] = Path("qr.png"),
     scale: Annotated[int, typer.Option(help="Pixels a module.")] = 6,
 ) -> None:
@@ -50,7 +51,7 @@ def make_qr(
     from atomdiff.sharing import symbols
 
     sheets.check_suffix(out)
-    data = card.concept_bytes(file)
+    data = card.concept_bytes(concept_file(file))
     concept = from_bytes(data)
     facts = (concept.title, concept.trigger, concept.base.name, f"{len(data):,} bytes")
     image = symbols.sheet(data, " · ".join(dict.fromkeys(filter(None, facts))), scale)
@@ -72,10 +73,7 @@ def read_picture(
     from atomdiff.formats import safetensors_file
     from atomdiff.sharing.receiving import receive
 
-    if out.suffix.lower() != ".safetensors":
-        raise ConceptError(
-            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
-        )
+    check_concept_name(out)
     received = receive(*picture)
     concept, data = received.concept, received.data
     safetensors_file.write_data(data, out)

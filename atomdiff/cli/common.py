@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from atomdiff import __version__
-from atomdiff.errors import AtomdiffError, refused_by_system
+from atomdiff.errors import AtomdiffError, ConceptError, refused_by_system
 
 app = typer.Typer(
     help="Personalise Stable Diffusion with concept files of a few KB.",
@@ -41,6 +42,14 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             _fail("There is not enough memory: try a smaller --size, --batch-size 1 or --dtype fp16.")
 
     return wrapped
+
+
+def check_concept_name(out: Path) -> None:
+    """Raises ConceptError for a name under which a concept file would not be known for one."""
+    if out.suffix.lower() != ".safetensors":
+        raise ConceptError(
+            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
+        )
 
 
 def _fail(sentence: str) -> None:

@@ -54,6 +54,13 @@ def generate(
     batch_size: Annotated[
         int | None, typer.Option(help="Pictures at a time; by default what suits the base.")
     ] = None,
+    branches: Annotated[
+        str,
+        typer.Option(
+            metavar="both|conditional",
+            help="Where concepts act in guidance: conditional leaves what it steers away from to the base.",
+        ),
+    ] = "both",
     grid: Annotated[bool, typer.Option(help="Whether several pictures also make a contact sheet.")] = True,
     embed_concept: Annotated[
         bool,
@@ -85,6 +92,7 @@ def generate(
         size=sides,
         sampler=sampler,
         batch_size=batch_size,
+        branches=branches,
     )
     for line in _write(images, out, grid, carried):
         typer.echo(line)

@@ -43,6 +43,12 @@ def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
     return weighted
 
 
+def concept_file(given: Path) -> Path:
+    """The file that `FILE`, or `NAME` of a concept in the library, means. Raises ConceptError."""
+    entry = _in_library(str(given))
+    return entry.path if entry else given
+
+
 def split_strength(item: str) -> tuple[str, Strength]:
     """The file that `FILE`, `NAME` or these with `:STRENGTH` mean, and the strength. Raises as above."""
     name, strength = _split(item)
@@ -55,11 +61,12 @@ def _in_library(name: str) -> Entry | None:
 
     Raises ConceptError if the library has none or several of the name.
     """
+    path = Path(name)
+    if path.exists() or path.name != name or path.suffix.lower() in (".safetensors", ".png"):
+        return None
     from atomdiff.sharing.library import Library, default_folder
 
-    path = Path(name)
-    is_file = path.exists() or path.name != name or path.suffix.lower() in (".safetensors", ".png")
-    if is_file or not default_folder().is_dir():
+    if not default_folder().is_dir():
         return None
     try:
         return Library().named(name)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from atomdiff.cli.common import app, one_sentence
-from atomdiff.errors import ConceptError
+from atomdiff.cli.common import app, check_concept_name, one_sentence
+from atomdiff.cli.given import concept_file
 
 
 @app.command()
 @one_sentence
 def push(
-    file: Annotated[Path, typer.Argument(help="A concept file, or a card.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where on the Hugging Face hub.")],
     picture: Annotated[
         list[Path] | None, typer.Option(help="What it draws, for its page; up to twelve, the best first.")
@@ -24,7 +24,7 @@ def push(
     """Share a concept on the Hugging Face hub, with a page that shows it. Log in first: hf auth login."""
     from atomdiff.sharing import hub
 
-    typer.echo(hub.push(file, repo, private=private, pictures=picture or []))
+    typer.echo(hub.push(concept_file(file), repo, private=private, pictures=picture or []))
 
 
 @app.command()
@@ -42,10 +42,8 @@ def pull(
     from atomdiff.formats.safetensors_file import write_data
     from atomdiff.sharing import hub
 
-    if out is not None and out.suffix.lower() != ".safetensors":
-        raise ConceptError(
-            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
-        )
+    if out is not None:
+        check_concept_name(out)
     found = hub.pull(repo)
     data = read_file(found)
     typer.echo(f"{write_data(data, out or Path(found.name))} ({len(data):,} bytes)")

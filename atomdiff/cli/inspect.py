@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atomdiff.cli.common import app, one_sentence
+from atomdiff.cli.given import concept_file
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 @one_sentence
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A concept file or card.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     drift: Annotated[
         bool, typer.Option("--drift", help="Also how far each layer of the base moves; loads the base.")
@@ -35,6 +36,7 @@ def inspect(
 
     if not drift and (out or base):
         raise SettingsError("--out and --base belong to --drift: give that too, or drop them.")
+    file = concept_file(file)
     about = inspection.describe(file)
     moved = _drift(file, base, out, as_json) if drift else None
     if as_json:
@@ -49,7 +51,7 @@ def inspect(
 @app.command()
 @one_sentence
 def plot(
-    file: Annotated[Path, typer.Argument(help="A concept file or card.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     out: Annotated[Path, typer.Option(help="The picture: a .png, .jpg or .webp.")] = Path("learned.png"),
     base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
 ) -> None:
@@ -63,7 +65,7 @@ def plot(
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
-    concept = card.load(file)
+    concept = card.load(concept_file(file))
     unet = _base(concept, base).unet
     figure = plots.learned_figure(concept, learned(concept, unet), drift(concept, unet))
     typer.echo(sheets.save_picture(plots.picture(figure), out))

@@ -110,11 +110,14 @@ def remove(name: NameArgument, folder: FolderOption = None) -> None:
 @one_sentence
 def restore(
     name: Annotated[
-        str | None, typer.Argument(help="A file name or the first digits of an id; none lists the trash.")
+        str | None,
+        typer.Argument(help="A name, file name or the first digits of an id; none lists the trash."),
     ] = None,
     folder: FolderOption = None,
 ) -> None:
     """Bring a removed concept back."""
+    from atomdiff.sharing.library.folder import file_name
+
     library = _open(folder)
     removed = library.removed()
     if name is None:
@@ -126,6 +129,7 @@ def restore(
         ident
         for ident, files in removed.items()
         if ident.startswith(asked)
+        or file_name(name, ident) in files
         or any(asked in (file.casefold(), Path(file).stem.casefold()) for file in files)
     ]
     if len(found) != 1:

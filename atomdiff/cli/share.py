@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.common import app, one_sentence
+from atomdiff.cli.common import app, check_concept_name, one_sentence
+from atomdiff.cli.given import concept_file
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ THUMBNAIL = 256  # pixels a side, as the ModelSpec says
 @app.command("export")
 @one_sentence
 def export_concept(
-    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     text: Annotated[bool, typer.Option("--text", help="One line for a chat message (the default).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for version control.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
@@ -28,11 +29,12 @@ def export_concept(
     """Write a concept as text, from which `import` makes the same file."""
     from atomdiff.formats import files
     from atomdiff.formats import text as forms
-    from atomdiff.formats.card import read_file
+    from atomdiff.formats.card import concept_bytes
 
     if text and as_json:
         raise SettingsError("A concept is exported as --text or as --json, not as both: run it twice.")
-    data = read_file(file)
+    file = concept_file(file)
+    data = concept_bytes(file)
     try:
         made = forms.to_json(data) if as_json else forms.to_text(data) + "\n"
     except ConceptError as error:
@@ -47,32 +49,40 @@ def export_concept(
 @one_sentence
 def import_concept(
     file: Annotated[
-        str, typer.Argument(help="A text or JSON file made by `export`, or - for standard input.")
+        str,
+        typer.Argument(help="The text or JSON that `export` wrote: a file, - for standard input, or itself."),
     ],
     out: Annotated[Path, typer.Option(help="The concept file to write.")],
 ) -> None:
-    """Make a concept file of its text or JSON."""
+    """Make a concept file of its text or JSON: import "atomdiff:v1:..." --out dog.safetensors."""
     from atomdiff.formats import safetensors_file
     from atomdiff.formats import text as forms
     from atomdiff.formats.card import read_file
-    from atomdiff.sharing.receiving import from_any_text
+    from atomdiff.sharing.receiving import from_any_text, is_text_form
 
-    raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else read_file(file)
-    try:
-        data = from_any_text(raw)
-    except ConceptError as error:
-        raise ConceptError(f"{file!r}: {error}") from None
+    check_concept_name(out)
+    if file != "-" and is_text_form(file):
+        data = from_any_text(file)
+    else:
+        raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else read_file(file)
+        try:
+            data = from_any_text(raw)
+        except ConceptError as error:
+            raise ConceptError(f"{file!r}: {error}") from None
     typer.echo(f"{safetensors_file.write_data(data, out)} ({len(data):,} bytes)")
 
 
 @app.command()
 @one_sentence
 def convert(
-    file: Annotated[Path, typer.Argument(help="A concept file.")],
+    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     out: Annotated[Path, typer.Option(help="The concept file to write.")],
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8 or int4; by default its own.")
+    ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(help="Take the best precision with which the file is no larger.")
+        int | None,
+        typer.Option(help="Take the best precision, from that one or its own down, that makes it no larger."),
     ] = None,
     author: Annotated[str, typer.Option(help="Who made the concept.")] = "",
     license: Annotated[str, typer.Option(help="Its licence.")] = "",  # noqa: A002 - the flag's name
@@ -81,13 +91,11 @@ def convert(
     thumbnail: Annotated[Path | None, typer.Option(help="A picture to show it by (some KB).")] = None,
 ) -> None:
     """Write a concept in another precision, or with what its author says of it."""
-    from atomdiff.concepts.concept import Concept
-    from atomdiff.formats import header, modelspec, safetensors_file
+    from atomdiff.formats import card, header, modelspec, safetensors_file
     from atomdiff.formats import precision as precisions
-    from atomdiff.formats.card import read_file
 
-    concept = Concept.load(file)
-    best = "fp32" if max_bytes is not None else precisions.of(header.parse_header(read_file(file))[1])
+    check_concept_name(out)
+    concept = card.load(concept_file(file))
     concept = modelspec.annotated(
         concept,
         author=author,
@@ -96,7 +104,7 @@ def convert(
         usage_hint=usage_hint,
         thumbnail=_picture(thumbnail) if thumbnail else None,
     )
-    data = safetensors_file.to_bytes(concept, precision or best, max_bytes)
+    data = safetensors_file.to_bytes(concept, precision, max_bytes)
     safetensors_file.write_data(data, out)
     typer.echo(f"{out} ({precisions.of(header.parse_header(data)[1])}, {len(data):,} bytes)")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.common import app, one_sentence
-from atomdiff.errors import ConceptError, SettingsError
+from atomdiff.cli.common import app, check_concept_name, one_sentence
+from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
     from atomdiff.concepts.timeline import Timeline
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def show_timeline(
     file: Annotated[Path, typer.Argument(help="A NAME.timeline.safetensors that training wrote.")],
     cut: Annotated[int | None, typer.Option(metavar="STEP", help="Write this step as a concept.")] = None,
+    precision: Annotated[str, typer.Option(help="Of that concept: fp32, fp16, int8 or int4.")] = "fp16",
     draw: Annotated[str | None, typer.Option(metavar="PROMPT", help="Draw the same seeds along it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The concept, or the sheet, to write.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each state.")] = 4,
@@ -37,7 +38,7 @@ def show_timeline(
         raise SettingsError("A timeline is either drawn or cut, one at a time: give --draw or --cut.")
     timeline = Timeline.load(file)
     if cut is not None:
-        typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors")))
+        typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors"), precision))
     elif draw is not None:
         sampling = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
         which = (base, device, dtype)
@@ -46,12 +47,9 @@ def show_timeline(
         _list(timeline, file)
 
 
-def _cut(timeline: Timeline, step: int, out: Path) -> str:
-    if out.suffix.lower() != ".safetensors":
-        raise ConceptError(
-            f"A concept file ends in .safetensors, not {out.suffix or 'nothing'!r}: rename it."
-        )
-    written = timeline.at(step).save(out)
+def _cut(timeline: Timeline, step: int, out: Path, precision: str) -> str:
+    check_concept_name(out)
+    written = timeline.at(step).save(out, precision)
     return f"{written} ({written.stat().st_size:,} bytes: {timeline.last.title!r} after step {step})"
 
 

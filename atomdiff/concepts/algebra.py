@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.contents import MAX_TEXT
-from atomdiff.concepts.maps import Known, Maps, aligned, maps_of
+from atomdiff.concepts.contents import MAX_TEXT, Contents
+from atomdiff.concepts.maps import Maps, aligned, maps_of
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats import card, precision, safetensors_file
@@ -37,8 +37,8 @@ def mix(parts: Sequence[tuple[Concept, float]], name: str = "") -> Concept:
     """Σ wᵢ conceptᵢ: the concept whose change of every layer is the weighted sum of theirs.
 
     Weights may be negative. Trigger, class word and base are those of the first; `training` tells what it was
-    mixed of. Raises SettingsError for weights that are not finite, ConceptError if the concepts are of
-    different bases or layers, or their changes are not maps.
+    mixed of; its precision is the best of theirs. Raises SettingsError for weights that are not finite,
+    ConceptError if the concepts are of different bases or layers, or their changes are not maps.
     """
     if not parts or not all(math.isfinite(weight) for _, weight in parts):
         raise SettingsError(
@@ -71,6 +71,7 @@ def mix(parts: Sequence[tuple[Concept, float]], name: str = "") -> Concept:
         training={"mix": _sum([(concept.sha256()[:12], weight) for concept, weight in parts])},
         bases=bases,
         trimmed=any(concept.trimmed for concept in concepts),
+        precision=min((concept.precision for concept in concepts), key=precision.PRECISIONS.index),
     )
 
 
@@ -151,7 +152,7 @@ class Comparison:
         return math.sqrt(math.prod(squares)) or 1.0
 
 
-def compare(first: Known, second: Known) -> Comparison:
+def compare(first: Contents, second: Contents) -> Comparison:
     """Raises ConceptError if the concepts are of different bases or layers, or their changes are not maps."""
     _, _, (a, b) = aligned([first, second])
     families = sorted({*a, *b})
@@ -167,12 +168,12 @@ def compare(first: Known, second: Known) -> Comparison:
     return Comparison(products(a, b), products(a, a), products(b, b))
 
 
-def similarity(first: Known, second: Known) -> float:
+def similarity(first: Contents, second: Contents) -> float:
     """The cosine between the maps of two concepts (see `Comparison`). Raises ConceptError like `compare`."""
     return compare(first, second).similarity
 
 
-def clash(first: Known, second: Known) -> float | None:
+def clash(first: Contents, second: Contents) -> float | None:
     """`Comparison.clash`; None for concepts whose layers or families cannot be compared."""
     try:
         return compare(first, second).clash
@@ -181,7 +182,7 @@ def clash(first: Known, second: Known) -> float | None:
 
 
 def neighbours(
-    concept: Known, where: str | Path | Iterable[Path], count: int = 10
+    concept: Contents, where: str | Path | Iterable[Path], count: int = 10
 ) -> list[tuple[Path, float]]:
     """The concept files most like this one, best first, with their similarity.
 
@@ -207,7 +208,7 @@ class _LikenessTo:
     """The similarity of a concept to many files: where one file could be compared, the next of the same base,
     spec and layers needs only its numbers, since atoms over the DCT are compared as they are."""
 
-    def __init__(self, concept: Known) -> None:
+    def __init__(self, concept: Contents) -> None:
         self.concept = concept
         self.own = {key: np.asarray(maps) for key, maps in maps_of(concept).items()}
         self.norm = math.sqrt(sum(float((M * M).sum()) / M.shape[1] for M in self.own.values()))

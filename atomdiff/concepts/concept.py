@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,27 +33,12 @@ from atomdiff.errors import AtomdiffError, ConceptError
 
 
 @dataclass(frozen=True, eq=False)
-class Concept:
+class Concept(Contents[Tensor]):
     """What a trained concept is; made by `Concept.of` after training or by `Concept.load` from a file.
 
-    `layers` is the digest of the layers that the atoms belong to. `bases` holds, packed like the atoms, the
-    basis of every convolution where it follows from the weights and spans a subspace (svd with fewer atoms
-    than weights in the kernel); everything else follows from `spec`. `extra` keeps metadata that this
-    version does not know. Of a `trimmed` concept the file leaves out layers that are all zero. Raises
-    ConceptError if the parts contradict each other or a number is not finite.
+    Its fields are those of `Contents`, with fp32 tensors on the CPU. Raises ConceptError if the parts
+    contradict each other or a number is not finite.
     """
-
-    atoms: Mapping[str, Tensor]
-    layers: str
-    spec: AtomSpec
-    base: BasePassport
-    trigger: str = ""
-    class_word: str = ""
-    name: str = ""
-    training: Mapping[str, str | int | float] = field(default_factory=dict)
-    bases: Mapping[str, Tensor] = field(default_factory=dict)
-    extra: Mapping[str, str] = field(default_factory=dict)
-    trimmed: bool = False
 
     def __post_init__(self) -> None:
         for kind in ("atoms", "bases"):
@@ -62,7 +47,7 @@ class Concept:
                 for key, value in sorted(getattr(self, kind).items())
             }
             object.__setattr__(self, kind, tensors)
-        self.contents()
+        super().__post_init__()
 
     @classmethod
     def of(
@@ -158,43 +143,29 @@ class Concept:
             f"about {match.distance:.1%} away: it works there, but likeness may suffer."
         )
 
-    def contents(self) -> Contents:
-        """The same with numpy arrays, as files hold it. Raises ConceptError (see the class)."""
-        values = {item.name: getattr(self, item.name) for item in fields(Contents)}
-        for kind in ("atoms", "bases"):
-            values[kind] = {key: tensor.numpy() for key, tensor in values[kind].items()}
-        return Contents(**values)
-
-    @property
-    def title(self) -> str:
-        """What to call the concept: its name, else its trigger."""
-        return self.name or self.trigger or "unnamed"
-
-    def num_parameters(self) -> int:
-        """How many numbers were trained."""
-        return sum(tensor.numel() for tensor in self.atoms.values())
-
-    def size_report(self, dtype: str = "fp16") -> dict[str, int]:
+    def size_report(self, dtype: str | None = None) -> dict[str, int]:
         """Bytes of each part of the file: conv atoms, linear atoms, bases, scales, header with the texts."""
         from atomdiff.formats import safetensors_file  # formats is built on this module
 
         return safetensors_file.size_report(safetensors_file.to_bytes(self, dtype))
 
     def sha256(self) -> str:
-        """The checksum of the file that `save` writes by default (in fp32 where fp16 cannot hold it)."""
+        """The concept's identity: the checksum of the file that it came from, or that `save` writes by
+        default (in fp32 where its own precision cannot hold it)."""
         from atomdiff.formats import safetensors_file
 
         try:
-            data = safetensors_file.to_bytes(self, "fp16")
+            data = safetensors_file.to_bytes(self)
         except ConceptError:
             data = safetensors_file.to_bytes(self, "fp32")
         return hashlib.sha256(data).hexdigest()
 
-    def save(self, path: str | Path, dtype: str = "fp16", max_bytes: int | None = None) -> Path:
+    def save(self, path: str | Path, dtype: str | None = None, max_bytes: int | None = None) -> Path:
         """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.
 
-        `dtype` is "fp32", "fp16", "int8" or "int4"; with `max_bytes` it is the best of these, from `dtype`
-        down, with which the file is no larger. Raises ConceptError if it cannot be written or nothing fits.
+        `dtype` is "fp32", "fp16", "int8" or "int4", by default the concept's own; with `max_bytes` it is the
+        best of these, from `dtype` down, with which the file is no larger. Raises ConceptError if it cannot
+        be written or nothing fits.
         """
         from atomdiff.formats import safetensors_file
 

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -17,17 +18,23 @@ from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 
 MAX_TEXT = 1000  # characters of any one text field: a concept is read by people and shown in lists
+Array = TypeVar("Array")  # np.ndarray; of a `Concept`, torch.Tensor
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 
 
 @dataclass(frozen=True, eq=False)
-class Contents:
-    """The fields of a `Concept`, with fp32 arrays (L, r, c) for its tensors.
+class Contents(Generic[Array]):
+    """The fields of a concept; `atoms` and `bases` are fp32 arrays (L, r, c), packed as `concept` tells.
 
-    Raises ConceptError if the parts contradict each other, a text cannot be shown or a number is not finite.
+    `layers` is the digest of the layers that the atoms belong to. `bases` holds, packed like the atoms, the
+    basis of every convolution where it follows from the weights and spans a subspace (svd with fewer atoms
+    than weights in the kernel); everything else follows from `spec`. `extra` keeps metadata that this
+    version does not know. Of a `trimmed` concept the file leaves out layers that are all zero. `precision`
+    is that of the file it came from, which is written again as it was. Raises ConceptError if the parts
+    contradict each other, a text cannot be shown or a number is not finite.
     """
 
-    atoms: Mapping[str, np.ndarray]
+    atoms: Mapping[str, Array]
     layers: str
     spec: AtomSpec
     base: BasePassport
@@ -35,9 +42,10 @@ class Contents:
     class_word: str = ""
     name: str = ""
     training: Mapping[str, str | int | float] = field(default_factory=dict)
-    bases: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bases: Mapping[str, Array] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
     trimmed: bool = False
+    precision: str = "fp16"
 
     def __post_init__(self) -> None:
         self._check_texts()
@@ -50,7 +58,7 @@ class Contents:
 
     def num_parameters(self) -> int:
         """How many numbers were trained."""
-        return sum(array.size for array in self.atoms.values())
+        return sum(np.asarray(array).size for array in self.atoms.values())
 
     def _check_texts(self) -> None:
         texts = {
@@ -74,14 +82,16 @@ class Contents:
                 )
 
     def _check_numbers(self) -> None:
-        for key, array in [*self.atoms.items(), *self.bases.items()]:
+        held = {key: np.asarray(array) for key, array in self.atoms.items()}
+        over = {key: np.asarray(array) for key, array in self.bases.items()}
+        for key, array in [*held.items(), *over.items()]:
             if array.ndim != 3 or not array.size:
                 raise ConceptError(f"A packed tensor has three dimensions; {key!r} is {array.shape}.")
             if not np.isfinite(array).all():
                 raise ConceptError(f"The numbers {key!r} of the concept {self.title!r} hold NaN or infinity.")
         spec = self.spec
-        shapes = {key: array.shape for key, array in self.atoms.items()}
-        bases = {key: array.shape for key, array in self.bases.items()}
+        shapes = {key: array.shape for key, array in held.items()}
+        bases = {key: array.shape for key, array in over.items()}
         wanted = {key: (shape[0], *_sides(spec, key, shapes)) for key, shape in shapes.items()}
         stored = spec.basis == "svd" or spec.conv_family == "sparse"
         spatial = {key: s for key, s in shapes.items() if key.split(".")[0] == "conv"} if stored else {}

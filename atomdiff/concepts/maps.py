@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atomdiff.concepts.concept import Concept
 from atomdiff.concepts.contents import Contents
 from atomdiff.core import subspace
 from atomdiff.core.selection import LINEAR_PATTERNS
@@ -25,10 +24,9 @@ from atomdiff.errors import ConceptError
 
 Maps = dict[str, Tensor]
 """Family -> the maps of its layers (L, k2, k2); of a convolution's map M it is D M, D the full DCT."""
-Known = Concept | Contents
 
 
-def maps_of(concept: Known) -> Maps:
+def maps_of(concept: Contents) -> Maps:
     """The concept's maps, over the full DCT. Raises ConceptError for families whose change is not a map."""
     spec, found = concept.spec, {}
     for family, values in concept.atoms.items():
@@ -83,7 +81,7 @@ def _coarser(maps: Tensor, side: int, kc: int) -> Tensor:
     return torch.einsum("lpqxy,ab,cd->lapcqbxdy", own, same, same).reshape(len(maps), kc**2, kc**2)
 
 
-def aligned(concepts: Sequence[Known]) -> tuple[AtomSpec, str, list[Maps]]:
+def aligned(concepts: Sequence[Contents]) -> tuple[AtomSpec, str, list[Maps]]:
     """A spec that all fit, the digest of its layers ("" if no concept has all of them), and the maps of each
     under it. Raises ConceptError where the layers cannot be told to be the same."""
     maps = [maps_of(concept) for concept in concepts]
@@ -91,7 +89,7 @@ def aligned(concepts: Sequence[Known]) -> tuple[AtomSpec, str, list[Maps]]:
     for other in concepts[1:]:
         spec = _common_spec(spec, concepts[0], other)
     counts: dict[str, int] = {}
-    whole: dict[str, Known] = {}
+    whole: dict[str, Contents] = {}
     for concept, own in zip(concepts, maps, strict=True):
         if "linear" in own and concept.spec.linear_block != spec.linear_block:
             own["linear"] = _coarser(own["linear"], concept.spec.linear_block, spec.linear_block)
@@ -105,7 +103,7 @@ def aligned(concepts: Sequence[Known]) -> tuple[AtomSpec, str, list[Maps]]:
     return spec, next(iter(whole), ""), maps
 
 
-def _common_spec(spec: AtomSpec, first: Known, other: Known) -> AtomSpec:
+def _common_spec(spec: AtomSpec, first: Contents, other: Contents) -> AtomSpec:
     """The smallest spec under which `other` can be written as well as all before it."""
     if _architecture(first) != _architecture(other):
         raise ConceptError(
@@ -128,7 +126,7 @@ def _common_spec(spec: AtomSpec, first: Known, other: Known) -> AtomSpec:
     return replace(spec, **changes)
 
 
-def _as_map(concept: Known) -> AtomSpec:
+def _as_map(concept: Contents) -> AtomSpec:
     """The spec under which the concept's maps are atoms: over the DCT, and of no more of it than needed."""
     spec = concept.spec
     if spec.linear_family != "blocks":
@@ -139,7 +137,7 @@ def _as_map(concept: Known) -> AtomSpec:
     return spec
 
 
-def _architecture(concept: Known) -> str:
+def _architecture(concept: Contents) -> str:
     return concept.base.architecture.rpartition("-")[2]
 
 
@@ -147,7 +145,7 @@ def _pattern(spec: AtomSpec) -> str:
     return LINEAR_PATTERNS.get(spec.linear_atoms, spec.linear_atoms)
 
 
-def _different(first: Known, other: Known) -> ConceptError:
+def _different(first: Contents, other: Contents) -> ConceptError:
     return ConceptError(
         f"The concepts {first.title!r} ({first.spec.conv_layers!r}, {first.spec.linear_atoms!r}) and "
         f"{other.title!r} ({other.spec.conv_layers!r}, {other.spec.linear_atoms!r}) change different layers, "

@@ -169,14 +169,13 @@ class Recorder:
 
 
 def _at_step(concept: Concept, step: int) -> Concept:
-    return replace(concept, training={**concept.training, "steps": step})
+    return replace(concept, training={**concept.training, "steps": step}, precision="fp16")
 
 
 def shared(concept: Concept, **changes: Any) -> Concept:
     """What the states of a run have in common: ones for numbers, since a file may leave out zeros."""
-    return replace(
-        concept, atoms={k: torch.ones_like(tensor) for k, tensor in concept.atoms.items()}, **changes
-    )
+    ones = {key: torch.ones_like(tensor) for key, tensor in concept.atoms.items()}
+    return replace(concept, atoms=ones, precision="fp16", **changes)
 
 
 def _half(concept: Concept) -> dict[str, Tensor]:

@@ -190,7 +190,7 @@ def _round(steps: np.ndarray, pinned: np.ndarray, feedback: np.ndarray, largest:
         ends = pinned[..., i]
         whole[..., i] = np.where(np.isnan(ends), _nearest(wanted[..., i], largest), ends)
         missed = wanted[..., i] - whole[..., i]
-        for j in range(i + 1, steps.shape[2]):
+        for j in i + 1 + np.flatnonzero(feedback[i, i + 1 :]):
             wanted[..., j] -= missed * feedback[i, j]
     return whole
 

@@ -20,7 +20,6 @@ from atomdiff.errors import ConceptError
 from atomdiff.formats.header import MAX_NUMBERS
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
     from atomdiff.concepts.contents import Contents
 
 Kept = dict[str, np.ndarray]
@@ -31,7 +30,7 @@ _ITEM = re.compile(r"([a-z][a-z0-9_.]{0,30}):([1-9]\d{0,3}):([0-9a-f]{1,2500})")
 _SMALLEST = 2.0**-25  # what is no larger is rounded to 0 by fp16, and by int8 and int4 with their fp16 scales
 
 
-def kept_layers(concept: Contents | Concept, dtype: str) -> Kept:
+def kept_layers(concept: Contents, dtype: str) -> Kept:
     """The layers that the file of a trimmed concept holds in `dtype`: those that are not all zero there, and
     of a family of nothing else the first, so that its shape is known. Empty if it holds all of all."""
     if not concept.trimmed:

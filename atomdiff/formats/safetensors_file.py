@@ -4,8 +4,7 @@ docs/format.md says what is in it and why. In short: one packed tensor a family,
 (layers, m, k²) and `linear` (layers, kc², kc²), and for a data-driven subspace `basis` or `basis.KHxKW` like
 `conv`, in one of four precisions; metadata in the order of `KNOWN`. A reader refuses another major version
 and any field of `spec` that it does not know, since that would change what the numbers mean; it keeps every
-other unknown key. `spec` and `training` are written like a query string (`steps=300&learning_rate=0.001`), a
-third shorter than JSON in JSON.
+other unknown key.
 """
 
 from __future__ import annotations
@@ -13,36 +12,27 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlencode
 
 from atomdiff.concepts.contents import Contents
 from atomdiff.concepts.passport import BasePassport
-from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.formats import files, precision, present
+from atomdiff.formats import files, precision, present, query
 from atomdiff.formats.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_header
 from atomdiff.formats.precision import Part
+from atomdiff.formats.query import check_patterns
 
 if TYPE_CHECKING:
     from atomdiff.concepts.concept import Concept
 
 FORMAT = "atomdiff/1"
-ALWAYS = ("num_atoms", "basis", "conv_layers", "linear_atoms", "linear_block")
-"""Fields of the spec that are written even if they are as usual; the others were added later."""
 _FAMILY = r"(?:(?:conv|basis|beta)(?:\.[1-9]\d?x[1-9]\d?)?|linear|coef|token2?)"
-_TENSOR_NAME = re.compile(rf"{_FAMILY}(?:\.scale)?")
-_INT4 = re.compile(rf"({_FAMILY})=([1-9]\d{{0,6}})x([1-9]\d{{0,6}})x([1-9]\d{{0,6}})")
+_TENSOR_NAME = re.compile(rf"{_FAMILY}(?:\.scale)?", re.ASCII)
+_INT4 = re.compile(rf"({_FAMILY})=([1-9]\d{{0,6}})x([1-9]\d{{0,6}})x([1-9]\d{{0,6}})", re.ASCII)
 _ARCHITECTURE = re.compile(r"[a-z0-9]{1,20}-[0-9a-f]{8}")
 _BASE_NAME = re.compile(r"[^/\\]{0,200}|[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?", re.IGNORECASE)
-MAX_PATTERN = 200  # letters
-_RISKY_PATTERN = re.compile(  # a repeated group, a back reference or flags, doubled signs, many repetitions
-    r"\)[*+{]|\\\d|\(\?[^:]|\[\[|--|&&|~~|\|\||([*+{].*){5}", re.DOTALL
-)
 _REQUIRED = ("base", "base_sketch", "spec", "layers")
 KNOWN = (
     "format",
@@ -59,13 +49,13 @@ KNOWN = (
 )
 
 
-def to_bytes(concept: Concept, dtype: str = "fp16", max_bytes: int | None = None) -> bytes:
-    """The file's bytes, in `dtype` (fp32, fp16, int8 or int4) or, with `max_bytes`, in the best precision
-    from `dtype` down that fits.
+def to_bytes(concept: Concept, dtype: str | None = None, max_bytes: int | None = None) -> bytes:
+    """The file's bytes, in `dtype` (fp32, fp16, int8 or int4; by default the concept's own) or, with
+    `max_bytes`, in the best precision from `dtype` down that fits.
 
     Raises SettingsError for an unknown dtype, ConceptError if fp16 overflows or nothing fits.
     """
-    known = precision.PRECISIONS
+    known, dtype = precision.PRECISIONS, dtype or concept.precision
     if dtype not in known:
         raise SettingsError(f"A concept is saved as {', '.join(known[:-1])} or {known[-1]}, not {dtype!r}.")
     check_patterns(concept.spec)
@@ -102,7 +92,7 @@ def assemble(metadata: dict[str, str], parts: list[Part]) -> bytes:
     them too, so that none is misaligned), then by name."""
     parts = sorted(parts, key=lambda part: canonical_place(part.code, part.name))
     int4 = {part.name: "x".join(map(str, part.int4)) for part in parts if part.int4}
-    header: dict[str, Any] = {"__metadata__": _in_order(metadata | {"int4": _query(int4)})}
+    header: dict[str, Any] = {"__metadata__": _in_order(metadata | {"int4": query.query(int4)})}
     offset = 0
     for part in parts:
         end = offset + len(part.data)
@@ -124,26 +114,6 @@ def _in_order(metadata: dict[str, str]) -> dict[str, str]:
     return known | {key: metadata[key] for key in sorted(metadata) if key not in KNOWN}
 
 
-def check_patterns(spec: AtomSpec) -> None:
-    """Refuses layer patterns that no reader would run: a stranger's file must not keep a computer busy.
-
-    That is a repeated group, a back reference, inline flags, a set that Python warns of, more than four
-    repetitions, or 200 and more letters. To be asked before training, since `to_bytes` asks too. Raises
-    SettingsError.
-    """
-    _check_patterns(spec.conv_layers, spec.linear_atoms)
-
-
-def _check_patterns(*patterns: str) -> None:
-    """Before they are compiled, which some take long for as well."""
-    for pattern in patterns:
-        if len(pattern) >= MAX_PATTERN or _RISKY_PATTERN.search(pattern):
-            raise SettingsError(
-                f"The layer pattern {pattern[:60]!r} could take for ever to search: use one without repeated "
-                "groups, back references, inline flags, doubled signs and more than four repetitions."
-            )
-
-
 def from_bytes(data: bytes) -> Concept:
     """Inverse of `to_bytes`. Raises ConceptError on anything that is not a sound concept file."""
     return concept_of(contents(data))
@@ -161,9 +131,10 @@ def concept_of(said: Contents) -> Concept:
 
     from atomdiff.concepts.concept import Concept
 
-    values = {item.name: getattr(said, item.name) for item in fields(Contents)}
-    for kind in ("atoms", "bases"):
-        values[kind] = {key: torch.from_numpy(array) for key, array in values[kind].items()}
+    values = vars(said) | {
+        kind: {key: torch.from_numpy(array) for key, array in getattr(said, kind).items()}
+        for kind in ("atoms", "bases")
+    }
     return Concept(**values)
 
 
@@ -180,7 +151,7 @@ def size_report(data: bytes) -> dict[str, int]:
     return report | {"header": start}
 
 
-def write(concept: Concept, path: Path, dtype: str = "fp16", max_bytes: int | None = None) -> Path:
+def write(concept: Concept, path: Path, dtype: str | None = None, max_bytes: int | None = None) -> Path:
     """Saves the concept at `path`, whole or not at all. Raises ConceptError if it cannot be written."""
     return write_data(to_bytes(concept, dtype, max_bytes), path)
 
@@ -211,12 +182,6 @@ def _metadata(concept: Concept, dtype: str) -> dict[str, str]:
     clash = next((key for key in concept.extra if key in KNOWN), None)
     if clash is not None:
         raise ConceptError(f"The extra field {clash!r} is one of the format's own: name it otherwise.")
-    spec = {
-        item.name: getattr(concept.spec, item.name)
-        for item in fields(AtomSpec)
-        if item.name in ALWAYS or getattr(concept.spec, item.name) != item.default
-    }
-    spec[present.FIELD] = present.to_text(present.kept_layers(concept, dtype))
     known: dict[str, str] = {
         "format": FORMAT,
         "name": concept.name,
@@ -225,9 +190,9 @@ def _metadata(concept: Concept, dtype: str) -> dict[str, str]:
         "base": concept.base.architecture,
         "base_name": concept.base.name,
         "base_sketch": concept.base.sketch_text(),
-        "spec": _query({key: value for key, value in spec.items() if value != ""}),
+        "spec": query.spec_text(concept.spec, present.kept_layers(concept, dtype)),
         "layers": concept.layers,
-        "training": _query({key: _text(value) for key, value in concept.training.items()}),
+        "training": query.training_text(concept.training),
     }
     return known | dict(concept.extra)
 
@@ -249,8 +214,9 @@ def _contents(metadata: dict[str, str], entries: list[Entry], data: memoryview) 
         raise ConceptError(
             f"The file holds {numbers:,} numbers, too many for a concept (at most {MAX_NUMBERS:,})."
         )
-    spec, kept = _spec(metadata["spec"])
-    arrays = present.expand(precision.decode(entries, data, int4_shapes(metadata))[1], kept)
+    spec, kept = query.spec_of(metadata["spec"])
+    dtype, held = precision.decode(entries, data, int4_shapes(metadata))
+    arrays = present.expand(held, kept)
     if not re.fullmatch(r"[0-9a-f]{8}", metadata["layers"]):
         raise ConceptError(f"The file's digest of layers is not 8 hex digits: {metadata['layers'][:60]!r}.")
     base = metadata["base"]
@@ -265,9 +231,10 @@ def _contents(metadata: dict[str, str], entries: list[Entry], data: memoryview) 
         trigger=metadata.get("trigger", ""),
         class_word=metadata.get("class_word", ""),
         name=metadata.get("name", ""),
-        training={key: _value(text) for key, text in _pairs(metadata.get("training", ""))},
+        training=query.training_of(metadata.get("training", "")),
         extra={key: text for key, text in metadata.items() if key not in KNOWN},
         trimmed=bool(kept),
+        precision=dtype,
     )
 
 
@@ -279,67 +246,3 @@ def int4_shapes(metadata: dict[str, str]) -> dict[str, tuple[int, ...]]:
     if len(shapes) != len(found):
         raise ConceptError(f"The file's shapes of int4 numbers cannot be read: {text[:60]!r}.")
     return shapes
-
-
-def _spec(text: str) -> tuple[AtomSpec, present.Kept]:
-    """The spec, and the layers that the file holds; of all families none, if it holds all."""
-    known = {item.name: type(item.default) for item in fields(AtomSpec)}
-    values: dict[str, Any] = {}
-    kept: present.Kept = {}
-    for key, value in _pairs(text):
-        if key == present.FIELD and not kept:
-            kept = present.from_text(value)
-            continue
-        if key not in known or key in values:
-            raise ConceptError(
-                f"The concept's spec has a field {key[:60]!r} that is unknown here: update atomdiff."
-            )
-        if len(value) >= MAX_PATTERN:
-            raise ConceptError(f"The concept's spec has a {key} of {len(value)} letters: it was altered.")
-        values[key] = _field(known[key], value)
-    try:
-        _check_patterns(values.get("conv_layers", ""), values.get("linear_atoms", ""))
-        spec = AtomSpec(**values)
-    except SettingsError as error:
-        raise ConceptError(f"The concept's spec cannot be right: {error}") from None
-    return spec, kept
-
-
-def _field(kind: type, text: str) -> int | float | str:
-    """A value of the spec; as it is, to be refused later, where it is no number that is written."""
-    if kind is int and re.fullmatch(r"\d{1,7}", text):
-        return int(text)
-    return float(text) if kind is float and len(text) < 40 and _NUMBER.fullmatch(text) else text
-
-
-def _query(values: dict[str, Any]) -> str:
-    return urlencode(values, safe="/:,.*()^$|[]")
-
-
-def _pairs(text: str) -> list[tuple[str, str]]:
-    if not text:
-        return []
-    try:
-        return parse_qsl(
-            text, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=100
-        )
-    except ValueError:
-        raise ConceptError(
-            f"The file has a field that cannot be read: {text[:60]!r}; get it again."
-        ) from None
-
-
-def _text(value: str | int | float) -> str:
-    """Numbers as they are; a text that would read as one, or starts with a quote, is quoted."""
-    if not isinstance(value, str):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False) if _NUMBER.fullmatch(value) or value[:1] == '"' else value
-
-
-def _value(text: str) -> str | int | float:
-    if _NUMBER.fullmatch(text) and len(text) < 40:
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    try:
-        return str(json.loads(text)) if text[:1] == '"' else text
-    except ValueError:
-        raise ConceptError(f"The training summary has a value that cannot be read: {text[:60]!r}.") from None

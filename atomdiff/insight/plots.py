@@ -18,10 +18,12 @@ from atomdiff.insight import map_sheet
 from atomdiff.insight.drift import LayerDrift, by_block, total
 from atomdiff.insight.learned import LearnedLayer
 from atomdiff.insight.map_sheet import CHANGES, COLOURS, FAINT, INK, PAPER, RULE
+from atomdiff.pictures.lettering import font_for, showable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
     from PIL.Image import Image
 
 WIDTH = 15.0  # inches
@@ -142,9 +144,29 @@ def _title(figure: Figure, concept: Concept, drift: float) -> None:
         f"weights moved by {drift:.1%}",
     ]
     at = 0.7 / WIDTH
-    figure.text(at, 1 - 0.55 / whole, _plain(concept.title)[:60], fontsize=24, weight="bold", color=INK)
-    line = _plain("   ·   ".join(filter(None, facts)))
-    figure.text(at, 1 - 0.88 / whole, line[:160], fontsize=11, color=FAINT)
+    name = showable(concept.title)[:60]
+    line = "   ·   ".join(filter(None, map(showable, facts)))[:160]
+    for text, drop, size, weight, colour in (
+        (name, 0.55, 24, "bold", INK),
+        (line, 0.88, 11, "normal", FAINT),
+    ):
+        figure.text(
+            at,
+            1 - drop / whole,
+            _plain(text),
+            fontproperties=_font_for(text),
+            fontsize=size,
+            weight=weight,
+            color=colour,
+        )
+
+
+def _font_for(text: str) -> FontProperties | None:
+    """One of the system's fonts, where matplotlib's own lacks letters."""
+    from matplotlib.font_manager import FontProperties
+
+    file = getattr(font_for(text, 24), "path", "")
+    return FontProperties(fname=file) if isinstance(file, str) and "DejaVu" not in file else None
 
 
 def _plain(text: str) -> str:

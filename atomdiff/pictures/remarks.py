@@ -58,8 +58,8 @@ def clashes(weighted: Weighted) -> Iterator[Remark]:
                 f"{one.title!r} and {other.title!r} overlap by {clash:.0%} in what they change, so each will "
                 "show in the other: lower their strengths, or draw them apart."
             )
-        elif one.trigger and one.trigger.lower() == other.trigger.lower():
+        elif shared := set(one.trigger.lower().split()) & set(other.trigger.lower().split()):
             yield Remark(
-                f"{one.title!r} and {other.title!r} are both called by {one.trigger!r}, so a prompt "
-                "calls both."
+                f"{one.title!r} and {other.title!r} are both called by {min(shared)!r}, so a prompt calls "
+                "both and each will show in the other: draw them apart, or train one with another trigger."
             )

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.concepts.concept import Concept
-from atomdiff.core import inject
 from atomdiff.core.blocks import Strength, by_strength, of_words, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.models import loading, token
 from atomdiff.models.base import Base
+from atomdiff.pictures.branches import BRANCHES, Negatives, folded, negatives
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,7 +61,8 @@ class DrawSettings:
     """Everything that decides a picture but base, concepts and prompt. Raises SettingsError for what cannot
     work.
 
-    `size` is (width, height) in pixels, both multiples of 8.
+    `size` is (width, height) in pixels, both multiples of 8. `branches` is where in guidance concepts act:
+    "both" or "conditional" (see `branches`).
     """
 
     seed: int
@@ -70,10 +71,15 @@ class DrawSettings:
     negative: str
     size: tuple[int, int]
     sampler: str
+    branches: str = "both"
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise SettingsError(f"There is no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}.")
+        if self.branches not in BRANCHES:
+            raise SettingsError(
+                f"Concepts act on the branches {' or '.join(BRANCHES)} of guidance, not {self.branches!r}."
+            )
         if not 1 <= self.steps <= 1000:
             raise SettingsError(f"A picture takes 1 to 1000 steps, not {self.steps}: 20 to 50 are usual.")
         if not 0 <= self.seed <= MAX_SEED:
@@ -102,6 +108,7 @@ def draw(
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
     batch_size: int | None = None,
+    branches: str = "both",
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
@@ -110,13 +117,15 @@ def draw(
 
     `concepts` may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`;
     at strength 0 the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and
-    height) and `batch_size` have defaults by the base. `callback(done, total)` is told of every step, and
-    `preview(latents)` what the step expects the pictures to become, (b, c, h, w); drawing stops within
-    the step if one of them raises (`Interrupted`, say). Raises SettingsError for values that cannot work,
-    ConceptError for a concept of another base; warns (CousinWarning) where a concept's base was
-    fine-tuned in the meantime.
+    height) and `batch_size` have defaults by the base. With `branches` "conditional" concepts act on the
+    prompt's side of guidance alone, and what it steers away from is the plain base.
+
+    `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
+    to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
+    SettingsError for values that cannot work, ConceptError for a concept of another base; warns
+    (CousinWarning) where a concept's base was fine-tuned in the meantime.
     """
-    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler)
+    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches)
     weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
     if count < 1 or (batch_size is not None and batch_size < 1):
         raise SettingsError(
@@ -134,14 +143,17 @@ def draw(
             warnings.warn(warning, CousinWarning, stacklevel=2)
     deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
     tokens = [(concept, of_words(strength)) for concept, strength in weighted]
+    acts = any(strength for _, strength in [*deltas, *tokens])
+    where = settings.branches if acts else "both"  # the base alone is drawn in one way, bit for bit
+    avoided = negatives(base, settings.negative, where)
     limit = batch_size or BATCH[base.family]
     batches = [range(start, min(start + limit, total)) for start in range(0, total, limit)]
     images: list[Image] = []
-    with inject.fold(base.unet, deltas), token.applied(base, tokens), _scheduler(base, settings, preview):
+    with folded(base, deltas, where), token.applied(base, tokens), _scheduler(base, settings, preview):
         for number, batch in enumerate(batches):
             tell = _teller(callback, number * steps, len(batches) * steps, steps)
             texts, seeds = [prompts[i] for i in batch], [seed + i for i in batch]
-            images += _draw_batch(base, texts, settings, seeds, tell)
+            images += _draw_batch(base, texts, settings, seeds, avoided, tell)
     for i, image in enumerate(images):
         image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
     return images
@@ -155,12 +167,13 @@ def draw_settings(
     negative: str = "",
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
+    branches: str = "both",
 ) -> DrawSettings:
     """The settings with the base's own defaults filled in."""
     sides = size if size is not None else base.resolution
     width, height = (sides, sides) if isinstance(sides, int) else sides
     scale = GUIDANCE[base.family] if guidance is None else float(guidance)
-    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower())
+    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower(), branches)
 
 
 def parameters_text(
@@ -185,6 +198,8 @@ def parameters_text(
     ]
     if used:
         fields["Concepts"] = _quoted(", ".join(used))
+        if settings.branches != "both":
+            fields["Concept branches"] = settings.branches
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
     return "\n".join(lines)
 
@@ -194,6 +209,7 @@ def _draw_batch(
     prompts: list[str],
     settings: DrawSettings,
     seeds: list[int],
+    avoided: Negatives,
     tell: Callable[..., dict[str, Any]],
 ) -> list[Image]:
     import torch
@@ -202,7 +218,7 @@ def _draw_batch(
     with loading.quiet(), torch.no_grad():
         made = base.pipe(
             prompt=prompts,
-            negative_prompt=[settings.negative] * len(seeds),
+            **avoided(len(seeds)),
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             width=width,

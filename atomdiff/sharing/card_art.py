@@ -19,6 +19,7 @@ from atomdiff.concepts.concept import Concept
 from atomdiff.errors import ImageError
 from atomdiff.formats.card import embed
 from atomdiff.formats.safetensors_file import from_bytes
+from atomdiff.pictures.lettering import font_for, showable
 from atomdiff.pictures.sheets import fitted
 from atomdiff.sharing import symbols
 
@@ -49,7 +50,7 @@ def draw(concept: Concept, data: bytes, pictures: Sequence[Image]) -> Image:
     _paper(card)
     _pictures(card, concept, accents, pictures)
     _sticker(card, accents[1], _size(len(data)))
-    y = _name(card, concept.title, INSET + HERO + 22)
+    y = _name(card, _called(concept, data), INSET + HERO + 22)
     y = _tags(card, concept, accents[0], y)
     _band(card, concept, accents, y + 30)
     _footer(card, data)
@@ -197,10 +198,8 @@ def _rounded(size: tuple[int, int], radius: int) -> Image:
     return large.resize(size, Pictures.Resampling.LANCZOS)
 
 
-def _font(size: int) -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
+def _font(size: int, text: str = "") -> Any:
+    return font_for(text, size)
 
 
 def _size(count: int) -> tuple[str, str]:
@@ -223,15 +222,21 @@ def _sticker(card: Image, colour: Colour, size: tuple[str, str]) -> None:
     pen.text((middle[0], middle[1] + 36), size[1], ink, _font(32), "mm", stroke_width=1, stroke_fill=ink)
 
 
+def _called(concept: Concept, data: bytes) -> str:
+    """What of the concept's name can be shown, else of its trigger, else its first digits."""
+    said = filter(None, map(showable, (concept.title, concept.trigger)))
+    return next(said, hashlib.sha256(data).hexdigest()[:12])
+
+
 def _name(card: Image, title: str, y: int) -> int:
     """The name, as large as it fits; returns where it ends."""
     from PIL import ImageDraw
 
     room = WIDTH - 190
-    size = next((size for size in (92, 80, 70, 60) if _font(size).getlength(title) <= room), 52)
-    text = fitted(title, _font(size), room)
-    place = (INSET, y + 78)
-    ImageDraw.Draw(card).text(place, text, INK, _font(size), "ls", stroke_width=2, stroke_fill=INK)
+    fonts = [_font(size, title) for size in (92, 80, 70, 60, 52)]
+    font = next((font for font in fonts if font.getlength(title) <= room), fonts[-1])
+    place, text = (INSET, y + 78), fitted(title, font, room)
+    ImageDraw.Draw(card).text(place, text, INK, font, "ls", stroke_width=2, stroke_fill=INK)
     return y + 120
 
 
@@ -243,17 +248,19 @@ def _tags(card: Image, concept: Concept, colour: Colour, y: int) -> int:
     x, height = INSET, 60
     base = concept.base.name.rsplit("/", 1)[-1] or concept.base.family
     for label, text in (("trigger", concept.trigger), ("class", concept.class_word), ("base", base)):
+        text = showable(text)
+        font = _font(34, text)
         start = x + 36 + round(_font(26).getlength(label))
         room = SIZE[0] - INSET - start - 24
         if not text or room < 60:
             continue
-        text = fitted(text, _font(34), room)
-        end = start + round(_font(34).getlength(text)) + 24
+        text = fitted(text, font, room)
+        end = start + round(font.getlength(text)) + 24
         tag = colour if label == "trigger" else _mix(PAPER, colour, 0.14)
         card.paste(tag, (x, y), _rounded((end - x, height), height // 2))
         ink = _ink_on(tag)
         pen.text((x + 24, y + 40), label, _mix(tag, ink, 0.62), _font(26), "ls")
-        pen.text((start, y + 41), text, ink, _font(34), "ls", stroke_width=1, stroke_fill=ink)
+        pen.text((start, y + 41), text, ink, font, "ls", stroke_width=1, stroke_fill=ink)
         x = end + 14
     return y + height
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.formats import card, qr
+from atomdiff.pictures.lettering import font_for, showable
 from atomdiff.pictures.sheets import fitted
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def sheet(concept: bytes, caption: str = "", scale: int = 6) -> Image:
     """
     import segno
     from PIL import Image as Pictures
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     frames = qr.split(concept)
     if not 1 <= scale <= 40:
@@ -67,8 +68,8 @@ def sheet(concept: bytes, caption: str = "", scale: int = 6) -> Image:
     head = 2 * letters if caption else 0
     made = Pictures.new("L", (gap + columns * (side + gap), gap + head + rows * (side + gap)), 255)
     if caption:
-        font = ImageFont.load_default(letters)
-        line = caption if len(frames) == 1 else f"{caption} · {len(frames)} codes"
+        line = showable(caption if len(frames) == 1 else f"{caption} · {len(frames)} codes")
+        font = font_for(line, letters)
         ImageDraw.Draw(made).text((gap, gap // 2), fitted(line, font, made.width - 2 * gap), INK, font)
     for i, image in enumerate(images):
         made.paste(image, (gap + i % columns * (side + gap), gap + head + i // columns * (side + gap)))

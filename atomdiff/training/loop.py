@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from atomdiff.core.inject import AtomSpec, Attached, attach
-from atomdiff.core.layers import AtomConv2d
 from atomdiff.errors import Interrupted, TrainingError
 from atomdiff.models.base import added_conditions
 from atomdiff.training.batches import Sampler, joined, sample_number
 from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
 from atomdiff.training.objective import Losses, diffusion_loss
+from atomdiff.training.optimiser import LastMean, adam_for, moments_of, set_moments, set_rates
 from atomdiff.training.reporting import StepRecord
-from atomdiff.training.settings import TrainingSettings, rate_factor
+from atomdiff.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,12 +74,9 @@ class Run:
             base.unet, spec_of(settings), seed=settings.seed, progress=decomposing or _unheard
         )
         _training_mode(base.unet, settings)
-        self._adam = torch.optim.AdamW(
-            self._groups(),
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_epsilon,
-            weight_decay=settings.adam_weight_decay,
-        )
+        vectors = data.token.vectors.values() if data.token else ()
+        self._adam = adam_for(settings, self.attached, vectors, accelerator.num_processes)
+        self._mean = LastMean(settings.average_last, self.total)
         self._optimizer = accelerator.prepare_optimizer(self._adam)
         steps, offset = int(base.scheduler.config.num_train_timesteps), settings.noise_offset
         self._instance = Sampler(data.instance, settings.seed, "instance", steps, offset)
@@ -123,6 +120,15 @@ class Run:
         vectors = self.data.token.vectors if self.data.token else {}
         return self.attached.named_atoms() | {f"#{key}": vector for key, vector in vectors.items()}
 
+    def read(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """What a concept keeps of the run as it is now, the atoms and a learned trigger, copied to the CPU:
+        the present numbers, or within the steps of `average_last` their mean so far."""
+        atoms, token = self.attached.read(), self.data.token.read() if self.data.token else None
+        for name, mean in self._mean.means.items():
+            kept, key = (token, name[1:]) if token and name.startswith("#") else (atoms, name)
+            kept[key] = mean.float().cpu().clone()
+        return atoms, token
+
     # ---------------------------------------------------------------------------------------- stepping
 
     def steps(
@@ -156,7 +162,7 @@ class Run:
 
     def _step(self, folder: Path, stop: Callable[[], bool]) -> tuple[StepRecord, bool]:
         start = time.perf_counter()
-        rate = self._set_rates()
+        rate = set_rates(self._adam, self.settings, self.done, self.total)
         instance, prior = 0.0, 0.0
         turns = self.settings.gradient_accumulation_steps
         for turn in range(turns):
@@ -174,6 +180,7 @@ class Run:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.done += 1
+        self._mean.count(self.trained(), self.done)
         seconds = time.perf_counter() - start
         return StepRecord(
             self.done, self.total, loss, instance, prior, rate, norm, seconds, overflow
@@ -234,33 +241,6 @@ class Run:
         limit = self.settings.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(self.trained().values(), limit))
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: conv atoms, linear atoms and a learned trigger have a learning rate each."""
-        s = self.settings
-        scale = 1.0
-        if s.scale_lr:
-            batch = int(s.train_batch_size or 1)
-            scale = float(batch * s.gradient_accumulation_steps * self.accelerator.num_processes)
-        conv: list[nn.Parameter] = []
-        linear: list[nn.Parameter] = []
-        for layer in self.attached.layers.values():
-            (conv if isinstance(layer, AtomConv2d) else linear).extend(layer.family.trained().values())
-        vectors = list(self.data.token.vectors.values()) if self.data.token else []
-        rates = (s.learning_rate, s.linear_learning_rate, float(s.token_learning_rate or 0))
-        groups = zip((conv, linear, vectors), rates, strict=True)
-        return [
-            {"params": params, "base_lr": rate * scale, "lr": rate * scale}
-            for params, rate in groups
-            if params
-        ]
-
-    def _set_rates(self) -> float:
-        s = self.settings
-        factor = rate_factor(s.lr_scheduler, self.done, s.lr_warmup_steps, self.total)
-        for group in self._adam.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        return float(self._adam.param_groups[0]["lr"])
-
     def _pictures(self, validate: "Callable[[int], tuple[Image, ...]]") -> "tuple[Image, ...]":
         """Validation pictures, drawn by the first process while the others wait."""
         pictures: tuple[Image, ...] = ()
@@ -275,11 +255,10 @@ class Run:
 
     def snapshot(self) -> Checkpoint:
         """Everything that the rest of the run depends on, copied; random draws need none, see `batches`."""
-        tensors = {}
-        for name, parameter in self.trained().items():
-            tensors[f"atoms/{name}"] = parameter.detach().clone()
-            for key, value in self._adam.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value.detach().clone()
+        trained = self.trained()
+        tensors = {f"atoms/{name}": parameter.detach().clone() for name, parameter in trained.items()}
+        tensors |= {f"mean/{name}": mean.clone() for name, mean in self._mean.means.items()}
+        tensors |= moments_of(self._adam, trained)
         scaler = self.accelerator.scaler
         return Checkpoint(self.done, tensors, self.state | {"scaler": scaler and scaler.state_dict()})
 
@@ -294,14 +273,12 @@ class Run:
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(atoms[name])
-        for name, parameter in own.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in saved.tensors]
-            values = {key: saved.tensors[f"{key}/{name}"].clone() for key in keys}
-            if values:
-                self._adam.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in values.items()
-                }
+        self._mean.means = {
+            name: saved.tensors[f"mean/{name}"].to(parameter.device, copy=True)
+            for name, parameter in own.items()
+            if f"mean/{name}" in saved.tensors
+        }
+        set_moments(self._adam, own, saved.tensors)
         if self.accelerator.scaler is not None and saved.state.get("scaler"):
             self.accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.done = saved.step

@@ -31,7 +31,8 @@ from atomdiff.training.checkpoint import find_checkpoint, require_writable
 from atomdiff.training.loop import MAY_CHANGE, Run, spec_of
 from atomdiff.training.preparing import prepare
 from atomdiff.training.reporting import Reporter, TensorBoard
-from atomdiff.training.settings import TrainingSettings, name_everything, suit_base
+from atomdiff.training.settings import TrainingSettings, name_everything, refuse_beside_size, suit_base
+from atomdiff.training.sizing import suit_size, texts_of
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
@@ -58,6 +59,7 @@ def train(
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "; see TrainingSettings for all of them."
             raise SettingsError(f"There is no training setting {name!r}{hint}")
+    refuse_beside_size(settings)
     loaded = base if isinstance(base, Base) else None
     given = TrainingSettings(
         instance_data_dir=str(instance_dir),
@@ -94,6 +96,9 @@ def fit(
     told.notice(
         f"Base: {base.name} ({base.passport.architecture}), pictures of {settings.resolution}² pixels"
     )
+    settings, chosen = suit_size(settings, base)
+    if chosen:
+        told.notice(chosen)
     if accelerator.num_processes > 1:
         told.notice(f"Training in {accelerator.num_processes} processes")
     run = prepare(settings, base, accelerator, told, drop)
@@ -124,29 +129,10 @@ def timeline_path(settings: TrainingSettings) -> Path:
 
 def concept_of(run: Run) -> Concept:
     """The concept that a run has arrived at."""
-    s = run.settings
-    summary: dict[str, str | int | float] = {
-        "steps": run.done,
-        "learning_rate": s.learning_rate,
-        "linear_learning_rate": s.linear_learning_rate,
-        "pictures": len(run.data.instance),
-        "class_pictures": len(run.data.prior) if run.data.prior else 0,
-        "resolution": int(s.resolution or 0),
-        "seed": s.seed,
-        "instance_prompt": s.instance_prompt,
-        "class_prompt": s.class_prompt,
-    }
-    return Concept.of(
-        run.base.unet,
-        run.attached.spec,
-        run.attached.read(),
-        run.base.passport,
-        trigger=s.trigger,
-        class_word=s.class_word,
-        training=summary,
-        name=s.name,
-        token=run.data.token.read() if run.data.token else None,
-    )
+    s, data = run.settings, run.data
+    atoms, token = run.read()
+    texts = texts_of(s, run.done, len(data.instance), len(data.prior) if data.prior else 0)
+    return Concept.of(run.base.unet, run.attached.spec, atoms, run.base.passport, token=token, **texts)
 
 
 # -------------------------------------------------------------------------------------------- running

@@ -6,21 +6,21 @@ fill it, in that order, as picture folder, base and number of pictures become kn
 """
 
 import dataclasses
-import math
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atomdiff.core.spec import CONV_FAMILIES, LINEAR_FAMILIES
 from atomdiff.errors import SettingsError
+from atomdiff.training.ladder import CHOSEN, parse_size
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CONV_LEARNING_RATE = 5e-3
 LINEAR_LEARNING_RATE = 5e-3
 MAX_TEXT = 1000  # characters of a name or prompt
-RESTARTS = 3  # cosine periods of "cosine_with_restarts"
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,14 @@ class TrainingSettings:
     noise_offset: float = option(
         0.0, "strength of noise that is constant over a channel, for dark and light pictures"
     )
+    average_last: float = option(
+        0.0, "keep the mean of the atoms over this last share of the steps, 0.25 say, not the last ones"
+    )
+    size: str | int = option(
+        "",
+        "the largest that the file may be: 4KB, 8KB, 3MB or a number of bytes. It chooses all that follows "
+        "here, up to --precision, which cannot be given beside it",
+    )
     num_atoms: int = option(9, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
     basis: str = option("dct", "basis of the conv atoms", choices=("dct", "svd"))
     conv_layers: str = option("", "regular expression choosing conv layers (default: all larger than 1x1)")
@@ -177,6 +185,7 @@ class TrainingSettings:
             self._check(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0")
         for name in ("adam_beta1", "adam_beta2"):
             self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        self._check(0 <= self.average_last <= 1, "average_last", "a share of the steps, from 0 to 1")
         self._check(self.seed < 2**63, "seed", "below 2^63")
         for item in dataclasses.fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -195,7 +204,7 @@ class TrainingSettings:
             if kinds[0] is float and type(value) is int:
                 value = float(value)
                 object.__setattr__(self, item.name, value)
-            self._check(type(value) is kinds[0], item.name, f"of type {kinds[0].__name__}")
+            self._check(type(value) in kinds, item.name, f"of type {kinds[0].__name__}")
             self._check(kinds[0] is not float or abs(value) < float("inf"), item.name, "a finite number")
 
     def _check_texts(self) -> None:
@@ -207,6 +216,11 @@ class TrainingSettings:
                 raise SettingsError(f"--{name} is {len(text)} characters long; at most {MAX_TEXT} fit.")
 
     def _check_together(self) -> None:
+        if self.size != "":
+            parse_size(self.size)
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        usual = {item.name: item.default for item in dataclasses.fields(self)}
+        refuse_beside_size({name: value for name, value in values.items() if value != usual[name]})
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise SettingsError("--max_train_steps and --num_train_epochs were both given; give one of them.")
         if self.num_atoms == 0 and self.linear_atoms == "none":
@@ -228,6 +242,15 @@ class TrainingSettings:
     def _check(self, holds: bool, name: str, wanted: str) -> None:
         if not holds:
             raise SettingsError(f"--{name} must be {wanted}, but {getattr(self, name)!r} was given.")
+
+
+def refuse_beside_size(given: Mapping[str, Any]) -> None:
+    """Among settings that were given, --size stands without those that it chooses. Raises SettingsError."""
+    chosen = [f"--{name}" for name in given if name in CHOSEN]
+    if chosen and given.get("size", "") != "":
+        raise SettingsError(
+            f"--size {given['size']} chooses {' and '.join(chosen)} by itself; drop --size to choose by hand."
+        )
 
 
 def name_everything(settings: TrainingSettings) -> TrainingSettings:
@@ -274,33 +297,12 @@ def count_steps(settings: TrainingSettings, pictures: int, processes: int) -> Tr
     return dataclasses.replace(settings, max_train_steps=steps, num_train_epochs=None)
 
 
-def rate_factor(schedule: str, step: int, warmup: int, total: int) -> float:
-    """What the learning rate of step `step` (from 0) of `total` is multiplied by.
-
-    A pure function, so that resuming is exact. As in diffusers, the rate rises over `warmup` steps in
-    every schedule but "constant".
-    """
-    if schedule == "constant":
-        return 1.0
-    if step < warmup:
-        return step / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    if schedule == "constant_with_warmup":
-        return 1.0
-    if schedule == "linear":
-        return max(0.0, 1.0 - done)
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-    if schedule == "cosine_with_restarts":
-        return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * (RESTARTS * done % 1.0)))
-    return (1.0 - min(1.0, done)) ** 2  # polynomial
-
-
 def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
     """The settings that decide the result, for comparing two runs.
 
     Batch, accumulation and processes count only by their product, the pictures of one optimiser step. The
-    number of steps is left out where no schedule depends on it, so that a finished run may go on for longer.
+    number of steps is left out where no schedule or mean depends on it, so that a finished run may go on for
+    longer; so is --size, which is known by what it chose.
     """
     values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
     inert = {item.name for item in dataclasses.fields(settings) if item.metadata["inert"]}
@@ -309,11 +311,14 @@ def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
         "class_data_dir",
         "base",
         "num_train_epochs",
+        "size",
     }  # known by their contents instead
     batch = pictures_a_step(settings, processes)
     inert |= {"train_batch_size", "gradient_accumulation_steps"}
-    if settings.lr_scheduler.startswith("constant"):
-        inert.add("max_train_steps")
+    if not settings.average_last:
+        inert.add("average_last")
+        if settings.lr_scheduler.startswith("constant"):
+            inert.add("max_train_steps")
     kept = {name: value for name, value in values.items() if name not in inert}
     return kept | {"train_batch_size x gradient_accumulation_steps x processes": batch}
 

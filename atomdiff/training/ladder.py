@@ -1,0 +1,87 @@
+"""The capacity dial: from a size in bytes to what is trained.
+
+LADDER is the order in which bytes are spent. `python -m benchmarks.size` trains and judges every rung.
+"""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from atomdiff.core.spec import AtomSpec
+from atomdiff.errors import SettingsError
+
+UNITS = {"": 1, "b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2}
+CHOSEN = (*(item.name for item in fields(AtomSpec)), "train_token", "precision")
+"""The training settings that a rung fills."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One recipe: what is trained, whether the trigger's embedding is too, the number format of the file."""
+
+    spec: AtomSpec
+    token: bool
+    precision: str
+
+    def settings(self) -> dict[str, Any]:
+        """The same as training settings, by name."""
+        return asdict(self.spec) | {"train_token": self.token, "precision": self.precision}
+
+    def __str__(self) -> str:
+        """In a line, for people."""
+        spec, parts = self.spec, []
+        if spec.num_atoms:
+            groups = f"{spec.channel_groups} channel groups" if spec.channel_groups else "each channel"
+            beta = f" m1={spec.second_atoms} for {groups}" if spec.conv_family == "recursive" else ""
+            parts.append(f"atoms m={spec.num_atoms}{beta}")
+        if spec.linear_atoms != "none":
+            family = {"blocks": "Dc", "kronecker": "Kronecker"}[spec.linear_family]
+            parts.append(f"{family} kc={spec.linear_block} on {spec.linear_atoms}")
+        return " + ".join([*parts, *(["trigger"] if self.token else [])]) + f", {self.precision}"
+
+
+def _rung(
+    precision: str,
+    m: int,
+    layers: str,
+    family: str,
+    kc: int,
+    beta: tuple[int, int] | None = None,
+    token: bool = True,
+) -> Rung:
+    recursive: dict[str, Any] = {}
+    if beta is not None:
+        recursive = {"conv_family": "recursive", "channel_groups": beta[0], "second_atoms": beta[1]}
+    spec = AtomSpec(num_atoms=m, linear_atoms=layers, linear_family=family, linear_block=kc, **recursive)
+    return Rung(spec, token, precision)
+
+
+# Best first: a budget takes the first rung whose file is small enough. The largest is one of which a timeline
+# of the usual length still fits into its file.
+LADDER = (
+    #     numbers  m  linear layers, family, kc     (groups of channels with a β, 0 for each channel; m1)
+    _rung("int8", 9, "attn", "blocks", 4, beta=(0, 2)),
+    _rung("int8", 9, "attn", "blocks", 4, beta=(128, 3)),
+    _rung("int8", 9, "attn", "blocks", 4),
+    _rung("int8", 9, "attn2", "blocks", 4),
+    _rung("int8", 9, "attn2", "kronecker", 8),
+    _rung("int4", 9, "attn2", "blocks", 4),
+    _rung("int4", 9, "attn2", "kronecker", 8),
+    _rung("int4", 9, "attn2", "kronecker", 4),
+    _rung("int4", 0, "attn2_kv", "kronecker", 8),
+    _rung("int4", 0, "attn2", "kronecker", 4),
+    _rung("int4", 0, "attn2_kv", "kronecker", 4),
+    _rung("int4", 0, "attn2_kv", "kronecker", 2, token=False),
+)
+
+
+def parse_size(size: str | int) -> int:
+    """Bytes: `8KB`, `2.5 MB`, `10000`. KB is 1000 bytes and KiB 1024, so that a file of 8 KB has at most 8 KB
+    however they are counted. Raises SettingsError."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?) ?([a-z]{0,3})", str(size).strip().lower(), re.ASCII)
+    size_in_bytes = int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+    if size_in_bytes < 1:
+        raise SettingsError(
+            f"--size must be a number of bytes, as 8KB, 3MB or 10000, but {size!r} was given."
+        )
+    return size_in_bytes

@@ -1,0 +1,121 @@
+"""How large a concept's file will be, known before training; and the recipe that a budget of bytes buys.
+
+A file's size follows from the layers of the base and from the texts in it alone, never from what was learned:
+so a concept of zeros is written, by the code that writes every file, and its bytes are counted.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.passport import BasePassport
+from atomdiff.core import building
+from atomdiff.core.families import Family
+from atomdiff.core.selection import select
+from atomdiff.core.spec import AtomSpec
+from atomdiff.errors import AtomdiffError, SettingsError
+from atomdiff.formats import safetensors_file
+from atomdiff.models.base import Base
+from atomdiff.models.token import TriggerToken
+from atomdiff.training.ladder import LADDER, Rung, parse_size
+from atomdiff.training.settings import TrainingSettings
+
+MANY = 9_999_999  # of steps or pictures: as many digits as any run's
+Texts = dict[str, Any]
+"""What a concept says beside its numbers, as `Concept.of` takes it."""
+
+
+def suit_size(settings: TrainingSettings, base: Base) -> tuple[TrainingSettings, str]:
+    """Fill what --size decides, and tell what that is; without --size nothing.
+
+    `name_everything` and `suit_base` must have been asked. Raises SettingsError, naming the smallest size,
+    where nothing is small enough.
+    """
+    if settings.size == "":
+        return settings, ""
+    budget, token = parse_size(settings.size), _token(settings, base)
+    texts = texts_of(settings, steps=MANY, pictures=MANY, class_pictures=MANY)
+    rung, size = pick(budget, base.unet, base.passport, token, texts)
+    told = f"Size: at most {size:,} of {budget:,} bytes, {rung}"
+    return dataclasses.replace(settings, size="", **rung.settings()), told
+
+
+def pick(
+    budget: int, unet: nn.Module, passport: BasePassport, token: Mapping[str, Tensor], texts: Texts
+) -> tuple[Rung, int]:
+    """The best rung that takes at most `budget` bytes on this UNet, and the bytes. Raises SettingsError."""
+    sizes = []
+    for rung in (rung for rung in LADDER if _has_layers(unet, rung.spec)):
+        size = file_size(unet, passport, rung, token, texts)
+        if size <= budget:
+            return rung, size
+        sizes.append(size)
+    if not sizes:
+        raise SettingsError(
+            "--size knows no recipe for this base; choose with --num_atoms and --linear_atoms."
+        )
+    raise SettingsError(
+        f"A --size of {budget:,} bytes is too small: the smallest concept takes {min(sizes):,} on this base, "
+        f"with its name and prompts; give --size {min(sizes)} or more."
+    )
+
+
+def file_size(
+    unet: nn.Module, passport: BasePassport, rung: Rung, token: Mapping[str, Tensor], texts: Texts
+) -> int:
+    """Bytes of the file of a concept trained by a rung. Weights are not looked at, so the UNet may lie on
+    the meta device."""
+    concept = Concept.of(
+        unet, rung.spec, zeros(unet, rung.spec), passport, token=token if rung.token else None, **texts
+    )
+    return len(safetensors_file.to_bytes(concept, rung.precision))
+
+
+def _has_layers(unet: nn.Module, spec: AtomSpec) -> bool:
+    try:
+        return bool(select(unet, spec).linear)
+    except AtomdiffError:
+        return False
+
+
+def zeros(unet: nn.Module, spec: AtomSpec) -> dict[str, Tensor]:
+    """Untrained atoms as `Attached.read` gives them, without attaching any. (Sparse atoms would first learn
+    their dictionaries, for minutes.)"""
+    selection, generator = select(unet, spec), torch.Generator().manual_seed(0)
+    families: dict[str, Family] = {
+        name: building.conv_family(layer, spec, generator) for name, layer in selection.conv.items()
+    }
+    families |= {name: building.linear_family(layer, spec) for name, layer in selection.linear.items()}
+    return {
+        building.entry(name, part): torch.zeros(tensor.shape)
+        for name, family in families.items()
+        for part, tensor in family.tensors().items()
+    }
+
+
+def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int) -> Texts:
+    """What the concept of a run says beside its numbers."""
+    summary: dict[str, str | int | float] = {
+        "steps": steps,
+        "learning_rate": s.learning_rate,
+        "linear_learning_rate": s.linear_learning_rate,
+        "pictures": pictures,
+        "class_pictures": class_pictures,
+        "resolution": int(s.resolution or 0),
+        "seed": s.seed,
+        "instance_prompt": s.instance_prompt,
+        "class_prompt": s.class_prompt,
+    }
+    return {"trigger": s.trigger, "class_word": s.class_word, "name": s.name, "training": summary}
+
+
+def _token(settings: TrainingSettings, base: Base) -> Mapping[str, Tensor]:
+    """The vectors that the trigger would have; none where it can have none (see `preparing`)."""
+    try:
+        return TriggerToken(base, settings.trigger, [settings.class_prompt]).read()
+    except SettingsError:
+        return {}
