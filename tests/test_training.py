@@ -69,12 +69,12 @@ def base(tiny_base):
 
 @pytest.fixture
 def run(folders, tmp_path, base):
-    """`run(max_train_steps=3, ...)` -> (concept, recorder), few layers and no drawing."""
+    """`run(max_train_steps=3, ...)` -> (concept as trained, recorder), few layers and no drawing."""
 
     def start(base=base, recorder=None, stop=lambda: False, **settings):
         recorder = recorder or Recorder()
         few = {"class_data_dir": str(folders[1]), "num_class_images": 2, "conv_layers": "mid_block"}
-        settings = few | {"max_train_steps": 3, "train_batch_size": 2} | settings
+        settings = few | {"max_train_steps": 3, "train_batch_size": 2, "precision": "fp32"} | settings
         concept = train(folders[0], tmp_path / "out", base, reporter=recorder, stop=stop, **settings)
         return concept, recorder
 
@@ -90,7 +90,7 @@ def same(a: Concept, b: Concept) -> bool:
 
 def test_trains_saves_and_leaves_the_base_as_it_was(run, base, tmp_path):
     before = {name: weight.clone() for name, weight in base.unet.state_dict().items()}
-    concept, heard = run(max_train_steps=4, checkpointing_steps=2)
+    concept, heard = run(max_train_steps=4, checkpointing_steps=2, precision="int8")
     assert [record.step for record in heard.records] == [1, 2, 3, 4]
     assert all(math.isfinite(r.loss) and r.gradient_norm > 0 and r.prior_loss > 0 for r in heard.records)
     assert heard.records[1].saved == tmp_path / "out" / "checkpoint-2"
@@ -100,6 +100,7 @@ def test_trains_saves_and_leaves_the_base_as_it_was(run, base, tmp_path):
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert not base.unet.training
     loaded = Concept.load(tmp_path / "out" / "dog.safetensors")
+    assert same(loaded, concept) and loaded.sha256() == concept.sha256()
     assert (loaded.trigger, loaded.class_word, loaded.name) == ("sks", "dog", "dog")
     assert loaded.training["steps"] == 4
     assert loaded.training["instance_prompt"] == "a sks dog"

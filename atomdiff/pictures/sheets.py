@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ImageError
 from atomdiff.formats import files
+from atomdiff.pictures.lettering import font_for, showable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +72,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
     Pictures below 192 pixels are enlarged by a whole factor. Raises ImageError without any picture.
     """
     from PIL import Image as Pictures
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     sizes = [image.size for _, images in rows for image in images]
     if not sizes:
@@ -80,7 +81,6 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
     factor = max(1, math.ceil(SMALLEST_CELL / max(width, height)))
     width, height = width * factor, height * factor
     letters = max(14, height // 14)
-    font = ImageFont.load_default(letters)
     columns = max(len(images) for _, images in rows)
     label_height = letters + GAP
     total = GAP + sum(height + GAP + (label_height if label else 0) for label, _ in rows)
@@ -89,7 +89,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image]]]) -> Image:
     y = GAP
     for label, images in rows:
         if label:
-            pen.text((GAP, y), fitted(label, font, sheet.width - 2 * GAP), fill=INK, font=font)
+            _write(pen, (GAP, y), label, letters, sheet.width - 2 * GAP)
             y += label_height
         for column, image in enumerate(images):
             shown = image.convert("RGB").resize(
@@ -110,7 +110,7 @@ def labelled_grid(
     Raises ImageError if a table has another number of pictures than cells.
     """
     from PIL import Image as Pictures
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     if not tables or any(len(images) != len(columns) * len(rows) or not images for _, images in tables):
         raise ImageError(f"A grid of {len(columns)} × {len(rows)} needs a picture for every cell.")
@@ -118,9 +118,9 @@ def labelled_grid(
     factor = max(1, math.ceil(SMALLEST_CELL / max(width, height)))
     width, height = width * factor, height * factor
     letters = max(14, min(width, height) // 14)
-    font, title_font = ImageFont.load_default(letters), ImageFont.load_default(letters * 1.25)
     line = letters + GAP
-    left = GAP + (int(min(width, max(map(font.getlength, rows)))) + GAP if any(rows) else 0)
+    widest = max(font_for(name, letters).getlength(showable(name)) for name in rows)
+    left = GAP + (int(min(width, widest)) + GAP if any(rows) else 0)
     table_height = (line if any(columns) else 0) + len(rows) * (height + GAP) + GAP
     total = GAP + sum(table_height + (int(line * 1.25) if title else 0) for title, _ in tables)
     sheet = Pictures.new("RGB", (left + len(columns) * (width + GAP), total), PAPER)
@@ -128,10 +128,10 @@ def labelled_grid(
     top = GAP
     for title, images in tables:
         if title:
-            pen.text((GAP, top), fitted(title, title_font, sheet.width - 2 * GAP), fill=INK, font=title_font)
+            _write(pen, (GAP, top), title, letters * 1.25, sheet.width - 2 * GAP)
             top += int(line * 1.25)
         for x, name in enumerate(columns):
-            pen.text((left + x * (width + GAP), top), fitted(name, font, width), fill=INK, font=font)
+            _write(pen, (left + x * (width + GAP), top), name, letters, width)
         y = top + (line if any(columns) else 0)
         for i, image in enumerate(images):
             at = (left + i % len(columns) * (width + GAP), y + i // len(columns) * (height + GAP))
@@ -139,7 +139,7 @@ def labelled_grid(
             sheet.paste(image.convert("RGB").resize(size, Pictures.Resampling.LANCZOS), at)
         for i, name in enumerate(rows):
             middle = y + i * (height + GAP) + (height - letters) // 2
-            pen.text((GAP, middle), fitted(name, font, width), fill=INK, font=font)
+            _write(pen, (GAP, middle), name, letters, width)
         top += table_height
     return sheet
 
@@ -158,6 +158,12 @@ def fitted(text: str, font: Any, width: float) -> str:
     while line and font.getlength(line + "…") > width:
         line = line[:-1]
     return line.rstrip() + "…"
+
+
+def _write(pen: Any, at: tuple[int, int], text: str, size: float, room: float) -> None:
+    """A line of `size` pixels, in a font that has its letters, cut to `room` pixels."""
+    font = font_for(text, size)
+    pen.text(at, fitted(showable(text), font, room), fill=INK, font=font)
 
 
 def _user_comment(text: str) -> Any:

@@ -22,7 +22,7 @@ from PIL.Image import Image
 from atomdiff.concepts.concept import Concept
 from atomdiff.concepts.timeline import Recorder
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.formats.safetensors_file import check_patterns
+from atomdiff.formats.safetensors_file import check_patterns, from_bytes, to_bytes
 from atomdiff.models.base import Base, load_base
 from atomdiff.pictures import sampling
 from atomdiff.pictures.images import check_folder
@@ -104,12 +104,12 @@ def fit(
     run = prepare(settings, base, accelerator, told, drop)
     try:
         _train(run, told, stop, between)
-        concept = concept_of(run)
+        concept = from_bytes(to_bytes(concept_of(run), settings.precision))  # what the file will say
     finally:
         run.close()
     if accelerator.is_main_process:
         path = concept_path(settings)
-        concept.save(path, dtype=settings.precision)
+        concept.save(path)
         told.notice(f"Concept: {path} ({path.stat().st_size:,} bytes)")
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()
