@@ -54,12 +54,8 @@ def served(folder: Path, *flags: str) -> Iterator[Served]:
             _wait(process, log)
             yield Served(port, process, log)
         finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # at once: nobody needs what it would put in order
+            process.wait()
 
 
 def _wait(process: subprocess.Popen, log: Path) -> None:

@@ -3,17 +3,20 @@
     python -m benchmarks.studio_load [--clients 20] [--minutes 5] [--check]
 
 A real studio on the pocket model in a process of its own. Every client draws with a prompt and a seed of its
-own and cancels every third drawing; each picture is downloaded, and its `parameters` must say what was asked
-for. Memory and threads are compared with those after a warm-up of a fifth of the time. Afterwards, on the
-quiet desk, a long drawing is cancelled while a short one waits behind it: how long until the short one starts
-is the time until it is there, less what it takes alone. With --check the exit status is 1 if a target is
-missed, and the last line names those.
+own and cancels every third drawing, every other client through the queue as a browser does; each picture is
+downloaded, and its `parameters` must say what was asked for. Memory and threads are compared with those after
+a warm-up of a fifth of the time. Afterwards, on the quiet desk, everyone draws the last picture again, which
+must be the same to the pixel, and a long drawing is cancelled while a short one waits behind it: how long
+until the short one starts is the time until it is there, less what it takes alone. With --check the exit
+status is 1 if a target is missed, and the last line names those.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import math
 import random
 import statistics
 import tempfile
@@ -23,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -34,9 +38,9 @@ from benchmarks.serving import served
 
 STEPS = 3
 LONG = 200  # steps of what is to be cancelled
-QUIET = 3.0  # seconds until idle threads and freed memory are gone
+IDLE = 12.0  # seconds after which a thread that waits for work is let go, at the next request
 PROBES = 5
-USUAL = (-1, "", "dpm++", 1, "")  # guidance, size, sampler, count, base
+USUAL = (-1, "", "dpm++", 1, "", False)  # guidance, size, sampler, count, base, carry
 STOPPED = "Stopped, as asked."
 
 
@@ -47,31 +51,68 @@ class Visitor:
         self.number, self.random = number, random.Random(number)
         self.http = httpx.Client(base_url=url, timeout=600)
         self.seen: Counter[str] = Counter()
+        self.problems: set[str] = set()
         self.ids: set[int] = set()
+        self.last: tuple[str, int, bytes] | None = None
+        """Prompt, seed and pixels."""
 
-    def call(self, name: str, *data: object) -> httpx.Response:
-        """An endpoint, by a plain request."""
-        body = {"data": data, "session_hash": f"visitor{self.number}"}
-        return self.http.post(f"gradio_api/run/{name}", json=body)
+    def call(self, name: str, *data: object) -> Any:
+        """What an endpoint gives, by a plain request; a text says what went wrong."""
+        answer = self.http.post(f"gradio_api/run/{name}", json=self._body(data))
+        return answer.json()["data"][0] if answer.status_code == 200 else answer.text
 
-    def draw(self, steps: int = STEPS) -> httpx.Response:
-        """One drawing; what came of it is counted under drawn, stopped, swapped, lost or failed."""
+    def queue(self, name: str, *data: object) -> Any:
+        """The same through Gradio's queue, as the page does it."""
+        joined = self.http.post(f"gradio_api/call/{name}", json=self._body(data))
+        if joined.status_code != 200:
+            return joined.text
+        event = ""
+        with self.http.stream("GET", f"gradio_api/call/{name}/{joined.json()['event_id']}") as stream:
+            for line in stream.iter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    event = value
+                elif field == "data" and event in ("complete", "error"):
+                    told = json.loads(value)
+                    return told[0] if event == "complete" else str(told)
+        return "The stream ended without an answer."
+
+    def _body(self, data: Sequence[object]) -> dict[str, object]:
+        return {"data": list(data), "session_hash": f"visitor{self.number}"}
+
+    def draw(self, steps: int = STEPS) -> None:
+        """A picture of the visitor's own."""
         seed = self.random.randrange(2**31)
         prompt = f"a {self.random.choice(('teal', 'red'))} dog, picture {seed} of visitor {self.number}"
-        answer = self.call("draw", prompt, [], "", seed, steps, *USUAL)
-        if answer.status_code != 200:
-            self.seen["stopped" if STOPPED in answer.text else "failed"] += 1
-            return answer
-        told = answer.json()["data"][0]
-        self.seen["drawn" if len(told) == 1 else "lost"] += 1
-        for one in told:
-            self.ids.add(one["id"])
-            file = self.http.get(f"gradio_api/file={one['file']['path']}").content
-            with Image.open(io.BytesIO(file)) as picture:
-                made = parse(picture.info["parameters"])
-            if (made.prompt, made.whole("Seed"), made.whole("Steps")) != (prompt, seed, steps):
-                self.seen["swapped"] += 1
-        return answer
+        pixels = self.drawn(prompt, seed, steps)
+        if pixels is not None and steps == STEPS:
+            self.last = prompt, seed, pixels
+
+    def drawn(self, prompt: str, seed: int, steps: int) -> bytes | None:
+        """Its pixels; what came of it is counted under drawn, stopped, swapped, lost or failed."""
+        ask = self.queue if self.number % 2 else self.call
+        told = ask("draw", prompt, [], "", seed, steps, *USUAL)
+        if isinstance(told, str):
+            stopped = STOPPED in told
+            self.seen["stopped" if stopped else "failed"] += 1
+            self.problems |= set() if stopped else {told[:200]}
+            return None
+        if len(told) != 1:
+            self.seen["lost"] += 1
+            return None
+        self.seen["drawn"] += 1
+        self.ids.add(told[0]["id"])
+        file = self.http.get(f"gradio_api/file={told[0]['file']['path']}").content
+        with Image.open(io.BytesIO(file)) as picture:
+            made, pixels = parse(picture.info["parameters"]), picture.tobytes()
+        if (made.prompt, made.whole("Seed"), made.whole("Steps")) != (prompt, seed, steps):
+            self.seen["swapped"] += 1
+        return pixels
+
+    def draw_again(self) -> None:
+        """The last picture, drawn among many others, is the same on the quiet desk."""
+        if self.last is not None and self.drawn(*self.last[:2], STEPS) != self.last[2]:
+            self.seen["swapped"] += 1
 
     def change_mind(self) -> None:
         """A long drawing that is cancelled, now while it waits and now while it is drawn."""
@@ -91,7 +132,7 @@ class Visitor:
     def check_history(self) -> None:
         """All that was drawn, and nothing of anybody else's, is in the visitor's history."""
         found: list[dict] = []
-        while page := self.call("history", "", 200, len(found)).json()["data"][0]:
+        while page := self.call("history", "", 200, len(found)):
             found += page
         self.seen["lost"] += len(self.ids - {one["id"] for one in found})
         self.seen["swapped"] += sum(
@@ -105,16 +146,19 @@ def together(visitors: Sequence[Visitor], act: Callable[[Visitor], None]) -> Non
         list(pool.map(act, visitors))
 
 
-def usage(process: psutil.Process) -> tuple[float, int]:
-    """(MB, threads) of a process, once it is quiet."""
-    time.sleep(QUIET)
+def usage(process: psutil.Process, visitor: Visitor) -> tuple[float, int]:
+    """(MB, threads) of a process, once it is quiet and has let go of the threads that it has no work for."""
+    time.sleep(IDLE)
+    visitor.call("cancel")
+    time.sleep(1)
     return process.memory_info().rss / 1e6, process.num_threads()
 
 
 def start_after_cancel(one: Visitor, other: Visitor) -> float:
-    """Seconds from a cancel until the job behind it starts: the worst of some."""
+    """Seconds from a cancel until the job behind it starts: the worst of some; infinite if a cancel did not
+    stop what it was to stop."""
     alone = statistics.median(_timed(other) for _ in range(PROBES))
-    waits = []
+    waits, before = [], one.seen["stopped"]
     for _ in range(PROBES):
         long = threading.Thread(target=one.draw, args=(LONG,))
         long.start()
@@ -128,7 +172,7 @@ def start_after_cancel(one: Visitor, other: Visitor) -> float:
         short.join()
         long.join()
         waits.append(came[0] - start - alone)
-    return max(0.0, *waits)
+    return max(0.0, *waits) if one.seen["stopped"] == before + PROBES else math.inf
 
 
 def _timed(visitor: Visitor, ends: bool = False) -> float:
@@ -154,10 +198,11 @@ def main() -> None:
         visitors = [Visitor(studio.url, number) for number in range(options.clients)]
         seconds = 60 * options.minutes
         together(visitors, lambda visitor: visitor.visit(time.monotonic() + seconds / 5))
-        before = usage(process)
+        before = usage(process, visitors[0])
         together(visitors, lambda visitor: visitor.visit(time.monotonic() + seconds))
-        after = usage(process)
+        after = usage(process, visitors[0])
         wait = start_after_cancel(*visitors[:2])
+        together(visitors, Visitor.draw_again)
         together(visitors, Visitor.check_history)
         broken = studio.log.read_text().count("Traceback")
     tell(visitors, before, after, wait, broken, options)
@@ -182,6 +227,8 @@ def tell(
         ("threads after warm-up, at the end", f"{before[1]}, {after[1]}"),
     ]
     report.show(title, ("", "count"), rows)
+    for problem in sorted(set().union(*(visitor.problems for visitor in visitors)))[:5]:
+        print(f"failed: {problem}")
     targets = [
         report.Target("pictures drawn", seen["drawn"], low=options.clients),
         report.Target("drawings cancelled", seen["stopped"], low=1),

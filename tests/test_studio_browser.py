@@ -1,21 +1,20 @@
 """The studio as people meet it: a real process on the pocket model, a real browser, real files."""
 
+# ruff: noqa: F811 - fixtures that another module has too
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_studio_api import folder, url  # noqa: F401 - fixtures
+
+from benchmarks.screenshots import TABS, open_tab
+from benchmarks.serving import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ROOT = Path(__file__).parent.parent
 PATIENCE = 60_000  # milliseconds
 
 pytestmark = [
@@ -23,66 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # what a browser's or a client's library warns of is not ours
 ]
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A studio's folder with one concept in its library: random small atoms, called Rex."""
-    import torch
-
-    from atomdiff.concepts.concept import Concept
-    from atomdiff.core import inject
-    from atomdiff.core.inject import AtomSpec
-    from atomdiff.models.base import load_base
-
-    base, generator = load_base("pocket"), torch.Generator().manual_seed(0)
-    spec = AtomSpec(linear_atoms="none")
-    atoms = {
-        layer: 0.1 * torch.randn(9, 9, generator=generator) for layer in inject.select(base.unet, spec).conv
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("studio")
-    concept = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks", class_word="dog", name="Rex")
-    concept.save(folder / "concepts" / "rex.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def url(folder):
-    """The address of a studio that runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "app.py",
-        "--port",
-        port,
-        "--out",
-        folder / "out",
-        "--concepts",
-        folder / "concepts",
-    ]
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        cwd=ROOT,
-        stdout=log,
-        stderr=log,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    try:
-        end = time.monotonic() + 240
-        while "is open at" not in (folder / "log").read_text():
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < end, "the studio did not open"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
-        log.flush()
-        assert "Traceback" not in (folder / "log").read_text()
-    finally:
-        process.terminate()
-        process.wait(30)
-        log.close()
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +77,39 @@ def draw(page, text: str = "", steps: int = 2, count: int = 1) -> None:
     page.locator("#halt").wait_for(state="hidden")
 
 
-def test_first_start_an_example_two_clicks_pictures(page):
-    assert "Nothing drawn yet" in page.locator("#status").inner_text()
+def test_first_start_the_example_then_pictures_that_carry_it(browser, tmp_path):
+    from atomdiff.formats.card import concept_bytes
+    from atomdiff.studio.shelf import EXAMPLE
+
+    with served(tmp_path) as studio:
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        page = opened(context, studio.url)
+        assert "Nothing drawn yet" in page.locator("#status").inner_text()
+        page.locator("#draw-example").click()
+        page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks dog'")
+        page.locator("#draw-example").wait_for(state="hidden")
+        page.locator("#carry input").check()
+        draw(page, count=2)
+        assert page.locator("#gallery .grid-container img").count() == 2
+        assert not page.locator("#status .error").count()
+        downloaded(page, tmp_path / "dog.png")
+        page.get_by_role("tab", name="Concepts").click()
+        page.locator("#cards img").wait_for()
+        context.close()
+    assert concept_bytes(tmp_path / "dog.png") == EXAMPLE.read_bytes()
+    with Image.open(tmp_path / "dog.png") as picture:
+        assert picture.info["parameters"].startswith("a sks dog\nSteps: 2")
+
+
+def downloaded(page, target: Path) -> None:
+    """Looks at the first picture and downloads it."""
+    page.locator("#gallery img").first.click()
+    with page.expect_download() as download:
+        page.locator("#gallery [aria-label='Download'], #gallery [title='Download']").first.click()
+    download.value.save_as(target)
+
+
+def test_an_example_two_clicks_pictures(page):
     page.get_by_text("a teal dog on the beach").click()
     page.wait_for_function("document.querySelector('#prompt textarea').value.includes('teal')")
     draw(page, count=2)
@@ -151,10 +121,7 @@ def test_control_enter_draws_and_the_download_keeps_its_settings(page, folder, t
     set_up(page, 2)
     page.locator("#prompt textarea").fill("a red cat in space")
     page.locator("#prompt textarea").press("Control+Enter")
-    page.locator("#gallery img").first.click()
-    with page.expect_download() as download:
-        page.locator("#gallery [aria-label='Download'], #gallery [title='Download']").first.click()
-    download.value.save_as(tmp_path / "cat.png")
+    downloaded(page, tmp_path / "cat.png")
     with Image.open(tmp_path / "cat.png") as picture:
         assert picture.size == (64, 64)
         assert picture.info["parameters"].startswith("a red cat in space\nSteps: 2, Sampler: DPM++ 2M")
@@ -279,49 +246,7 @@ def test_history_outlives_the_page_is_searched_and_forgets(page, browser, url):
 def test_a_phone_shows_it_all_without_scrolling_sideways(browser, url):
     context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     page = opened(context, url)
-    for tab in ("Draw", "Compare", "History"):
-        if page.get_by_role("tab", name=tab).is_visible():
-            page.get_by_role("tab", name=tab).click()
+    for tab in TABS:
+        open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
-
-
-def test_the_example_for_programs_in_the_docs_runs(url, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "studio.md").read_text("utf-8"), re.DOTALL)[1]
-    names: dict = {}
-    exec(code.replace("http://127.0.0.1:7860", url), names)
-    assert [picture["seed"] for picture in names["drawn"]] == [7, 8]
-    with Image.open(names["drawn"][0]["file"]) as picture:
-        assert picture.info["parameters"] == names["told"]["text"]
-    assert len(names["grid"]) == 5
-
-
-def test_programs_are_told_sentences_and_kept_apart(url):
-    from gradio_client import Client
-    from gradio_client.exceptions import AppError
-
-    one, other = (Client(url, verbose=False) for _ in range(2))
-    drawn = one.predict("a dog", steps=1, concepts=[["Rex", 0.5]], api_name="/draw")
-    assert "Rex:0.5:" in drawn[0]["text"]
-    assert other.predict(api_name="/history") == []
-    assert other.predict([drawn[0]["id"]], api_name="/delete") == 0
-    for wrong, message in (
-        ({"prompt": ""}, "no prompt"),
-        ({"prompt": "a dog", "concepts": [["Nobody", 1]]}, "no concept called 'Nobody'"),
-        ({"prompt": "a dog", "concepts": [["Rex"]]}, "wrong kind"),
-        ({"prompt": "a dog", "base": "/etc"}, "not started with the base"),
-    ):
-        with pytest.raises(AppError, match=message):
-            one.predict(**wrong, api_name="/draw")
-
-
-def test_no_file_outside_the_pictures_is_served(url, folder):
-    import httpx
-
-    private = [folder / "out" / "secret", folder / "out" / "history.sqlite", "/etc/passwd", ROOT / "app.py",
-               f"{folder}/out/pictures/../secret", folder / "concepts" / "rex.safetensors"]  # fmt: skip
-    for path in private:
-        answer = httpx.get(f"{url}gradio_api/file={path}")
-        assert answer.status_code in (403, 404), path
-    assert httpx.get(f"{url}config").json()["analytics_enabled"] is False

@@ -20,7 +20,7 @@ import pytest
 from atomdiff.studio import gate, people
 from benchmarks.serving import ROOT, served
 
-USER = ("ann", "open sesame")
+USER, OTHER = ("ann", "open sesame"), ("bob", "his own word")
 DOORS = ("gradio_api/file=", "gradio_api/file/", "file=", "static/", "assets/", "svelte/", "theme.css/",
          "gradio_api/proxy=", "gradio_api/custom_component/1/client/1/")  # fmt: skip
 MARK = b"only for the one who runs the studio"
@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def studio(folder):
-    with served(folder, "--auth", ":".join(USER)) as studio:
+    with served(folder, "--auth", ":".join(USER), "--auth", ":".join(OTHER)) as studio:
         yield studio
 
 
@@ -53,9 +53,13 @@ def stranger(studio) -> Iterator[httpx.Client]:
 def ann(studio) -> Iterator[httpx.Client]:
     """Someone who logged in."""
     with httpx.Client(base_url=studio.url, timeout=120) as client:
-        client.get("/")
-        assert client.post("/login", data=dict(zip(("username", "password"), USER, strict=True))).json()
+        logged_in(client, USER)
         yield client
+
+
+def logged_in(client: httpx.Client, user: tuple[str, str]) -> None:
+    client.get("/")
+    assert client.post("/login", data=dict(zip(("username", "password"), user, strict=True))).json()
 
 
 def called(client: httpx.Client, name: str, *data: Any) -> httpx.Response:
@@ -63,7 +67,7 @@ def called(client: httpx.Client, name: str, *data: Any) -> httpx.Response:
 
 
 def drawn(client: httpx.Client, prompt: str, concepts: list, steps: int = 1) -> httpx.Response:
-    return called(client, "draw", prompt, concepts, "", 7, steps, -1, "", "dpm++", 1, "")
+    return called(client, "draw", prompt, concepts, "", 7, steps, -1, "", "dpm++", 1, "", False)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,13 @@ def test_the_page_to_log_in_on_tells_nothing(stranger):
     wrong = stranger.post("/login", data={"username": USER[0], "password": "x"})
     assert wrong.status_code == 400
     assert stranger.get("/config", headers={"cookie": "access-token-x=1"}).status_code == 401
+
+
+def test_users_have_histories_of_their_own(studio, ann, picture):
+    assert called(ann, "history", "", 9, 0).json()["data"][0]
+    with httpx.Client(base_url=studio.url, timeout=60) as bob:
+        logged_in(bob, OTHER)
+        assert called(bob, "history", "", 9, 0).json()["data"] == [[]]
 
 
 def test_it_listens_on_this_machine_alone_and_reports_to_nobody(studio, ann):
@@ -318,3 +329,22 @@ def test_the_functions_of_the_page_itself_take_junk_too(ann):
             assert answer.status_code < 500, (function["id"], wrong)
             assert b"root:" not in answer.content
     assert called(ann, "cancel").json()["data"][0] >= 0
+
+
+def test_junk_does_not_fill_the_terminal(studio, ann):
+    functions = [function["id"] for function in ann.get("/config").json()["dependencies"]][:20]
+
+    def junk() -> int:
+        for number in functions:
+            body = {"fn_index": number, "data": ["x" * 20_000], "session_hash": "junk"}
+            assert ann.post("gradio_api/run/predict", json=body).status_code < 500
+        for _ in range(10):
+            ann.post("gradio_api/call/v2/nothing", json={})
+            with socket.create_connection(("127.0.0.1", studio.port)) as line:
+                line.sendall(b"junk\r\n\r\n")
+                line.recv(1000)
+        return studio.log.stat().st_size
+
+    first = junk()
+    assert max(junk() for _ in range(3)) - first < 30_000
+    assert junk() == junk()  # everything was told by now

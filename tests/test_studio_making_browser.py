@@ -1,23 +1,15 @@
 """Concepts, Train and What was learned as people meet them: a real process, a real browser."""
 
+# ruff: noqa: F811 - fixtures that another module has too
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
-from PIL import Image
-from test_studio_browser import (  # noqa: F401 - fixtures
-    CHROMIUM,
-    ROOT,
-    browser,
-    draw,
-    folder,
-    opened,
-    page,
-    url,
-    visitor,
-)
+from test_studio_api import folder, url  # noqa: F401 - fixtures
+from test_studio_browser import CHROMIUM, browser, draw, opened, page, visitor  # noqa: F401 - fixtures
+
+from benchmarks.serving import ROOT
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
@@ -37,7 +29,7 @@ DROP = """([bytes, name]) => {
 
 
 @pytest.fixture(scope="module")
-def sent(folder, tmp_path_factory) -> dict[str, bytes]:  # noqa: F811
+def sent(folder, tmp_path_factory) -> dict[str, bytes]:
     """What others send: a card called Mia, and the text of a concept called Otto."""
     from dataclasses import replace
 
@@ -52,15 +44,15 @@ def sent(folder, tmp_path_factory) -> dict[str, bytes]:  # noqa: F811
     return {"card": card_art.make(to_bytes(mia)), "text": to_text(to_bytes(otto)).encode()}
 
 
-def field(page, ident: str):  # noqa: F811
+def field(page, ident: str):
     return page.locator(f"#{ident} input, #{ident} textarea").first
 
 
-def card_of(page, name: str):  # noqa: F811
+def card_of(page, name: str):
     return page.locator(f"#cards [aria-label='{name}']")
 
 
-def test_a_card_dropped_anywhere_is_in_the_library_and_is_drawn_with(page, sent):  # noqa: F811
+def test_a_card_dropped_anywhere_is_in_the_library_and_is_drawn_with(page, sent):
     page.evaluate(DROP, [list(sent["card"]), "mia.png"])
     page.get_by_text("Mia is in the library.").wait_for()
     assert "zwx cat" in card_of(page, "Mia").inner_text()
@@ -70,7 +62,7 @@ def test_a_card_dropped_anywhere_is_in_the_library_and_is_drawn_with(page, sent)
     assert not page.locator("#status .error").count()
 
 
-def test_a_pasted_text_is_in_the_library_and_says_its_base(page, sent):  # noqa: F811
+def test_a_pasted_text_is_in_the_library_and_says_its_base(page, sent):
     page.evaluate(PASTE, f"look: {sent['text'].decode()}")  # not a text form alone: nothing happens
     page.evaluate(PASTE, sent["text"].decode())
     page.get_by_text("Otto is in the library.").wait_for()
@@ -78,14 +70,14 @@ def test_a_pasted_text_is_in_the_library_and_says_its_base(page, sent):  # noqa:
     assert "It was trained on sd15" in page.locator("#concept-about").inner_text()
 
 
-def test_a_wrong_file_is_told_in_a_sentence(page):  # noqa: F811
+def test_a_wrong_file_is_told_in_a_sentence(page):
     page.evaluate(DROP, [list(b"<script>"), "wrong.safetensors"])
     page.locator("#concept-status .error").wait_for()
     told = page.locator("#concept-status").inner_text()
     assert told.startswith("'wrong.safetensors': This is no safetensors file")
 
 
-def test_a_concept_is_searched_noted_shared_removed_and_brought_back(page, tmp_path, folder):  # noqa: F811
+def test_a_concept_is_searched_noted_shared_removed_and_brought_back(page, tmp_path, folder):
     page.get_by_role("tab", name="Concepts").click()
     card_of(page, "Rex").click()
     page.locator("#concept-notes button").first.click()
@@ -116,7 +108,7 @@ def test_a_concept_is_searched_noted_shared_removed_and_brought_back(page, tmp_p
     card_of(page, "Rex").wait_for()
 
 
-def test_what_was_learned_and_a_strength_for_each_block(page):  # noqa: F811
+def test_what_was_learned_and_a_strength_for_each_block(page):
     page.get_by_role("tab", name="Concepts").click()
     field(page, "concept-words").fill("")
     card_of(page, "Rex").click()
@@ -132,7 +124,7 @@ def test_what_was_learned_and_a_strength_for_each_block(page):  # noqa: F811
     assert not page.locator("#status .error").count()
 
 
-def test_five_pictures_become_a_concept(page):  # noqa: F811
+def test_five_pictures_become_a_concept(page):
     page.get_by_role("tab", name="Train").click()
     page.get_by_role("heading", name="Teach it your subject").wait_for()
     page.locator("#train-go").click()
@@ -165,39 +157,3 @@ def test_five_pictures_become_a_concept(page):  # noqa: F811
     assert page.locator("#concepts").get_by_text("Bello").is_visible()
     draw(page)
     assert not page.locator("#status .error").count()
-
-
-def test_a_phone_shows_it_all_without_scrolling_sideways(browser, url):  # noqa: F811
-    context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    page = opened(context, url)  # noqa: F811
-    for tab in ("Concepts", "Train"):
-        page.get_by_role("tab", name=tab).click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
-
-
-def test_the_second_example_for_programs_in_the_docs_runs(url, monkeypatch, tmp_path):  # noqa: F811
-    from gradio_client.exceptions import AppError
-
-    monkeypatch.chdir(ROOT)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "studio.md").read_text("utf-8"), re.DOTALL)
-    code = next(block for block in blocks if "/train" in block)
-    names: dict = {}
-    exec(
-        code.replace("http://127.0.0.1:7860", url).replace('"max_train_steps": 100', '"max_train_steps": 1'),
-        names,
-    )
-    assert names["concept"]["name"] == "Bello"
-    assert Path(names["card"]["file"]).stat().st_size > 10_000
-    with Image.open(names["card"]["file"]) as picture:
-        assert picture.size == (1080, 1350)
-    client = names["client"]
-    for action, wrong, message in (
-        ("/train", ([], "dog", "", "good", {}), "There are no pictures"),
-        ("/save_state", ("../..", 1), "no such training"),
-        ("/share", ("nothing", "file"), "has no file of the concept"),
-        ("/remove_concept", ("nothing",), "has no file of the concept"),
-        ("/restore_concept", ("../notes",), "trash holds no concept"),
-    ):
-        with pytest.raises(AppError, match=message):
-            client.predict(*wrong, api_name=action)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from atomdiff.concepts.concept import Concept
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.studio import drawing, film, form, insight, shelf, training
+from atomdiff.studio import drawing, film, form, insight, shelf, teaching
 from atomdiff.studio.course import Course, Wish
 from atomdiff.studio.desk import Desk
 from atomdiff.studio.drawing import Order
@@ -101,7 +101,7 @@ def test_a_drawing_goes_first_stopping_keeps_and_going_on_finishes(studio, pictu
         assert one.tobytes() == two.tobytes()  # between two steps the base is the base
     at = view.step
     undrawn = course.timeline().steps[-1]
-    assert studio.desk.submit("you", training.frame(studio, course, undrawn)).wait(60).state == "done"
+    assert studio.desk.submit("you", teaching.frame(studio, course, undrawn)).wait(60).state == "done"
     assert len(course.frames()[undrawn]) == 2
     course.settings = type(course.settings)(**{**vars(course.settings), "max_train_steps": at + 1})
     studio.trainings.go_on("you", course.ident)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,10 @@ def studio(
     ] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="By default the first free one from 7860.")] = None,
     share: Annotated[bool, typer.Option("--share", help="A public link, through Gradio's servers.")] = False,
-    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Let only this user in.")] = None,
+    auth: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER:PASSWORD", help="Let only this user in; may be given several times."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
@@ -36,7 +40,7 @@ def studio(
     from atomdiff.studio.house import Options, Studio
 
     load = functools.partial(load_base, device=device, dtype=dtype, given=True)
-    options = Options(load, base, concepts, out, host, port, share, _user(auth))
+    options = Options(load, base, concepts, out, host, port, share, tuple(map(_user, auth or ())))
     from atomdiff.studio import page  # the slowest to import comes last
 
     typer.echo(f"base: {base}")
@@ -45,16 +49,15 @@ def studio(
     typer.echo(f"The studio is open at {blocks.local_url} (Ctrl-C ends it).")
     if blocks.share_url:
         typer.echo(f"Everyone with this link may use it: {blocks.share_url}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: a training is kept
     try:
         blocks.block_thread()
     finally:
         house.close()
 
 
-def _user(auth: str | None) -> tuple[str, str] | None:
+def _user(auth: str) -> tuple[str, str]:
     """`USER:PASSWORD`. Raises SettingsError."""
-    if auth is None:
-        return None
     user, colon, password = auth.partition(":")
     if not (user and colon and password):
         raise SettingsError("--auth is USER:PASSWORD, with something on both sides of the colon.")

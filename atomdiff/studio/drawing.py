@@ -38,6 +38,7 @@ class Order:
     """What someone wants drawn. Raises SettingsError for what cannot work.
 
     `concepts` are ids of the library with strengths; None stands for the base's default, or a random seed.
+    With `carry` each picture has its concept inside, if it was drawn with one.
     """
 
     base: str
@@ -51,6 +52,7 @@ class Order:
     sampler: str = "dpm++"
     count: int = 1
     batch: int | None = None
+    carry: bool = False
 
     def __post_init__(self) -> None:
         from atomdiff.pictures.sampling import DrawSettings
@@ -127,13 +129,14 @@ def drawn(studio: Studio, owner: str, order: Order, kind: str = "picture") -> Ca
         base = _base(studio, job, order.base)
         scene = order.scene(studio)
         _remarks(job, base, scene)
+        inside = _inside(studio, job, order)
         limit = order.batch or studio.facts(base.name).batch
         starts = range(0, order.count, limit)
         for number, start in enumerate(starts):
             options = {"count": min(limit, order.count - start), "batch_size": limit}
             part = replace(scene, seed=scene.seed + start)
             for image in _draw(studio, job, base, part, number, len(starts), **options):
-                job.add(studio.history.keep(owner, image, kind))
+                job.add(studio.history.keep(owner, image, kind, inside))
 
     return work
 
@@ -162,7 +165,10 @@ def grid_of(studio: Studio, order: Order, given: list[tuple[str, str]]) -> Grid:
     axes: list[Axis] = [parse_axis(kind, text, studio.concept_named) for kind, text in given if kind]
     if not axes:
         axes = [parse_axis("", "")]
-    return Grid(order.scene(studio), *axes)
+    grid = Grid(order.scene(studio), *axes)
+    if max(cell.scene.steps for cell in grid.cells()) > MAX_STEPS:
+        raise SettingsError(f"The studio draws at most {MAX_STEPS} steps: write fewer.")
+    return grid
 
 
 def zipped(headers: list[str], rows: list[list[str]], entries: Sequence[Entry]) -> str:
@@ -191,6 +197,18 @@ def without_concept(studio: Studio, owner: str, entry: Entry) -> Callable[[Job],
         )
     order = replace(order_of(generation, studio), concepts=())
     return drawn(studio, owner, order, "without")
+
+
+def _inside(studio: Studio, job: Job, order: Order) -> bytes | None:
+    """The concept file that the pictures of an order carry along. Raises ConceptError."""
+    from atomdiff.formats.card import concept_bytes
+
+    if not (order.carry and order.concepts):
+        return None
+    if len(order.concepts) > 1:
+        job.note("A picture carries one concept; these were drawn with several, so they carry none.")
+        return None
+    return concept_bytes(studio.library.get(order.concepts[0][0]).path)
 
 
 def _draw(

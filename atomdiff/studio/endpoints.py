@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import AtomdiffError
 from atomdiff.studio import drawing, form, reading
 from atomdiff.studio.history import Entry
@@ -39,18 +40,17 @@ def _offer_drawing(studio: Studio) -> None:
         sampler: str = "dpm++",
         count: int = 1,
         base: str = "",
+        carry: bool = False,
     ) -> list[dict]:
-        """Draws pictures. `concepts` are [name, strength] pairs of the library; -1 and "" stand for a random
-        seed and the base's own defaults. Gives, for each picture, its file, id, seed and generation text."""
+        """Draws pictures. `concepts` are [name, strength] pairs of the library, a strength being a number or
+        "down=0.5 up=1"; -1 and "" stand for a random seed and the base's own defaults; with `carry` each
+        picture has its concept inside. Gives, for each, its file, id, seed and generation text."""
         me = owner(request)
         with sentences():
-            chosen = tuple(
-                (studio.library.named(str(name)).id, float(strength)) for name, strength in concepts
-            )
             order = drawing.Order(
                 base or studio.default,
                 prompt,
-                chosen,
+                _chosen(studio, concepts),
                 negative,
                 None if seed < 0 else seed,
                 steps,
@@ -58,6 +58,7 @@ def _offer_drawing(studio: Studio) -> None:
                 form.size(size),
                 sampler,
                 count,
+                carry=carry is True,
             )
             job = studio.desk.submit(me, drawing.drawn(studio, me, order))
         return [_told(entry) for entry in await _finished(studio, job)]
@@ -80,17 +81,33 @@ def _offer_drawing(studio: Studio) -> None:
 
 def _offer_grids(studio: Studio) -> None:
     async def grid(
-        request: gr.Request, prompt: str, axes: list[list[str]], concepts: list[list] = [], seed: int = 0,  # noqa: B006
-        steps: int = 25, base: str = "",
-    ) -> list[dict]:  # fmt: skip
-        """Draws a grid. `axes` are one to three [setting, values]: ["strength", "0, 0.5, 1"]. Gives every
-        cell in order (the first axis changes fastest), then the labelled sheet."""
+        request: gr.Request,
+        prompt: str,
+        axes: list[list[str]],
+        concepts: list[list] = [],  # noqa: B006
+        seed: int = 0,
+        steps: int = 25,
+        base: str = "",
+        negative: str = "",
+        guidance: float = -1,
+        size: str = "",
+        sampler: str = "dpm++",
+    ) -> list[dict]:
+        """Draws a grid. `axes` are one to three [setting, values]: ["strength", "0, 0.5, 1"]; the rest is as
+        for `draw`. Gives every cell in order (the first axis changes fastest), then the labelled sheet."""
         me = owner(request)
         with sentences():
-            chosen = tuple(
-                (studio.library.named(str(name)).id, float(strength)) for name, strength in concepts
+            order = drawing.Order(
+                base or studio.default,
+                prompt,
+                _chosen(studio, concepts),
+                negative,
+                seed,
+                steps,
+                None if guidance < 0 else guidance,
+                form.size(size),
+                sampler,
             )
-            order = drawing.Order(base or studio.default, prompt, chosen, seed=seed, steps=steps)
             made = drawing.grid_of(studio, order, [(str(kind), str(values)) for kind, values in axes])
             job = studio.desk.submit(me, drawing.grid_drawn(studio, me, order.base, made))
         return [_told(entry) for entry in await _finished(studio, job)]
@@ -109,7 +126,7 @@ def _offer_history(studio: Studio) -> None:
                 "bytes": entry.size,
                 "id": entry.id,
             }
-            for entry in studio.concepts()
+            for entry in studio.concepts(scan=True)
         ]
 
     def history(request: gr.Request, words: str = "", limit: int = 24, start: int = 0) -> list[dict]:
@@ -140,6 +157,13 @@ def _offer_reading() -> None:
     with gr.Column(visible=False):
         given, answer, ask = gr.File(type="filepath"), gr.JSON(), gr.Button()
         ask.click(picture_info, given, answer, api_name="picture_info")
+
+
+def _chosen(studio: Studio, pairs: list[list]) -> tuple[tuple[str, Strength], ...]:
+    """Ids and strengths. Raises ConceptError, SettingsError, or ValueError for what are no pairs."""
+    return tuple(
+        (studio.library.named(str(name)).id, parse_strength(str(strength))) for name, strength in pairs
+    )
 
 
 class sentences:  # noqa: N801 - used as a word: `with sentences():`

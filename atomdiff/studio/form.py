@@ -10,7 +10,7 @@ from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.studio.drawing import Order
 
-ROWS = 8  # concepts at a time on the page; the API takes any number
+ROWS = 16  # concepts at a time on the page; the API takes any number
 FIELDS = (
     "prompt",
     "concepts",
@@ -25,6 +25,7 @@ FIELDS = (
     "batch",
     "base",
     "blocks",
+    "carry",
 )
 
 
@@ -49,6 +50,7 @@ def order_from(values: Sequence[Any]) -> Order:
         sampler=str(given["sampler"]),
         count=int(_number(given["count"], "The number of pictures")),
         batch=int(_number(given["batch"], "The batch size")) or None,
+        carry=given["carry"] is True,
     )
 
 

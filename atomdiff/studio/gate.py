@@ -94,8 +94,7 @@ class Gate:
             if receive.exceeded:
                 await _answer(send, 413, TOO_LARGE)
                 return
-            log.warning("a request to %r was not understood: %s", scope["path"][:80], type(error).__name__)
-            log.debug("in full:", exc_info=True)
+            log.warning("a request to %r was not understood", scope["path"][:80], exc_info=error)
             await _answer(send, 400, "The request is not understood; /?view=api shows what is.")
 
 

@@ -46,13 +46,16 @@ class Options:
     host: str = "127.0.0.1"
     port: int | None = None
     share: bool = False
-    auth: tuple[str, str] | None = field(default=None, repr=False)
+    auth: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """(user, password) of everyone who is let in; all are if it is empty."""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
             raise SettingsError(f"A port is a number from 1 to 65535, not {self.port}.")
-        if self.auth is not None and not all(self.auth):
+        if not all(user and password for user, password in self.auth):
             raise SettingsError("--auth is USER:PASSWORD; neither part may be empty.")
+        if len({user for user, _ in self.auth}) < len(self.auth):
+            raise SettingsError("--auth has a user twice: give each a name of their own.")
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,12 @@ def _offer_trainings(studio: Studio) -> None:
         with sentences():
             return _training(studio, studio.trainings.get(owner(request), id))
 
+    def timeline(request: gr.Request, id: str) -> list[dict]:  # noqa: A002
+        """The steps of a training that were drawn, each with its pictures, all at the same seeds."""
+        with sentences():
+            frames = studio.trainings.get(owner(request), id).frames()
+        return [{"step": step, "pictures": [_file(path) for path in paths]} for step, paths in frames.items()]
+
     def stop_training(request: gr.Request) -> int:
         """Stops this client's training after the step at hand, and keeps it; says how many there were."""
         return studio.trainings.stop(owner(request))
@@ -133,7 +139,15 @@ def _offer_trainings(studio: Studio) -> None:
         with sentences():
             return _concept(studio.trainings.keep(owner(request), id, step))
 
-    for action in (trainings, training, stop_training, resume_training, delete_training, save_state):
+    for action in (
+        trainings,
+        training,
+        timeline,
+        stop_training,
+        resume_training,
+        delete_training,
+        save_state,
+    ):
         gr.api(action)
 
 

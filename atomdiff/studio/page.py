@@ -7,6 +7,7 @@ which they are shown.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: i
 import gradio as gr
 
 from atomdiff.errors import SettingsError
-from atomdiff.studio import endpoints, looks, making
+from atomdiff.studio import defects, endpoints, looks, making
 from atomdiff.studio.gate import Gate
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import Visitors
@@ -29,6 +30,9 @@ TABS = (draw, concepts, train, learned, compare, history, picture, catching)
 MAX_UPLOAD = "80mb"
 MAX_QUEUE = 200
 TAKES_FILES = "async_move_resource_to_block_cache"  # of Gradio's components: from a path or an address
+DEFECT = "This was not understood, or broke down; the terminal that the studio runs in shows which."
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -44,9 +48,24 @@ class Page:
     blocks: Any = None
 
 
+class Blocks(gr.Blocks):
+    """Gradio's, but what breaks down in an action is told to its caller in a sentence, and to the terminal
+    sparingly: Gradio prints a traceback for every junk request."""
+
+    async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*args, **kwargs)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            log.warning("an action of the page broke down", exc_info=error)
+            raise gr.Error(DEFECT, print_exception=False) from None
+
+
 def build(studio: Studio) -> gr.Blocks:
     """The whole page for a studio."""
-    with gr.Blocks(
+    with Blocks(
         title="atomdiff", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as blocks:
         endpoints.offer(studio)  # first: the names that it takes are the public ones
@@ -81,6 +100,7 @@ def launch(studio: Studio) -> gr.Blocks:
     os.environ["GRADIO_TEMP_DIR"] = str(cache)
     blocks = build(studio)
     blocks.queue(max_size=MAX_QUEUE, default_concurrency_limit=8)
+    defects.spare_the_terminal()
     try:
         _serve(blocks, studio)
     except OSError as error:
@@ -95,7 +115,7 @@ def _serve(blocks: gr.Blocks, studio: Studio) -> None:
         server_name=options.host,
         server_port=options.port,
         share=options.share,
-        auth=options.auth,
+        auth=list(options.auth) or None,
         allowed_paths=[str(studio.history.pictures), str(studio.trainings.folder)],
         max_file_size=MAX_UPLOAD,
         show_error=False,  # a defect is for the terminal; gr.Error is shown all the same

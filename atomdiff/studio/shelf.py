@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FORMS = ("file", "card", "qr")
 MAX_FILES = 50  # that are taken in at a time
-EXAMPLE = Path(__file__).parents[2] / "assets" / "concepts" / "dog.safetensors"
+ASSETS = Path(__file__).parents[2] / "assets"  # of a checkout
+EXAMPLE = Path(__file__).with_name("dog.safetensors")
 EMPTY = pieces.empty(
     "No concepts yet",
     "Drop a concept file, a card or a screenshot of its QR codes anywhere on this page, or paste its text. "
@@ -85,6 +86,17 @@ def example(studio: Studio) -> Path | None:
         return None
     ident = hashlib.sha256(EXAMPLE.read_bytes()).hexdigest()
     return None if any(entry.id == ident for entry in studio.concepts()) else EXAMPLE
+
+
+def take_example(studio: Studio) -> Taken:
+    """Takes the bundled concept in, with a picture of its subject; nothing where there is none to take."""
+    path = example(studio)
+    taken = take(studio, [path] if path else [])
+    for entry in taken.entries:
+        pictures = sorted((ASSETS / path.stem).glob("*.png")) if path else []
+        if pictures and entry.thumbnail is None:
+            studio.library.set_thumbnail(entry.id, pictures[0])
+    return taken
 
 
 # ----------------------------------------------------------------------------------------------- cards

@@ -84,8 +84,7 @@ def wire(page: Page) -> None:
 
     def example(chosen: str, prompt: str, base: str, subjects: list[Any]) -> list[Any]:
         """Takes the bundled concept in, and goes to Draw with it."""
-        path = shelf.example(studio)
-        taken = shelf.take(studio, [path] if path else [])
+        taken = shelf.take_example(studio)
         *shown, _ = added(taken, chosen, base)
         if not taken.entries:
             return [*shown, gr.skip(), *[gr.skip()] * len(sending.draw_outputs(page))]
@@ -99,9 +98,10 @@ def wire(page: Page) -> None:
     for button, name in (("paste", "pasted"), ("caught_go", "caught_text")):
         part = shared[f"concepts.{name}"]
         shared[f"concepts.{button}"].click(pasted, [part, *at], [*outputs, part], **concepts.QUIET)
-    shared["concepts.example"].click(
-        example,
-        [at[0], *sending.draw_inputs(page)],
-        [*outputs, *sending.draw_outputs(page)],
-        **concepts.QUIET,
-    )
+    for button in (shared["concepts.example"], shared["draw.example"]):
+        button.click(
+            example,
+            [at[0], *sending.draw_inputs(page)],
+            [*outputs, *sending.draw_outputs(page)],
+            **concepts.QUIET,
+        )

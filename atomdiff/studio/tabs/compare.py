@@ -13,7 +13,7 @@ from atomdiff.pictures.generation_text import parse
 from atomdiff.pictures.grids import KINDS, Grid
 from atomdiff.studio import drawing, form, pieces
 from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import draw
+from atomdiff.studio.tabs import draw, settings
 
 if TYPE_CHECKING:
     from atomdiff.studio.page import Page
@@ -131,11 +131,18 @@ def wire(page: Page) -> None:
     shared["compare.halt"].click(draw.stopper(studio), None, None, queue=False, **quiet)
 
     def send(drawn: list[int], chosen: int, request: gr.Request) -> list[Any]:
+        """What the picture was drawn with is what is compared around."""
         entry = draw.picked(studio, request, drawn, chosen)
-        return [gr.skip() if entry is None else _seed(entry.text), gr.update(selected="compare")]
+        try:
+            filled = settings.filled(page, drawing.order_of(parse(entry.text if entry else ""), studio))
+        except AtomdiffError:
+            filled = []
+        form = filled if entry and filled else [gr.skip()] * (len(page.form) + 1)
+        return [*form, gr.update(selected="compare")]
 
     which = [shared["draw.drawn"], shared["draw.chosen"]]
-    shared["draw.to_compare"].click(send, which, [page.form["seed"], page.tabs], **quiet)
+    filled = [*page.form.values(), shared["draw.subjects"], page.tabs]
+    shared["draw.to_compare"].click(send, which, filled, **quiet)
 
 
 def _results(grid: Grid, entries: list[Any]) -> list[Any]:
@@ -150,7 +157,3 @@ def _results(grid: Grid, entries: list[Any]) -> list[Any]:
         gr.update(value={"headers": headers, "data": rows}, visible=True),
         gr.update(value=archive, visible=True),
     ]
-
-
-def _seed(text: str) -> str:
-    return parse(text).fields.get("Seed", "")

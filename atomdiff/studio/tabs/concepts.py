@@ -10,7 +10,7 @@ from atomdiff.errors import AtomdiffError
 from atomdiff.studio import parts, pieces, shelf
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import sending
+from atomdiff.studio.tabs import sending, settings
 
 if TYPE_CHECKING:
     from atomdiff.sharing.library import Entry
@@ -37,9 +37,7 @@ def build(page: Page) -> None:
     """Lays the tab out."""
     shared = page.shared
     with gr.Tab("Concepts", id="concepts", render_children=True) as shared["concepts.tab"]:
-        shared["concepts.words"], shared["concepts.count"] = parts.search(
-            "concept", "Search names, triggers and tags"
-        )
+        shared["concepts.words"], shared["concepts.count"] = parts.search("concept", "Search names and tags")
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="stage-side", scale=3):
                 shared["concepts.status"] = gr.HTML("", elem_id="concept-status")
@@ -54,6 +52,7 @@ def build(page: Page) -> None:
                     _one(shared)
                 _adding(shared)
     shared["concepts.chosen"], shared["concepts.limit"] = gr.State(""), gr.State(A_PAGE)
+    shared["concepts.known"] = gr.State(0)  # changes with the library
 
 
 def _one(shared: dict[str, Any]) -> None:
@@ -122,7 +121,19 @@ def wire(page: Page) -> None:
 
 def shown(page: Page) -> list[Any]:
     """The parts that `listed` gives values for."""
-    names = ("empty", "cards", "count", "more", "example", "trash", "removed", "limit", "chosen", "side")
+    names = (
+        "known",
+        "empty",
+        "cards",
+        "count",
+        "more",
+        "example",
+        "trash",
+        "removed",
+        "limit",
+        "chosen",
+        "side",
+    )
     return [page.shared[f"concepts.{name}"] for name in names] + _of_one(page)
 
 
@@ -149,17 +160,28 @@ def _connect_looking(page: Page) -> None:
         return listed(studio, words, limit + A_PAGE, chosen, base)
 
     def choose(words: str, limit: int, base: str, event: gr.EventData) -> list[Any]:
-        return listed(studio, words, limit, str(getattr(event, "id", "")), base)
+        return [*listed(studio, words, limit, str(getattr(event, "id", "")), base), ""]
 
     def by_tag(event: gr.EventData) -> str:
         return str(getattr(event, "tag", ""))
 
     shared["concepts.tab"].select(rescan, at, shown(page), **QUIET)
-    page.blocks.load(look, at, shown(page), **QUIET)
+    page.blocks.load(rescan, at, shown(page), **QUIET)
     shared["concepts.words"].change(look, at, shown(page), trigger_mode="always_last", **QUIET)
     shared["concepts.more"].click(more, at, shown(page), **QUIET)
-    shared["concepts.cards"].click(choose, [at[0], at[1], base], shown(page), **QUIET)
+    chosen = [*shown(page), shared["concepts.status"]]
+    shared["concepts.cards"].click(choose, [at[0], at[1], base], chosen, **QUIET)
     shared["concepts.cards"].submit(by_tag, None, shared["concepts.words"], **QUIET)
+
+    def offer(base: str) -> list[Any]:
+        """On Draw. Not when the list there is opened: an answer that comes while someone chooses would undo
+        the choice."""
+        first = not studio.concepts() and shelf.example(studio) is not None
+        about = settings.about_choices(studio)
+        return [gr.update(choices=settings.choices(studio, base), info=about), gr.update(visible=first)]
+
+    drawing = [page.form["concepts"], shared["draw.example"]]
+    shared["concepts.known"].change(offer, base, drawing, **QUIET)
 
 
 def _connect_sharing(page: Page) -> None:
@@ -235,6 +257,11 @@ def _connect_changing(page: Page) -> None:
     shared["concepts.restore"].click(restore, [*at, shared["concepts.removed"]], outputs, **QUIET)
 
 
+def known(studio: Studio) -> int:
+    """A number that changes with what the library offers."""
+    return hash(tuple(sorted((entry.id, entry.title) for entry in studio.concepts()))) or 1
+
+
 def listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str) -> list[Any]:
     """Values for `shown`: the cards that have the words, and what is told of the chosen one."""
     everything = studio.concepts()
@@ -243,6 +270,7 @@ def listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str
     count = "1 concept" if len(entries) == 1 else f"{len(entries):,} concepts"
     removed = shelf.removed(studio)
     return [
+        known(studio),
         gr.update(value=shelf.NONE_FOUND if everything else shelf.EMPTY, visible=not entries),
         shelf.cards(entries[:limit], base, chosen),
         count if entries else "",

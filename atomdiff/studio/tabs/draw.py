@@ -75,7 +75,7 @@ def _connect_drawing(page: Page) -> None:
     studio, shared = page.studio, page.shared
     outputs = [
         shared[f"draw.{name}"]
-        for name in ("status", "gallery", "actions", "drawn", "chosen", "go", "halt", "slider")
+        for name in ("status", "gallery", "actions", "drawn", "chosen", "without", "go", "halt", "slider")
     ]
 
     async def draw(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
@@ -124,10 +124,10 @@ async def _followed(studio: Studio, job: Job) -> AsyncIterator[list[Any]]:
 
 
 def _shown(status: str, entries: list[Any] | None, running: bool) -> list[Any]:
-    """Values for status, gallery, actions, drawn, chosen, go, halt and slider; with `entries` None the
-    pictures stay."""
+    """Values for status, gallery, actions, drawn, chosen, without, go, halt and slider; with `entries` None
+    the pictures stay."""
     if entries is None:
-        pictures: list[Any] = [gr.skip()] * 4
+        pictures: list[Any] = [gr.skip()] * 5
     else:
         files = [str(entry.file) for entry in entries]
         columns = 1 if len(files) == 1 else 2 if len(files) <= 4 else 3 if len(files) <= 9 else 4
@@ -136,6 +136,7 @@ def _shown(status: str, entries: list[Any] | None, running: bool) -> list[Any]:
             gr.update(visible=bool(files)),
             [entry.id for entry in entries],
             gr.skip() if entries else 0,
+            gr.update(visible=any(parse(entry.text).concepts for entry in entries)),
         ]
     slider = gr.update(visible=False) if entries is not None else gr.skip()
     return [status, *pictures, gr.update(visible=not running), gr.update(visible=running), slider]

@@ -10,7 +10,7 @@ import gradio as gr
 
 from atomdiff.errors import AtomdiffError
 from atomdiff.studio import drawing, pieces, reading
-from atomdiff.studio.tabs import draw, settings
+from atomdiff.studio.tabs import concepts, draw, settings
 
 if TYPE_CHECKING:
     from atomdiff.studio.page import Page
@@ -69,12 +69,13 @@ def wire(page: Page) -> None:
             return [*[gr.skip()] * (len(page.form) + 1), pieces.error(str(error)), gr.skip()]
         return [*settings.filled(page, order), "", gr.update(selected="draw")]
 
-    def keep(path: str) -> str:
+    def keep(path: str) -> list[Any]:
         try:
             entry = studio.library.add(Path(path))
         except AtomdiffError as error:
-            return pieces.error(str(error))
-        return pieces.note(f"{entry.title} is in the library now: choose it under Concepts on Draw.")
+            return [pieces.error(str(error)), gr.skip()]
+        told = f"{entry.title} is in the library now: choose it under Concepts on Draw."
+        return [pieces.note(told), concepts.known(studio)]
 
     shared["picture.file"].change(show, shared["picture.file"], shown, **quiet)
     which = [shared["draw.drawn"], shared["draw.chosen"]]
@@ -83,7 +84,8 @@ def wire(page: Page) -> None:
     shared["picture.use"].click(
         use, shared["picture.path"], [*form, shared["picture.status"], page.tabs], **quiet
     )
-    shared["picture.keep"].click(keep, shared["picture.path"], shared["picture.status"], **quiet)
+    kept = [shared["picture.status"], shared["concepts.known"]]
+    shared["picture.keep"].click(keep, shared["picture.path"], kept, **quiet)
 
 
 def looked_at(path: str | None) -> list[Any]:

@@ -38,7 +38,7 @@ def on_draw(
     before = [(trigger, word) for _, (trigger, word) in subjects]
     asked = form.with_triggers(prompt, before, [(entry.trigger, entry.class_word)]) or entry.title
     *filled, known = settings.filled(page, drawing.Order(on, asked, ((ident, strength),)))
-    changed = {"prompt", "concepts", *(f"strength {i}" for i in range(form.ROWS)), "blocks"}
+    changed = {"prompt", "concepts", *(f"strength {i}" for i in range(form.ROWS)), "blocks", "carry"}
     changed |= {"base", "size", "guidance"} if on != base else set()
     updates = zip(form.FIELDS, filled, strict=True)
     return [*(update if name in changed else gr.skip() for name, update in updates), known]

@@ -3,6 +3,7 @@ into it."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 SHAPES = {(1, 1): "Square", (3, 4): "Portrait 3:4", (4, 3): "Landscape 4:3", (2, 3): "Portrait 2:3",
           (3, 2): "Landscape 3:2", (9, 16): "Tall 9:16", (16, 9): "Wide 16:9"}  # fmt: skip
+STRENGTHS, GUIDANCES = (0, 2), (0, 20)  # the ends of the sliders
 EXAMPLES = {
     "pocket": (
         "a teal dog on the beach",
@@ -53,20 +55,29 @@ def build(page: Page) -> dict[str, Any]:
     )
     page.form["prompt"] = prompt
     page.form["concepts"] = gr.Dropdown(
-        _choices(studio),
+        choices(studio, studio.default),
         value=[],
         multiselect=True,
         max_choices=form.ROWS,
         label="Concepts",
+        info=about_choices(studio),
         elem_id="concepts",
-        info=None if studio.concepts() else "None yet: make one under Train, or drop one under Concepts.",
+    )
+    page.shared["draw.example"] = gr.Button(
+        "Try the example concept", size="sm", visible=False, elem_id="draw-example"
     )
     for i in range(form.ROWS):
         page.form[f"strength {i}"] = gr.Slider(
-            0, 2, 1.0, step=0.05, label="Strength", visible=False, buttons=[], elem_id=f"strength-{i}"
+            *STRENGTHS, 1.0, step=0.05, label="Strength", visible=False, buttons=[], elem_id=f"strength-{i}"
         )
     page.form["blocks"] = gr.Textbox(
         label="Times, by block", visible=False, elem_id="blocks", info="Empty it for one strength again."
+    )
+    page.form["carry"] = gr.Checkbox(
+        label="Put the concept into the pictures",
+        info="Whoever gets one can draw with it too.",
+        visible=False,
+        elem_id="carry",
     )
     with gr.Row(elem_classes="line"):
         size = gr.Dropdown(
@@ -96,7 +107,12 @@ def _advanced(studio: Studio, facts: Facts) -> dict[str, Any]:
         )
         steps = gr.Slider(1, drawing.MAX_STEPS, 25, step=1, label="Steps", buttons=[], elem_id="steps")
         guidance = gr.Slider(
-            0, 20, facts.guidance, step=0.1, label="Prompt strength (CFG)", buttons=[], elem_id="guidance"
+            *GUIDANCES,
+            facts.guidance,
+            step=0.1,
+            label="Prompt strength (CFG)",
+            buttons=[],
+            elem_id="guidance",
         )
         with gr.Row(elem_classes="line"):
             samplers = [(sampler.title, name) for name, sampler in SAMPLERS.items()]
@@ -136,33 +152,28 @@ def connect(page: Page, buttons: dict[str, Any]) -> None:
             for i, entry in enumerate(chosen)
         ]
         hidden = [gr.update(visible=False, value=1.0)] * (form.ROWS - len(chosen))
+        carry = gr.update(visible=bool(chosen))
         filled = form.with_triggers(prompt, [subject for _, subject in map(tuple, before)], now)
         remembered = [(entry.id, subject) for entry, subject in zip(chosen, now, strict=True)]
-        return [filled, remembered, *shown, *hidden]
+        return [filled, remembered, carry, *shown, *hidden]
 
     fields["concepts"].input(
         choose,
         [fields["concepts"], shared["draw.subjects"], fields["prompt"], *sliders],
-        [fields["prompt"], shared["draw.subjects"], *sliders],
+        [fields["prompt"], shared["draw.subjects"], fields["carry"], *sliders],
         api_visibility="private",
         show_progress="hidden",
     )
 
-    def refresh() -> Any:
-        choices = _choices(studio, scan=True)
-        return gr.skip() if choices == fields["concepts"].choices else gr.update(choices=choices)
-
-    # Not when the list is opened: an answer that comes while someone chooses would undo the choice.
-    page.blocks.load(refresh, None, fields["concepts"], api_visibility="private", show_progress="hidden")
-
     def rebase(name: str) -> list[Any]:
         facts = studio.facts(name)
-        return [gr.update(choices=_sizes(facts), value=_size(facts)), facts.guidance, facts.batch]
+        known = gr.update(choices=choices(studio, name))
+        return [gr.update(choices=_sizes(facts), value=_size(facts)), facts.guidance, facts.batch, known]
 
     fields["base"].input(
         rebase,
         fields["base"],
-        [fields["size"], fields["guidance"], fields["batch"]],
+        [fields["size"], fields["guidance"], fields["batch"], fields["concepts"]],
         api_visibility="private",
         show_progress="hidden",
     )
@@ -182,13 +193,21 @@ def filled(page: Page, order: drawing.Order) -> list[Any]:
     if order.guidance is None:
         values["guidance"] = facts.guidance
     updates: dict[str, Any] = {name: gr.update(value=value) for name, value in values.items()}
-    updates["concepts"] = gr.update(choices=_choices(studio), value=values["concepts"])
+    updates["guidance"] = gr.update(value=values["guidance"], **_reaching(GUIDANCES, values["guidance"]))
+    updates["concepts"] = gr.update(
+        choices=choices(studio, order.base), value=values["concepts"], info=about_choices(studio)
+    )
+    updates["carry"] = gr.update(visible=bool(values["concepts"]))
     updates["blocks"] = gr.update(value=values["blocks"], visible=bool(values["blocks"]))
     for i in range(form.ROWS):
         used = order.concepts[i][0] if i < len(order.concepts) else None
         title = entries[used].title if used in entries else ""
+        value = values[f"strength {i}"]
         updates[f"strength {i}"] = gr.update(
-            visible=used is not None, label=f"Strength of {title}", value=values[f"strength {i}"]
+            visible=used is not None,
+            label=f"Strength of {title}",
+            value=value,
+            **_reaching(STRENGTHS, value),
         )
     subjects = [
         (ident, (entries[ident].trigger, entries[ident].class_word))
@@ -198,15 +217,26 @@ def filled(page: Page, order: drawing.Order) -> list[Any]:
     return [*(updates.get(name, gr.skip()) for name in form.FIELDS), subjects]
 
 
-def _choices(studio: Studio, scan: bool = False) -> list[tuple[str, str]]:
-    """The library as choices: titles, told apart where two are alike, and the base where it is another."""
-    entries = studio.concepts(scan)
-    titles = [entry.title for entry in entries]
-    choices = []
+def choices(studio: Studio, base: str) -> list[tuple[str, str]]:
+    """The library as choices: titles, told apart where two are alike, with their base where it is not this
+    one."""
+    entries = studio.concepts()
+    titles = Counter(entry.title for entry in entries)
+    made = []
     for entry in entries:
-        label = entry.title if titles.count(entry.title) == 1 else f"{entry.title} ({entry.id[:6]})"
-        choices.append((label if entry.base == studio.default else f"{label} · for {entry.base}", entry.id))
-    return choices
+        label = entry.title if titles[entry.title] == 1 else f"{entry.title} ({entry.id[:6]})"
+        made.append((label if entry.base == base else f"{label} · for {entry.base}", entry.id))
+    return made
+
+
+def about_choices(studio: Studio) -> str:
+    """What to do where there are no choices."""
+    return "" if studio.concepts() else "None yet: make one under Train, or drop one anywhere."
+
+
+def _reaching(usual: tuple[float, float], value: float) -> dict[str, Any]:
+    """Ends of a slider that reach a value from elsewhere: Gradio refuses what lies outside."""
+    return {"minimum": min(usual[0], value), "maximum": max(usual[1], value)}
 
 
 def _sizes(facts: Facts) -> list[tuple[str, str]]:

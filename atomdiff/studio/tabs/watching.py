@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.studio import film, pieces, training
+from atomdiff.studio import film, pieces, teaching
 from atomdiff.studio.course import MAX_STEPS, Course, View, Wish
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import sending
+from atomdiff.studio.tabs import concepts, sending
 
 if TYPE_CHECKING:
     from atomdiff.studio.page import Page
@@ -97,7 +97,7 @@ def _connect_timeline(page: Page) -> None:
         files = course.frames().get(step, ())
         if not files:
             yield [gr.update(label=label), pieces.hint("Drawing this state…"), [], *hidden]
-            job = studio.desk.submit(f"timeline of {owner(request)}", training.frame(studio, course, step))
+            job = studio.desk.submit(f"timeline of {owner(request)}", teaching.frame(studio, course, step))
             async for told in studio.desk.watch(job):
                 if not told.over:
                     yield [gr.skip(), pieces.progress(told), *[gr.skip()] * 3]
@@ -112,9 +112,9 @@ def _connect_timeline(page: Page) -> None:
         try:
             entry = studio.trainings.keep(me, course.ident if course else "", step)
         except AtomdiffError as error:
-            return [pieces.error(str(error)), gr.skip(), gr.skip()]
+            return [pieces.error(str(error)), gr.skip(), gr.skip(), gr.skip()]
         told = f"{entry.title} after step {step} is in the library, {entry.size:,} bytes."
-        return [pieces.note(told), gr.update(visible=True), entry.id]
+        return [pieces.note(told), gr.update(visible=True), entry.id, concepts.known(studio)]
 
     def draw(kept: str, *values: Any) -> list[Any]:
         return [*sending.on_draw(page, kept, *values), gr.update(selected="draw")]
@@ -128,7 +128,7 @@ def _connect_timeline(page: Page) -> None:
     js = f"(ident, state) => [ident, state ?? {UNSET}]"
     shared["train.state"].change(show, at, outputs, js=js, **options)
     shared["train.shown"].change(latest, shared["train.shown"], outputs, **options)
-    kept = [shared[f"train.{name}"] for name in ("told", "draw", "kept")]
+    kept = [*(shared[f"train.{name}"] for name in ("told", "draw", "kept")), shared["concepts.known"]]
     shared["train.keep"].click(keep, at, kept, **QUIET)
     shared["train.draw"].click(
         draw,

@@ -1,0 +1,238 @@
+"""What the studio draws, and what it says of it, without a browser."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from atomdiff.concepts.concept import Concept
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
+from atomdiff.errors import ImageError, SettingsError
+from atomdiff.formats import card
+from atomdiff.formats.safetensors_file import to_bytes
+from atomdiff.pictures import previews
+from atomdiff.pictures.generation_text import parse
+from atomdiff.studio import drawing, form, pieces, reading
+from atomdiff.studio.desk import Look
+from atomdiff.studio.drawing import Order
+from atomdiff.studio.house import Facts, Options, Studio
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studio")
+    base = tiny_base("sd1")
+    studio = Studio(Options(lambda name: base, "tiny-sd1", folder / "concepts", folder / "out"))
+    yield studio
+    studio.close()
+
+
+def test_an_order_is_drawn_and_kept_with_its_settings(studio):
+    order = Order("tiny-sd1", "a dog", steps=2, guidance=2, count=3, batch=2, seed=5)
+    look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+    assert look.state == "done", look.error
+    assert [parse(entry.text).whole("Seed") for entry in look.results] == [5, 6, 7]
+    with Image.open(look.results[0].file) as picture:
+        assert picture.info["parameters"] == look.results[0].text
+    assert [entry.id for entry in studio.history.find("me")][:3] == [entry.id for entry in look.results][::-1]
+    assert studio.history.find("you") == []
+
+
+def test_drawing_stops_within_a_step(studio):
+    order = Order("tiny-sd1", "a dog", steps=200, seed=0)
+    job = studio.desk.submit("me", drawing.drawn(studio, "me", order))
+    while job.look().done < 2:
+        time.sleep(0.01)
+    job.cancel()
+    at = job.look().done
+    look = job.wait(30)
+    assert look.state == "cancelled"
+    assert look.done <= at + 1
+    assert look.total == 200
+
+
+def test_without_the_concept_is_the_same_seed_on_the_base_alone(studio):
+    order = Order("tiny-sd1", "a dog", steps=2, seed=9)
+    first = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60).results[0]
+    again = studio.desk.submit("me", drawing.without_concept(studio, "me", first)).wait(60).results[0]
+    assert again.kind == "without"
+    with Image.open(first.file) as one, Image.open(again.file) as other:
+        assert one.tobytes() == other.tobytes()  # no concept was used
+
+
+def test_pictures_carry_their_concept_if_asked(studio, tiny_base):
+    base = tiny_base("sd1")
+    spec = AtomSpec(linear_atoms="none")
+    atoms = {layer: 0.1 * torch.eye(9) for layer in inject.select(base.unet, spec).conv}
+    entries = []
+    for name in ("Rex", "Mia"):
+        made = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks", class_word="dog", name=name)
+        entries.append(studio.library.add(to_bytes(made)))
+
+    def drawn(*chosen, carry):
+        concepts = tuple((entry.id, 1.0) for entry in chosen)
+        order = Order("tiny-sd1", "a sks dog", concepts, steps=1, seed=1, carry=carry)
+        look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+        assert look.state == "done", look.error
+        return look.results[0].file.read_bytes(), look.notes
+
+    assert card.extract(drawn(entries[0], carry=True)[0]) == entries[0].path.read_bytes()
+    assert card.extract(drawn(entries[0], carry=False)[0]) is None
+    assert card.extract(drawn(carry=True)[0]) is None
+    several, notes = drawn(*entries, carry=True)
+    assert card.extract(several) is None
+    assert "A picture carries one concept" in " ".join(notes)
+
+
+def test_a_grid_of_too_many_steps_is_refused(studio):
+    order = Order("tiny-sd1", "a dog", seed=1)
+    with pytest.raises(SettingsError, match="at most 200 steps"):
+        drawing.grid_of(studio, order, [("steps", "5, 500")])
+    assert len(drawing.grid_of(studio, order, [("steps", "5, 10")]).cells()) == 2
+
+
+def test_another_base_takes_the_place_of_the_one_before(tiny_base, tmp_path):
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        return replace(tiny_base("sd1"), name=name)
+
+    studio = Studio(Options(load, "one", tmp_path / "concepts", tmp_path / "out"))
+    for name in ("one", "sd15", "sd15", "one"):
+        order = Order(name, "a dog", steps=1, seed=1)
+        look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+        assert look.state == "done", look.error
+        assert parse(look.results[0].text).fields["Model"] == name
+    assert loaded == ["one", "sd15", "one"]
+    studio.close()
+
+
+def test_a_base_that_was_not_given_is_refused(studio):
+    look = studio.desk.submit("me", drawing.drawn(studio, "me", Order("/etc", "a dog"))).wait(30)
+    assert "not started with the base '/etc'" in look.error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "  "}, "no prompt"),
+        ({"count": 0}, "1 to 64 pictures"),
+        ({"steps": 1000}, "at most 200 steps"),
+        ({"size": (8192, 8192)}, "sides of 2048"),
+        ({"concepts": (("x", float("nan")),)}, "strength is a finite number"),
+        ({"concepts": (("x", {"up": 11.0}),)}, "from -10 to 10"),
+        ({"sampler": "magic"}, "no sampler"),
+        ({"prompt": "x" * 20_000}, "longer than 10000"),
+    ],
+)
+def test_orders_that_cannot_work(change, message):
+    with pytest.raises(SettingsError, match=message):
+        Order(**({"base": "pocket", "prompt": "a dog"} | change))
+
+
+def test_the_form_reads_what_a_browser_sends_and_back():
+    values = dict.fromkeys(form.FIELDS, 1.0) | {
+        "prompt": "a sks dog", "concepts": ["id"], "strength 0": 0.8, "negative": None, "size": "64×48",
+        "seed": " ", "steps": 5, "count": 2, "sampler": "dpm++", "base": "pocket", "batch": 4,
+    }  # fmt: skip
+    order = form.order_from(list(values.values()))
+    assert order == Order("pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4)
+    assert form.values_of(order)["strength 0"] == 0.8
+    for name, wrong in (("seed", "x"), ("size", "big"), ("steps", "many"), ("strength 0", None)):
+        with pytest.raises(SettingsError):
+            form.order_from(list((values | {name: wrong}).values()))
+
+
+def test_triggers_are_filled_in_and_taken_out():
+    dog, cat = ("sks", "dog"), ("zwx", "cat")
+    assert form.with_triggers("", [], [dog]) == "a sks dog"
+    assert form.with_triggers("a dog on the beach", [], [dog]) == "a sks dog on the beach"
+    assert form.with_triggers("in space", [], [dog]) == "a sks dog, in space"
+    assert form.with_triggers("a SKS dog", [], [dog]) == "a SKS dog"
+    assert form.with_triggers("a sks dog on the beach", [dog], []) == "a dog on the beach"
+    assert form.with_triggers("a sks dog", [dog], [dog, cat]) == "a zwx cat, a sks dog"
+
+
+def test_settings_of_other_programs_are_understood():
+    text = (
+        "a dog,\non the beach\nNegative prompt: rain\nblur\n"
+        "Steps: 20, Sampler: DPM++ 2M Karras, "
+        'CFG scale: 7.5, Seed: 123, Size: 512x768, Model: "a, b", Concepts: "Rex:0.8:0123456789ab"'
+    )
+    told = parse(text)
+    assert (told.prompt, told.negative) == ("a dog,\non the beach", "rain\nblur")
+    assert (told.whole("Seed"), told.number("CFG scale"), told.size) == (123, 7.5, (512, 768))
+    assert told.fields["Model"] == "a, b"
+    assert [(used.title, used.strength, used.sha256) for used in told.concepts] == [
+        ("Rex", "0.8", "0123456789ab")
+    ]
+    assert parse("just words").prompt == "just words"
+    assert parse("x\nSteps: many, Seed: -, Size: axb, Concepts: ,,:").concepts == []
+
+
+def test_pictures_tell_or_say_why_not(tmp_path, studio):
+    order = Order("tiny-sd1", "a dog", steps=1, seed=1)
+    entry = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60).results[0]
+    told = reading.read(entry.file)
+    assert drawing.order_of(told.generation, studio).seed == 1
+    assert ("Prompt", "a dog") in told.rows()
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"'x\.png' is no picture"):
+        reading.read(tmp_path / "x.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    with pytest.raises(ImageError, match="says nothing of how it was made"):
+        reading.read(tmp_path / "plain.png")
+
+
+def test_strangers_texts_are_escaped():
+    assert "<script>" not in pieces.facts([("<script>", "<script>")])
+    assert "<b>" not in pieces.progress(Look("failed", error="<b>"))
+    assert "<b>" not in pieces.progress(Look("done", notes=("<b>",)))
+
+
+def test_what_the_page_says_of_a_job():
+    assert "2 before you" in pieces.progress(Look("waiting", ahead=2))
+    running = pieces.progress(Look("running", stage="Drawing", done=5, total=20, seconds_left=125))
+    assert "width:25.0%" in running
+    assert "step 5 of 20 · 2 min left" in running
+    assert pieces.duration(4000) == "1 h 6 min"
+    assert Facts("x", "sd1", 512, 7.5, 4).sizes()[512, 512] == (1, 1)
+
+
+def test_previews_of_large_autoencoders_are_read_off_the_latents(tiny_base, monkeypatch):
+    base = tiny_base("sd1")
+    latents = torch.randn(6, base.vae.config.latent_channels, 8, 8)
+    small = previews.Previewer(base)
+    decoded = small.pictures(latents)
+    assert [picture.size for picture in decoded] == [(8 * base.vae_factor, 8 * base.vae_factor)] * 4
+    assert small.pictures(latents) == []  # too soon
+    monkeypatch.setattr(previews, "SMALL", 0)
+    assert [picture.size for picture in previews.Previewer(base).pictures(latents)] == [(8, 8)] * 4
+    assert previews.linear_map(base).shape == (3, base.vae.config.latent_channels + 1)
+
+
+def test_options_that_cannot_work():
+    with pytest.raises(SettingsError, match="port"):
+        Options(lambda name: None, port=0)
+    with pytest.raises(SettingsError, match="USER:PASSWORD"):
+        Options(lambda name: None, auth=(("me", ""),))
+    with pytest.raises(SettingsError, match="a user twice"):
+        Options(lambda name: None, auth=(("me", "a"), ("me", "b")))
+    assert "hush" not in repr(Options(lambda name: None, auth=(("me", "hush"),)))
+
+
+def test_the_command_says_no_in_a_sentence():
+    from typer.testing import CliRunner
+
+    from atomdiff import cli
+
+    for arguments, message in ((["--auth", "me"], "USER:PASSWORD"), (["--port", "99999"], "1 to 65535")):
+        done = CliRunner().invoke(cli.app, ["studio", *arguments])
+        assert done.exit_code == 2
+        assert message in done.stderr
