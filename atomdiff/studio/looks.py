@@ -40,10 +40,6 @@ HEAD = """
     const pictures = bench && bench.querySelector(".stage-side");
     if (pictures) setTimeout(() => pictures.scrollIntoView({ behavior: "smooth" }), 200);
   });
-  document.addEventListener("load", (event) => {
-    const image = event.target;
-    if (image.tagName === "IMG") image.classList.toggle("small", image.naturalWidth <= 160);
-  }, true);
 })();
 </script>
 """
