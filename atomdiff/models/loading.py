@@ -82,10 +82,10 @@ def from_file(file: Path, dtype: torch.dtype, ref: str) -> Any:
 
 
 def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The loading option for a number format; diffusers renamed it in 0.42."""
+    """The loading option for a number format; diffusers renamed it in 0.40."""
     import diffusers
 
-    old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 42)
+    old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
     return {"torch_dtype" if old else "dtype": dtype}
 
 
