@@ -45,3 +45,15 @@ def tiny_base(tiny_folder: Callable[..., Path]) -> Callable:
     from atomdiff.models.base import load_base
 
     return lambda kind="sd1", seed=0, **options: load_base(str(tiny_folder(kind, seed)), **options)
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_base, tmp_path_factory):
+    """A studio with a tiny base and an empty library."""
+    from atomdiff.studio.house import Options, Studio
+
+    folder = tmp_path_factory.mktemp("studio")
+    base = tiny_base("sd1")
+    studio = Studio(Options(lambda name: base, "tiny-sd1", folder / "concepts", folder / "out"))
+    yield studio
+    studio.close()

@@ -23,15 +23,6 @@ from atomdiff.studio.drawing import Order
 from atomdiff.studio.house import Facts, Options, Studio
 
 
-@pytest.fixture(scope="module")
-def studio(tiny_base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("studio")
-    base = tiny_base("sd1")
-    studio = Studio(Options(lambda name: base, "tiny-sd1", folder / "concepts", folder / "out"))
-    yield studio
-    studio.close()
-
-
 def test_an_order_is_drawn_and_kept_with_its_settings(studio):
     order = Order("tiny-sd1", "a dog", steps=2, guidance=2, count=3, batch=2, seed=5)
     look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)

@@ -15,20 +15,10 @@ from atomdiff.studio import drawing, film, form, insight, shelf, teaching
 from atomdiff.studio.course import Course, Wish
 from atomdiff.studio.desk import Desk
 from atomdiff.studio.drawing import Order
-from atomdiff.studio.house import Options, Studio
 from atomdiff.studio.pace import Pace
 
 ROOT = Path(__file__).parent.parent
 FEW = {"max_train_steps": 3, "with_prior_preservation": False, "linear_atoms": "none"}
-
-
-@pytest.fixture(scope="module")
-def studio(tiny_base, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("studio")
-    base = tiny_base("sd1")
-    studio = Studio(Options(lambda name: base, "tiny-sd1", folder / "concepts", folder / "out"))
-    yield studio
-    studio.close()
 
 
 @pytest.fixture(scope="module")
