@@ -34,19 +34,27 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time."""
+    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, concepts on both
+    branches of guidance or on the conditional one."""
 
     each: int = 8
     steps: int = 25
     batch: int = 16
+    branches: str = "both"
 
     def __call__(
         self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
     ) -> list[Image.Image]:
         """`times` x `each` pictures of each prompt in turn."""
-        count = self.each * times
         return draw(
-            base, prompts, concepts=concepts, count=count, seed=seed, steps=self.steps, batch_size=self.batch
+            base,
+            prompts,
+            concepts=concepts,
+            count=self.each * times,
+            seed=seed,
+            steps=self.steps,
+            batch_size=self.batch,
+            branches=self.branches,
         )
 
 

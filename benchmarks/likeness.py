@@ -32,7 +32,7 @@ from atomdiff.training.reporting import Reporter
 from atomdiff.training.settings import TrainingSettings, name_everything, suit_base
 
 from .court import CONTEXTS, Court, Drawing, likeness
-from .report import Target, machine, markdown, one_sentence, show, verdict
+from .report import Target, machine, markdown, one_sentence, option, show, verdict
 
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
 RATE = 3e-5  # of full fine-tuning
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     results = {
-        k: run_subject(k, a.each, a.out, dict(map(_option, a.set)), not a.no_ceiling) for k in a.subjects
+        k: run_subject(k, a.each, a.out, dict(map(option, a.set)), not a.no_ceiling) for k in a.subjects
     }
     headers = ("method, subject", "KB", "training s", "likeness", *COLUMNS)
     rows = rows_of(results)
@@ -176,17 +176,6 @@ def main() -> None:
         [Target("likeness above the base", gained, low=0.25), Target("context lost", lost, high=0.05)],
         a.check,
     )
-
-
-def _option(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value as a number or a truth value where it reads as one."""
-    import ast
-
-    name, _, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _sheets(results: dict[str, dict[str, Result]], out: Path, each: int) -> None:

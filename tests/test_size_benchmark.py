@@ -1,4 +1,4 @@
-"""The benchmark of the capacity dial, without its trainings."""
+"""The benchmarks of the capacity dial and of single tricks, without their trainings."""
 
 from dataclasses import fields
 
@@ -7,7 +7,8 @@ import pytest
 from atomdiff.concepts.concept import Concept
 from atomdiff.core.spec import AtomSpec
 from atomdiff.training import sizing
-from benchmarks import size
+from benchmarks import recipes, size, tricks
+from benchmarks.method import tasks
 from benchmarks.size import out_of_order
 
 
@@ -17,31 +18,49 @@ def test_rungs_are_out_of_order_by_what_they_fall_behind():
     assert out_of_order([]) == 0
 
 
-def test_rungs_are_judged_from_their_files_and_kept(tiny_base, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def untrained(tiny_base, monkeypatch):
+    """Benchmarks of recipes on a tiny base, without training and drawing: the settings that would have been
+    trained with, and for each case that was judged its number of concepts and branches."""
     base, judged, trained = tiny_base("sd1"), [], []
 
     class Court:
-        def __init__(self, *_):
-            pass
+        def __init__(self, base, judge, subject, drawing, pictures):
+            self.drawing = drawing
 
         def try_case(self, base, concepts, prompt):
-            judged.append(len(concepts))
-            return dict.fromkeys(("colour", "identity", "context", "leak", "drift"), 0.25), []
+            judged.append((len(concepts), self.drawing.branches))
+            figures = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
+            return dict.fromkeys(figures, 0.25), []
 
-    def with_concept(base, kind, out, options):
-        spec = AtomSpec(**{item.name: options[item.name] for item in fields(AtomSpec)})
-        trained.append(out.name)
-        return Concept.of(base.unet, spec, sizing.zeros(base.unet, spec), base.passport, name=kind)
+    def train(base, task, out, settings):
+        trained.append(settings)
+        spec = AtomSpec(**{f.name: settings[f.name] for f in fields(AtomSpec) if f.name in settings})
+        return Concept.of(base.unet, spec, sizing.zeros(base.unet, spec), base.passport, name="dog")
 
-    monkeypatch.setattr(size, "load_base", lambda name: base)
-    monkeypatch.setattr(size.Judge, "load", lambda path: None)
-    monkeypatch.setattr(size, "Court", Court)
-    monkeypatch.setattr(size, "with_concept", with_concept)
+    monkeypatch.setattr(recipes, "load_base", lambda name: base)
+    monkeypatch.setattr(recipes.Judge, "load", lambda path: None)
+    monkeypatch.setattr(tasks, "Court", Court)
+    monkeypatch.setattr(recipes, "train", train)
     monkeypatch.setattr(size, "bytes_on_sd15", lambda rungs: [1000 for _ in rungs])
-    asked = ["--subjects", "dog", "--rungs", "3", "5", "11", "--out", str(tmp_path), "--check"]
+    return trained, judged
+
+
+def test_rungs_are_judged_from_their_files_and_kept(untrained, tmp_path, capsys):
+    trained, judged = untrained
+    asked = ["--subjects", "1", "--rungs", "3", "5", "11", "--out", str(tmp_path), "--check"]
     for _ in range(2):  # the second time everything is known
         size.main(asked)
         shown = capsys.readouterr().out
         assert shown.count("1,000") == 3 and "all targets met" in shown
-    assert judged == [0, 1, 1, 1]
-    assert trained == ["rung-3", "rung-11"]  # 3 and 5 differ in precision alone
+    assert [concepts for concepts, _ in judged] == [0, 1, 1, 1]
+    assert len(trained) == 2  # 3 and 5 differ in precision alone
+
+
+def test_tricks_of_drawing_share_a_training_and_chance_decides_nothing(untrained, tmp_path, capsys):
+    trained, judged = untrained
+    asked = ["default", "mirrored pictures", "concept on the conditional branch"]
+    tricks.main(["--tricks", *asked, "--subjects", "1", "--out", str(tmp_path), "--check"])
+    assert "all targets met" in capsys.readouterr().out
+    assert judged == [(0, "both"), (1, "both"), (1, "conditional"), (1, "both")]
+    assert trained == [{}, {"random_flip": True}]

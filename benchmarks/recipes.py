@@ -1,0 +1,120 @@
+"""Recipes of the tool's own training, each judged on subjects of the pocket's world from its file.
+
+What is finished is kept in OUT/results.jsonl, so that a run goes on where it was ended, and runs on other
+subjects may go on beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+import atomdiff
+from atomdiff import pocket
+from atomdiff.concepts.concept import Concept
+from atomdiff.formats import safetensors_file
+from atomdiff.models.base import Base, load_base
+from atomdiff.pictures.sheets import save_picture
+from atomdiff.pocket.judge import Judge
+from atomdiff.training.settings import TrainingSettings
+
+from .court import Drawing, Figures
+from .method.ledger import Case, Ledger, Outcome
+from .method.tasks import Task
+
+VERSION = 2  # to be raised when the training or the figures change what a result means
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training settings, the precision of the file, and how it is drawn with."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = TrainingSettings.precision
+    branches: str = "both"
+
+    def case(self, task: Task, seed: int = 0) -> Case:
+        said = repr(sorted(self.settings.items())) + ("" if self.branches == "both" else self.branches)
+        return Case(self.name, said, self.precision, task.name, seed, 0.0)
+
+
+PLAIN = Recipe(BASE, precision="")
+
+
+class Bench:
+    """The pocket, its judge, and the results of one setup. `options` are training settings for every recipe
+    that does not set them itself."""
+
+    def __init__(self, out: Path, drawing: Drawing, options: Mapping[str, Any]) -> None:
+        seat = pocket.path() / "judge.safetensors"
+        self.base, self.judge = load_base("pocket"), Judge.load(seat)
+        self.out, self.drawing, self.options = out, drawing, dict(options)
+        setup = {
+            "version": VERSION,
+            "each": drawing.each,
+            "draw_steps": drawing.steps,
+            "options": self.options,
+        }
+        setup |= {"base": self.base.passport.sketch_text(), "judge": sha256(seat.read_bytes()).hexdigest()}
+        self.ledger = Ledger(out / "results.jsonl", setup)
+
+    def judge_all(self, recipes: Sequence[Recipe], tasks: Sequence[Task]) -> None:
+        """Fills the ledger with the base and the recipes on every task."""
+        for task in tasks:
+            self._judge(task, [recipe for recipe in (PLAIN, *recipes) if not self._known(recipe, task)])
+
+    def mean(self, recipe: Recipe, tasks: Sequence[Task]) -> tuple[float, Figures]:
+        """Bytes and figures, with the likeness among them, as means over tasks."""
+        found = [self.ledger.outcomes[recipe.case(task)] for task in tasks]
+        keys = {key: None for outcome in found for key in outcome.figures}
+        figures = {key: fmean(o.figures[key] for o in found if key in o.figures) for key in keys}
+        return fmean(o.bytes for o in found), {"likeness": fmean(o.likeness for o in found)} | figures
+
+    def _known(self, recipe: Recipe, task: Task) -> bool:
+        return recipe.case(task) in self.ledger.outcomes
+
+    def _judge(self, task: Task, recipes: Sequence[Recipe]) -> None:
+        """Recipes that differ in their file or in drawing alone share a training."""
+        if not recipes:
+            return
+        court = task.court(self.base, self.judge, self.drawing)
+        trained: dict[str, Concept] = {}
+        for recipe in recipes:
+            concepts: list[Concept] = []
+            size = 0
+            if recipe is not PLAIN:
+                said = repr(sorted(recipe.settings.items()))
+                if said not in trained:
+                    trained[said] = train(self.base, task, self.out, {**self.options, **recipe.settings})
+                data = safetensors_file.to_bytes(trained[said], recipe.precision)
+                concepts, size = [safetensors_file.from_bytes(data)], len(data)
+            court.drawing = Drawing(self.drawing.each, self.drawing.steps, branches=recipe.branches)
+            figures, _ = court.try_case(self.base, concepts, task.asked)
+            numbers = sum(concept.num_parameters() for concept in concepts)
+            self.ledger.add(recipe.case(task), Outcome(figures, size, 0, numbers, 0.0))
+
+
+def train(base: Base, task: Task, out: Path, settings: Mapping[str, Any]) -> Concept:
+    """A concept of the task's pictures with its numbers as they were trained, in full precision."""
+    kind = task.asked.split()[-1]
+    folder = out / "pictures" / task.name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(task.pictures):
+        save_picture(picture, folder / f"{number}.png")
+    said: dict[str, Any] = {
+        "checkpointing_steps": 0,
+        "timeline_steps": 0,
+        "precision": "fp32",
+        "class_word": kind,
+        "name": kind,
+    }
+    with torch.random.fork_rng():
+        return atomdiff.train(folder, out / "concepts" / folder.name, base, **(said | dict(settings)))

@@ -1,0 +1,95 @@
+"""`python -m benchmarks.tricks`: small things that may buy likeness, each tried alone beside the default.
+
+On subjects that no result is reported of, judged from the files. What is finished is kept in
+OUT/results.jsonl; runs with other --subjects may go on beside this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .court import CONTEXTS, Drawing
+from .method.tables import write_section
+from .method.tasks import tuning_subjects
+from .recipes import PLAIN, Bench, Recipe
+from .report import Target, machine, markdown, one_sentence, option, show, verdict
+
+COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "leak", "drift")
+HEADERS = ("tried", "bytes", *COLUMNS)
+NOISE = 0.05  # of likeness, between two seeds of one recipe; less is no reason to change the default
+DEFAULT = Recipe("default")
+
+
+def _tried(name: str, branches: str = "both", **settings: Any) -> Recipe:
+    return Recipe(name, settings, branches=branches)
+
+
+TRICKS = (
+    DEFAULT,
+    _tried("another seed", seed=1),
+    _tried("concept on the conditional branch", branches="conditional"),
+    _tried("mean of the last quarter", average_last=0.25),
+    _tried("mirrored pictures", random_flip=True),
+    _tried("cosine schedule", lr_scheduler="cosine"),
+    _tried("min-SNR 5", snr_gamma=5.0),
+    _tried("weight decay 0.01", adam_weight_decay=0.01),
+    _tried("SVD basis", basis="svd"),
+    _tried("no convolutions", num_atoms=0),
+    _tried("no cross-attention", linear_atoms="none"),
+    _tried("no learned trigger", train_token=False),
+    _tried("no prior preservation", with_prior_preservation=False),
+    _tried("half the rates", learning_rate=2.5e-3, linear_learning_rate=2.5e-3, token_learning_rate=2.5e-3),
+    _tried("twice the rates", learning_rate=1e-2, linear_learning_rate=1e-2, token_learning_rate=1e-2),
+    _tried("twice the steps", max_train_steps=600),
+)
+
+
+def targets(bench: Bench, tricks: Sequence[Recipe], tasks: Sequence[Any]) -> list[Target]:
+    """No trick may be better than the default by more than chance, or it should be the default."""
+    likeness = {trick.name: bench.mean(trick, tasks)[1]["likeness"] for trick in tricks}
+    if DEFAULT.name not in likeness:
+        return []
+    best = max(likeness, key=lambda name: likeness[name])
+    return [Target(f"{best}, above the default", likeness[best] - likeness[DEFAULT.name], high=NOISE)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tricks", description=__doc__)
+    add = parser.add_argument
+    names = [trick.name for trick in TRICKS]
+    add("--tricks", nargs="+", default=names, choices=names, metavar="NAME", help="; ".join(names))
+    add("--subjects", nargs="+", type=int, default=[1, 2], choices=(1, 2, 3, 4), help="tuning subjects")
+    add("--each", type=int, default=4, help="pictures in each of the 8 contexts")
+    add("--draw-steps", type=int, default=12)
+    add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="training settings for all of them")
+    add("--out", type=Path, default=Path("outputs/tricks"))
+    add("--docs", action="store_true", help="write the section of docs/results.md")
+    add("--check", action="store_true", help="exit 1 if a trick is better than the default")
+    a = parser.parse_args(arguments)
+    bench = Bench(a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
+    tricks = [trick for trick in TRICKS if trick.name in a.tricks]
+    tasks = [task for number, task in enumerate(tuning_subjects(4), 1) if number in a.subjects]
+    bench.judge_all(tricks, tasks)
+    rows = []
+    for recipe in (PLAIN, *tricks):
+        size, figures = bench.mean(recipe, tasks)
+        rows.append((recipe.name, f"{size:,.0f}", *(f"{figures[key]:.2f}" for key in COLUMNS)))
+    title = f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures of {a.draw_steps} steps"
+    show(title, HEADERS, rows)
+    if a.docs:
+        told = f"`python -m benchmarks.tricks --docs` wrote this on {machine()}: {title}, one seed."
+        write_section(
+            Path("docs/results.md"),
+            "tricks",
+            f"## What else was tried\n\n{told}\n\n{markdown(HEADERS, rows)}",
+        )
+    print(machine())
+    verdict(targets(bench, tricks, tasks), a.check)
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
