@@ -1,6 +1,6 @@
 """The discriminative half of arXiv 2403.00269 on the same core: atoms in classifiers, on new tasks.
 
-    python -m benchmarks.transfer [--quick] [--seeds N] [--check]
+    python -m benchmarks.transfer [--quick] [--seeds N] [--networks NAME ...] [--epochs N] [--docs] [--check]
 
 A small ResNet and a small ConvNeXt learn the classes and colours of the pocket world, then, as in VTAB-1k,
 each new task with 800 pictures to train on and 200 to choose the learning rate by. Reported are accuracy on
@@ -19,13 +19,15 @@ from rich.progress import track
 
 from atomdiff.formats.files import write_atomically
 
-from ..report import Target, machine, one_sentence, show, verdict
+from ..method.tables import write_section
+from ..report import Target, machine, markdown, one_sentence, show, verdict
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet
 from .tasks import TASKS
 
 PAPER_SHARE = 4e-5  # atoms of ResNet-50's weights, as the paper counts them
 RATES = (3e-4, 3e-3, 3e-2)
+Shown = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,27 +36,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="the ResNet, two tasks, one seed, few epochs")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--epochs", type=int, default=30, help="of each training (default 30)")
     parser.add_argument("--out", type=Path, default=Path("outputs/transfer"))
+    parser.add_argument("--docs", action="store_true", help="write the section of docs/results.md")
     parser.add_argument("--check", action="store_true", help="exit 1 if the paper's order does not hold")
     a = parser.parse_args(arguments)
-    networks, names, count = list(NETWORKS), list(TASKS), 9600
-    a.epochs, a.train, a.rates, pretraining = 30, TRAIN, RATES, 12
+    networks, names, count = a.networks, list(TASKS), 9600
+    a.train, a.rates, pretraining = TRAIN, RATES, 12
     if a.quick:
         networks, names, count, a.seeds = networks[:1], names[1:3], 1920, 1
         a.epochs, a.rates, pretraining = 6, RATES[1:2], 4
     counted = {name: atom_share(make) for name, make in (("ResNet-50", resnet), ("ConvNeXt-T", convnext))}
     rows = [(n, f"{k:,}", f"{w:,}", f"{k / w:.4%}") for n, (k, w) in counted.items()]
-    show(
-        f"Atoms, m ≤ 9 (the paper: {PAPER_SHARE:.3%} of ResNet-50)", ("network", "atoms", "of", "share"), rows
-    )
+    title = f"Atoms, m ≤ 9 (the paper: {PAPER_SHARE:.3%} of ResNet-50)"
+    shown: list[Shown] = [(title, ("network", "atoms", "of", "share"), rows)]
     results = run(networks, names, count, pretraining, a)
-    for network in networks:
-        show(network, ("method", "numbers", *names, "mean", "gap"), table(results, network, names, a.seeds))
+    headers = ("method", "numbers", *names, "mean", "gap")
+    shown += [(n, headers, table(results, n, names, a.seeds)) for n in networks]
+    for part in shown:
+        show(*part)
+    if a.docs:
+        setup = f"{a.epochs} epochs, best of {len(a.rates)} rates, {a.seeds} seed{'s' * (a.seeds > 1)}"
+        write_docs(shown, setup)
     print(machine())
     atoms, weights = counted["ResNet-50"]
     verdict(
         [Target("atoms' share of ResNet-50", atoms / weights, high=2 * PAPER_SHARE), *order(results)], a.check
     )
+
+
+LEGEND = """Accuracy on 1,000 pictures after training on 800; 200 others choose the rate. Gap: accuracy on the
+pictures trained on, less that. Numbers: what is trained beside the last linear layer. The networks are small
+ones that were pretrained on the classes and colours of the pocket's world."""
+
+
+def write_docs(shown: Sequence[Shown], setup: str) -> None:
+    text = "## Other networks, other tasks\n\n"
+    text += f"`python -m benchmarks.transfer --docs` wrote this on {machine()}: {setup}.\n\n{LEGEND}\n"
+    for title, headers, rows in shown:
+        text += f"\n### {title}\n\n{markdown(headers, rows)}"
+    write_section(Path("docs/results.md"), "transfer", text)
 
 
 def run(
