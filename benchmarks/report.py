@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from atomdiff.errors import AtomdiffError
+from atomdiff.formats.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,16 @@ def option(text: str) -> tuple[str, object]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Puts `text` between the marks of its section, which are appended if they are missing."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    page = path.read_text() if path.exists() else "# Results\n"
+    section = begin + text.strip() + "\n" + end
+    found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    page = found.sub(lambda _: section, page) if found.search(page) else f"{page.rstrip()}\n\n{section}"
+    write_atomically(path, page.encode())
 
 
 def machine() -> str:

@@ -17,17 +17,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from atomdiff.core.inject import AtomSpec, attach
+
+from .report import machine, markdown, show, write_section
 
 STEP_TARGET, MEMORY_TARGET, ATTACH_TARGET = 1.15, 1.10, 2.0  # × floor at 256 px, × floor, seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -218,25 +220,39 @@ def _report_peak(args: argparse.Namespace) -> None:
 # -------------------------------------------------------------------------------------------- report
 
 
-def table(measured: dict[str, Measured], title: str) -> Table:
+HEADERS = ("trained", "numbers", "step s", "× floor", "from-to", "peak GB", "× floor", "attach s")
+
+
+def rows_of(measured: dict[str, Measured]) -> list[tuple[str, ...]]:
     """All variants against the floor, as ratios of medians."""
     floor = measured["floor"]
-    result = Table(title=title)
-    for column in ("trained", "numbers", "step s", "× floor", "from-to", "peak GB", "× floor", "attach s"):
-        result.add_column(column, justify="left" if column == "trained" else "right")
+    rows: list[tuple[str, ...]] = []
     for name, found in measured.items():
         ratios = [a / b for a, b in zip(found.seconds, floor.seconds, strict=True)]
-        result.add_row(
-            name,
-            f"{found.numbers:,}",
-            f"{statistics.median(found.seconds):.2f}",
-            f"{step_ratio(measured, name):.2f}",
-            f"{min(ratios):.2f}-{max(ratios):.2f}",
-            f"{found.peak / 1e9:.2f}" if found.peak else "",
-            f"{found.peak / floor.peak:.3f}" if found.peak else "",
-            f"{statistics.median(found.attach_seconds):.2f}",
+        rows.append(
+            (
+                name,
+                f"{found.numbers:,}",
+                f"{statistics.median(found.seconds):.2f}",
+                f"{step_ratio(measured, name):.2f}",
+                f"{min(ratios):.2f}-{max(ratios):.2f}",
+                f"{found.peak / 1e9:.2f}" if found.peak else "",
+                f"{found.peak / floor.peak:.3f}" if found.peak else "",
+                f"{statistics.median(found.attach_seconds):.2f}",
+            )
         )
-    return result
+    return rows
+
+
+LEGEND = """One picture, forward, backward and AdamW, on a random-weight UNet of Stable Diffusion 1.5's
+shape. The floor is the same UNet frozen, with the gradient of its input alone. Times are medians of
+interleaved rounds, peaks are those of a process of its own each."""
+
+
+def write_docs(title: str, rows: Sequence[tuple[str, ...]], size: int) -> None:
+    told = f"`python -m benchmarks.step_time --size {size} --docs` wrote this on {machine()}."
+    text = f"## {title}\n\n{told}\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
+    write_section(Path("docs/results.md"), f"step time {size}", text)
 
 
 def step_ratio(measured: dict[str, Measured], name: str) -> float:
@@ -269,6 +285,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: fairer on a busy machine"
     )
     parser.add_argument("--no-memory", action="store_true", help="times only")
+    parser.add_argument("--docs", action="store_true", help="write the section of docs/results.md")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="variants beside the floor and the atoms")
     parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -301,9 +318,10 @@ def main(arguments: list[str] | None = None) -> int:
         if args.device.startswith("cuda")
         else f"{torch.get_num_threads()} threads"
     )
-    console.print(
-        table(measured, f"One training step, {args.size} px, {args.dtype}, {args.device} ({where})")
-    )
+    title, rows = f"One training step, {args.size} px, {args.dtype}", rows_of(measured)
+    show(f"{title}, {where}", HEADERS, rows)
+    if args.docs:
+        write_docs(title, rows, args.size)
     missed = missed_targets(measured, args.size)
     console.print(f"missed: {'; '.join(missed)}" if missed else "all targets met", soft_wrap=True)
     return 1 if args.check and missed else 0

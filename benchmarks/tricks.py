@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .court import CONTEXTS, Drawing
-from .method.tables import write_section
 from .method.tasks import tuning_subjects
 from .recipes import PLAIN, Bench, Recipe
-from .report import Target, machine, markdown, one_sentence, option, show, verdict
+from .report import Target, machine, markdown, one_sentence, option, show, verdict, write_section
 
 COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "leak", "drift")
 HEADERS = ("tried", "bytes", *COLUMNS)

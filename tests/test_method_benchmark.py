@@ -25,6 +25,7 @@ from benchmarks.method.ours import TOOL
 from benchmarks.method.protocol import fingerprint
 from benchmarks.method.running import Bench, known_rate, payload, tuned_rate
 from benchmarks.method.tables import Row
+from benchmarks.report import write_section
 
 ALIKE = ("LoRA r=4*", "LoRA r=16*", "Uni-LoRA 4608", "atoms m=6", "atoms m=4", "sparse m=12", "Dc kc=2*")
 ALIKE += ("recursive G=16", "Kronecker*attn", "atoms m=4 + *", "atoms m=9 + Dc*attn2*")
@@ -210,8 +211,8 @@ def test_tables_and_pictures(tmp_path):
         assert plotted.width > 500
     page = tmp_path / "results.md"
     for text in ("first", "second"):
-        tables.write_section(page, "method", text)
-        tables.write_section(page, "other", "stays")
+        write_section(page, "method", text)
+        write_section(page, "other", "stays")
     assert "first" not in page.read_text() and page.read_text().count("second") == 1
     assert page.read_text().count("stays") == 1
 

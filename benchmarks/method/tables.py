@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from atomdiff.formats.files import write_atomically
 from atomdiff.pictures.sheets import contact_sheet, save_picture
 
 from ..court import CONTEXTS
-from ..report import Target, machine, markdown
+from ..report import Target, machine, markdown, write_section
 from .handmade import BASE, FULL
 from .ledger import Outcome
 from .ours import TOOL
@@ -249,13 +247,3 @@ def write_docs(
     for title, (headers, rows) in tables:
         text += f"\n### {title}\n\n{markdown(headers, rows)}"
     write_section(docs / "results.md", "method", text)
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Puts `text` between the marks of its section, which are appended if they are missing."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    page = path.read_text() if path.exists() else "# Results\n"
-    section = begin + text.strip() + "\n" + end
-    found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    page = found.sub(lambda _: section, page) if found.search(page) else f"{page.rstrip()}\n\n{section}"
-    write_atomically(path, page.encode())

@@ -19,8 +19,7 @@ from rich.progress import track
 
 from atomdiff.formats.files import write_atomically
 
-from ..method.tables import write_section
-from ..report import Target, machine, markdown, one_sentence, show, verdict
+from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet
 from .tasks import TASKS
