@@ -35,7 +35,7 @@ from .court import CONTEXTS, Court, Drawing, likeness
 from .report import Target, machine, markdown, one_sentence, option, show, verdict
 
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
-RATE = 3e-5  # of full fine-tuning
+RATE = 1e-4  # of full fine-tuning: better than 3e-4 on `tuning_subjects`, and than 3e-5 here
 LEGEND = """Likeness is the mean of first colour, second colour and pattern (shares judged right) and of
 identity (cosine of the judge's embedding to renders of the subject). Leak: share of pictures of the bare
 class, without the trigger, that have the subject's colour or pattern. Drift: 1 - cosine between pictures of
@@ -195,8 +195,8 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path, each: int) -> None
         Image.open(path).convert("RGB").reduce(2).save(docs / f"likeness-{path.stem}.jpg", quality=88)
     (docs / "likeness.md").write_text(
         f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n"
-        f"8 contexts x {each} pictures of each subject and method. Full fine-tuning has a rate of {RATE:g}, "
-        "which was not tuned: it is there for comparison, no upper bound.\n\n"
+        f"8 contexts x {each} pictures of each subject and method. Full fine-tuning trains every weight, at a rate\n"
+        f"of {RATE:g}, on the very same pictures, noise and steps.\n\n"
         + markdown(headers, rows)
         + "\n"
         + LEGEND

@@ -28,6 +28,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from atomdiff.core.inject import AtomSpec, attach
+from atomdiff.training.loop import spec_of
+from atomdiff.training.settings import TrainingSettings
 
 from .report import machine, markdown, show, write_section
 
@@ -78,7 +80,7 @@ VARIANTS = {
     "atoms": _atoms(CONV_ATOMS, "auto"),
     "atoms, map form": _atoms(CONV_ATOMS, "map"),
     "atoms, weight form": _atoms(CONV_ATOMS, "weight"),
-    "atoms + Dc (default)": _atoms(AtomSpec(), "auto"),
+    "atoms + Dc (default)": _atoms(spec_of(TrainingSettings()), "auto"),
     "LoRA r=4, attention": _lora(ATTENTION),
     "LoRA r=4, convs": _lora(SPATIAL),
 }

@@ -64,7 +64,7 @@ def test_a_method_comes_trains_is_filed_and_goes(method, base, data, plain):
         assert bool(moved) == (method is not BASE)
         files = [handle.to_bytes(precision) for precision in method.precisions]
         assert sorted(map(len, files), reverse=True) == [len(file) for file in files]
-        bytes_each = {"fp16": 2, "int8": 1}[method.precisions[0]]
+        bytes_each = {"fp16": 2, "int8": 1, "int4": 0.5}[method.precisions[0]]
         assert payload(files[0]) >= bytes_each * handle.numbers()
         with handle.filed(files[-1]) as concepts:
             picture = draw(base, "a sks cat", concepts=concepts, steps=1)[0]

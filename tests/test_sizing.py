@@ -71,7 +71,7 @@ def test_size_stands_without_what_it_chooses():
     with pytest.raises(
         SettingsError, match=r"--size 8KB chooses --num_atoms and --precision by itself; drop"
     ):
-        TrainingSettings(size="8KB", num_atoms=4, precision="int4")
+        TrainingSettings(size="8KB", num_atoms=4, precision="int8")
     with pytest.raises(SettingsError, match="--size 8KB chooses --num_atoms by itself"):
         train("nowhere", size="8KB", num_atoms=TrainingSettings.num_atoms)  # even as it is by default
     with pytest.raises(SettingsError, match=r"--size must be of type str, but 8\.5"):

@@ -16,6 +16,7 @@ from atomdiff.errors import AtomdiffError, SettingsError
 
 LINEAR_PATTERNS = {
     "attn2": r"(^|\.)attn2\.to_(q|k|v|out\.0)$",  # cross-attention in diffusers' UNets: where words come in
+    "attn2_kvo": r"(^|\.)attn2\.to_(k|v|out\.0)$",
     "attn2_kv": r"(^|\.)attn2\.to_(k|v)$",
     "attn": r"(^|\.)attn\d*\.to_(q|k|v|out\.0)$",
     "all": r"",

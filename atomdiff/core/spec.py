@@ -18,8 +18,8 @@ class AtomSpec:
     `num_atoms`: atoms of each spatial convolution, at most its kh*kw; 0 for none. `basis`: "dct" or "svd".
     `conv_layers`: a regular expression searched in the module names; "" takes every convolution with a kernel
     larger than 1×1. `linear_atoms`: which linear and 1×1 layers carry block atoms: none, attn2
-    (cross-attention), attn2_kv, attn, all, or a regular expression. `linear_block`: the side kc of their
-    blocks.
+    (cross-attention), attn2_kvo, attn2_kv, attn, all, or a regular expression. `linear_block`: the side kc of
+    their blocks.
 
     `conv_family`: "atoms" (closed form), "recursive" or "sparse"; `linear_family`: "blocks" or "kronecker";
     see `families`. For recursive atoms, `channel_groups` is how many groups of input channels have a β of

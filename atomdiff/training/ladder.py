@@ -66,6 +66,7 @@ LADDER = (
     _rung("int8", 9, "attn2", "blocks", 4),
     _rung("int8", 9, "attn2", "kronecker", 8),
     _rung("int4", 9, "attn2", "blocks", 4),
+    _rung("int4", 9, "attn2_kvo", "blocks", 4),
     _rung("int4", 9, "attn2", "kronecker", 8),
     _rung("int4", 9, "attn2", "kronecker", 4),
     _rung("int4", 0, "attn2_kv", "kronecker", 8),

@@ -116,7 +116,8 @@ class TrainingSettings:
     basis: str = option("dct", "basis of the conv atoms", choices=("dct", "svd"))
     conv_layers: str = option("", "regular expression choosing conv layers (default: all larger than 1x1)")
     linear_atoms: str = option(
-        "attn2", "linear layers with atoms: none, attn2, attn2_kv, attn, all, or a pattern"
+        "attn2_kvo",
+        "linear layers with atoms: none, attn2_kv, attn2_kvo, attn2, attn, all, or a pattern",
     )
     linear_block: int = option(4, "side of the blocks of the linear atoms")
     conv_family: str = option("atoms", "how convolutions are decomposed", choices=CONV_FAMILIES)
@@ -131,8 +132,8 @@ class TrainingSettings:
     )
     train_token: bool = option(True, "train the trigger's word embedding too, kept in the same file")
     precision: str = option(
-        "int8",
-        "number format in the concept file: fp16 doubles it, int4 halves it",
+        "int4",
+        "number format in the concept file: int8 doubles it, fp16 doubles that",
         choices=("fp32", "fp16", "int8", "int4"),
         inert=True,
     )

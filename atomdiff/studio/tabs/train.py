@@ -33,7 +33,7 @@ LABELS = {
     "precision": "Number format",
     "seed": "Seed",
 }
-LINEAR = ("attn2", "attn2_kv", "attn", "all", "none")
+LINEAR = ("attn2_kvo", "attn2", "attn2_kv", "attn", "all", "none")
 
 
 def build(page: Page) -> None:
