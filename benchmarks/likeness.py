@@ -195,8 +195,8 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path, each: int) -> None
         Image.open(path).convert("RGB").reduce(2).save(docs / f"likeness-{path.stem}.jpg", quality=88)
     (docs / "likeness.md").write_text(
         f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n"
-        f"8 contexts x {each} pictures of each subject and method. Full fine-tuning trains every weight, at a rate\n"
-        f"of {RATE:g}, on the very same pictures, noise and steps.\n\n"
+        f"8 contexts x {each} pictures of each subject and method. Full fine-tuning trains every weight,\n"
+        f"at a rate of {RATE:g}, on the very same pictures, noise and steps.\n\n"
         + markdown(headers, rows)
         + "\n"
         + LEGEND
