@@ -17,6 +17,7 @@ from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
 from benchmarks.method import running, tables, tasks
+from benchmarks.method.__main__ import in_precisions
 from benchmarks.method.catalogue import METHODS, QUICK, chosen
 from benchmarks.method.fitting import train
 from benchmarks.method.handmade import BASE, FULL
@@ -225,3 +226,9 @@ def test_ledger_keys_tell_recipes_apart(tmp_path):
     assert cases[1] not in ledger.outcomes
     assert Ledger(ledger.path, {}).outcomes == {cases[0]: outcome}
     assert outcome.drift == pytest.approx(0.3)
+
+
+def test_methods_are_judged_in_the_precisions_asked_for_where_they_have_them():
+    atoms, lora = chosen(["atoms m=9", "LoRA r=1, attention"])
+    assert in_precisions(atoms, ["int4"]).precisions == ("int4",)
+    assert in_precisions(lora, ["int4"]) is lora and in_precisions(BASE, ["int4"]) is BASE

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import track
@@ -28,7 +29,7 @@ from .catalogue import QUICK, chosen
 from .handmade import BASE
 from .ledger import Ledger
 from .memory import measure, report_peak
-from .ours import default_bytes_on_sd15
+from .ours import PRECISIONS, default_bytes_on_sd15
 from .protocol import Method
 from .running import Bench, case_of, known_rate, tuned_rate
 from .tables import Row
@@ -47,11 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if a.peak_of:
         report_peak(a.peak_of, a.device, a.batch)
         return
-    methods, tasks, seeds = chosen(a.methods), [*subjects(a.subjects), *styles(a.styles)], range(a.seeds)
+    methods = [in_precisions(method, a.precisions) for method in chosen(a.methods)]
+    tasks, seeds = [*subjects(a.subjects), *styles(a.styles)], range(a.seeds)
     bench = open_bench(a)
     rates = run(bench, methods, tasks, seeds, a)
     peaks = measure(methods, a.device, a.batch, a.out / "memory.json") if a.memory else {}
     finish(bench, methods, tasks, seeds, rates, peaks, a)
+
+
+def in_precisions(method: Method, wanted: Sequence[str]) -> Method:
+    """The method judged in those of its precisions that are wanted; in its own where it has none of them."""
+    kept = tuple(p for p in method.precisions if p in wanted)
+    return replace(method, precisions=kept) if kept and kept != method.precisions else method
 
 
 def open_bench(a: argparse.Namespace) -> Bench:
@@ -149,6 +157,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--methods", nargs="+", default=[], help="names, patterns such as 'LoRA*', ours, peers")
+    add("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="of our files (default all)")
     add("--subjects", type=int, help="held-out subjects, 1 or more (default 8)")
     add("--styles", type=int, help="held-out styles, 0 to 2 (default 2)")
     add("--seeds", type=int, help="seeds of the training (default 3)")
