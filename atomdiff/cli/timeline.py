@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def show_timeline(
     file: Annotated[Path, typer.Argument(help="A NAME.timeline.safetensors that training wrote.")],
     cut: Annotated[int | None, typer.Option(metavar="STEP", help="Write this step as a concept.")] = None,
-    precision: Annotated[str, typer.Option(help="Of that concept: fp32, fp16, int8 or int4.")] = "fp16",
+    precision: Annotated[
+        str | None, typer.Option(help="Of that concept: fp32, fp16, int8 or int4; by default as training's.")
+    ] = None,
     draw: Annotated[str | None, typer.Option(metavar="PROMPT", help="Draw the same seeds along it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The concept, or the sheet, to write.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each state.")] = 4,
@@ -47,9 +49,11 @@ def show_timeline(
         _list(timeline, file)
 
 
-def _cut(timeline: Timeline, step: int, out: Path, precision: str) -> str:
+def _cut(timeline: Timeline, step: int, out: Path, precision: str | None) -> str:
+    from atomdiff.training.settings import TrainingSettings
+
     check_concept_name(out)
-    written = timeline.at(step).save(out, precision)
+    written = timeline.at(step).save(out, precision or TrainingSettings.precision)
     return f"{written} ({written.stat().st_size:,} bytes: {timeline.last.title!r} after step {step})"
 
 
