@@ -32,13 +32,16 @@ lint: install  ## style and types
 pocket: install  ## train the bundled pocket model on (hours on two cores; goes on where it was stopped)
 	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights
 
-gpu: install   ## on a GPU: a longer pocket training, then every benchmark
+gpu: install   ## on a GPU: a longer pocket training, then every benchmark that asks for hours; all run, whatever one misses
 	$(BIN)/python -m atomdiff.pocket.build --pictures 96000 --acquaintances 144000 \
 	    --autoencoder-steps 30000 --autoencoder-batch 32 --words-steps 2000 --decoder-steps 10000 --decoder-batch 32 \
 	    --denoiser-steps 30000 --denoiser-batch 256 --judge-steps 6000 --judge-batch 256
-	$(BIN)/python -m benchmarks.pocket_quality --check
-	$(BIN)/python -m benchmarks.likeness --docs --check
-	$(BIN)/python -m benchmarks.step_time --check
+	-$(BIN)/python -m benchmarks.pocket_quality --docs --check
+	-$(BIN)/python -m benchmarks.likeness --docs --check
+	-$(BIN)/python -m benchmarks.step_time --device cuda --size 512 --dtype bf16 --docs --check
+	-$(BIN)/python -m benchmarks.method --device cuda --draw-batch 128 --tune --memory --docs --check
+	-$(BIN)/python -m benchmarks.size --docs --check
+	-$(BIN)/python -m benchmarks.tricks --docs --check
 
 clean:         ## removes outputs and the environment
 	rm -rf outputs $(VENV) *.egg-info
