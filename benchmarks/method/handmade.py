@@ -87,7 +87,7 @@ def _nothing(base: Base) -> Handle:
 
 
 BASE = Method("base", _nothing, 0.0, "reference")
-FULL = Method("full fine-tuning", _in_place(lambda name: True), 3e-5, "reference")
+FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
 HANDMADE = (
     Method("textual inversion", Words, 1e-2),
     Method("BitFit", _in_place(lambda name: name.endswith("bias")), 1e-3),
