@@ -150,7 +150,9 @@ OURS = (
     _ours("atoms m=4 + Kronecker kc=8, attn2", num_atoms=4, linear_family="kronecker", linear_block=8),
     _ours("Dc kc=4, attn2 + token", token=True, num_atoms=0),
     _ours("Kronecker kc=8, attn2 + token", True, num_atoms=0, linear_family="kronecker", linear_block=8),
+    _ours("atoms m=1 + Dc kc=4, attn2 + token", token=True, num_atoms=1),
     _ours("atoms m=4 + Dc kc=4, attn2 + token", token=True, num_atoms=4),
+    _ours("atoms m=9 + Dc kc=4, attn2 + token", token=True),
 )
 
 
