@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -14,6 +14,7 @@ from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, added
 
+from .peers import ATTENTION, lora
 from .protocol import TRIGGER, Handle, Kept, Method
 
 
@@ -47,6 +48,27 @@ class Words(Handle):
         vectors = {key: vector.float().to(self.base.device) for key, vector in load(data).items()}
         with added(self.base, [(self.ids, vectors, 1.0)]):
             yield []
+
+
+class WordsAndLora(Words):
+    """The trigger's embeddings trained together with a LoRA, as advanced trainers of peers do."""
+
+    def __init__(self, base: Base, rank: int, words: float) -> None:
+        """`words`: the rate of the embeddings, as a multiple of the LoRA's."""
+        other = lora(rank, ATTENTION)(base)
+        super().__init__(base)
+        self.other, self.kept = other, other.kept
+        self.relative = dict.fromkeys(self.trained, words)
+        self.trained |= other.trained
+
+    @contextmanager
+    def filed(self, data: bytes) -> Iterator[list[Concept]]:
+        numbers = load(data)
+        with torch.no_grad():
+            for name, parameter in self.other.trained.items():
+                parameter.copy_(numbers.pop(name))
+        with super().filed(save(numbers)) as concepts:
+            yield concepts
 
 
 # ----------------------------------------------------------------------------------------------- SVDiff
@@ -90,6 +112,7 @@ BASE = Method("base", _nothing, 0.0, "reference")
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
 HANDMADE = (
     Method("textual inversion", Words, 1e-2),
+    Method("LoRA r=1, attention + words", lambda base: WordsAndLora(base, 1, 1.25), 4e-3),
     Method("BitFit", _in_place(lambda name: name.endswith("bias")), 1e-3),
     Method("SVDiff", _svdiff, 1e-2),
 )

@@ -49,7 +49,7 @@ def _peft(config: str, targets: str, **options: Any) -> Callable[[Base], Handle]
     return attach
 
 
-def _lora(rank: int, targets: str) -> Callable[[Base], Handle]:
+def lora(rank: int, targets: str) -> Callable[[Base], Handle]:
     return _peft("LoraConfig", targets, r=rank, lora_alpha=rank)
 
 
@@ -88,16 +88,16 @@ def _lycoris(algorithm: str, targets: str, **options: Any) -> Callable[[Base], H
 
 
 PEFT = (
-    Method("LoRA r=1, attention", _lora(1, ATTENTION), 1e-3),
-    Method("LoRA r=4, attention", _lora(4, ATTENTION), 1e-3),
-    Method("LoRA r=16, attention", _lora(16, ATTENTION), 5e-4),
-    Method("LoRA r=1, convs", _lora(1, CONVS), 1e-3),
-    Method("LoRA r=4, convs", _lora(4, CONVS), 1e-3),
-    Method("LoRA r=16, convs", _lora(16, CONVS), 5e-4),
-    Method("LoRA r=1, both", _lora(1, BOTH), 1e-3),
-    Method("LoRA r=4, both", _lora(4, BOTH), 1e-3),
-    Method("LoRA r=16, both", _lora(16, BOTH), 5e-4),
-    Method("LoRA r=1, cross-attention", _lora(1, CROSS), 1e-3),
+    Method("LoRA r=1, attention", lora(1, ATTENTION), 1e-3),
+    Method("LoRA r=4, attention", lora(4, ATTENTION), 1e-3),
+    Method("LoRA r=16, attention", lora(16, ATTENTION), 5e-4),
+    Method("LoRA r=1, convs", lora(1, CONVS), 1e-3),
+    Method("LoRA r=4, convs", lora(4, CONVS), 1e-3),
+    Method("LoRA r=16, convs", lora(16, CONVS), 5e-4),
+    Method("LoRA r=1, both", lora(1, BOTH), 1e-3),
+    Method("LoRA r=4, both", lora(4, BOTH), 1e-3),
+    Method("LoRA r=16, both", lora(16, BOTH), 5e-4),
+    Method("LoRA r=1, cross-attention", lora(1, CROSS), 1e-3),
     Method("LoHa r=2", _peft("LoHaConfig", ATTENTION, r=2, alpha=2), 2e-3),
     Method("LoKr r=2", _peft("LoKrConfig", ATTENTION, r=2, alpha=2), 2e-3),
     Method("LoKr r=1, both", _peft("LoKrConfig", BOTH, r=1, alpha=1, decompose_both=True), 2e-3),
