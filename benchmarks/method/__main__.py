@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,12 +125,12 @@ def finish(
     named, styled = [t for t in tasks if not t.is_style], [t for t in tasks if t.is_style]
     rows = rows_of(bench, methods, named, seeds, rates)
     shown = [
-        (f"{len(named)} subjects, {len(seeds)} seeds", tables.likeness_table(rows)),
+        (counted(named, "subject") + ", " + counted(seeds, "seed"), tables.likeness_table(rows)),
         ("What it costs", tables.cost_table(rows, peaks)),
     ]
     if styled:
         made = tables.style_table(rows_of(bench, methods, styled, seeds, rates))
-        shown.append((f"{len(styled)} styles, {len(seeds)} seeds", made))
+        shown.append((counted(styled, "style") + ", " + counted(seeds, "seed"), made))
     for title, (headers, cells) in shown:
         show(title, headers, cells)
     tables.sheets(rows, tasks, bench.out)
@@ -147,6 +147,10 @@ def finish(
         found = f"{small.label}, likeness {small.likeness:.3f}, {small.bytes:,} bytes"
         print(f"best of ours within 10 KB: {found}")
     verdict(tables.targets(rows, default_bytes_on_sd15()), a.check)
+
+
+def counted(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
