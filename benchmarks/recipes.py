@@ -7,7 +7,7 @@ subjects may go on beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -96,7 +96,7 @@ class Bench:
                     trained[said] = train(self.base, task, self.out, {**self.options, **recipe.settings})
                 data = safetensors_file.to_bytes(trained[said], recipe.precision)
                 concepts, size = [safetensors_file.from_bytes(data)], len(data)
-            court.drawing = Drawing(self.drawing.each, self.drawing.steps, branches=recipe.branches)
+            court.drawing = replace(self.drawing, branches=recipe.branches)
             figures, _ = court.try_case(self.base, concepts, task.asked)
             numbers = sum(concept.num_parameters() for concept in concepts)
             self.ledger.add(recipe.case(task), Outcome(figures, size, 0, numbers, 0.0))

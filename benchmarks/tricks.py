@@ -18,7 +18,7 @@ from .report import Target, machine, markdown, one_sentence, option, show, verdi
 
 COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "leak", "drift")
 HEADERS = ("tried", "bytes", *COLUMNS)
-NOISE = 0.05  # of likeness, between two seeds of one recipe; less is no reason to change the default
+NOISE = 0.05  # of likeness, taken for chance; `another seed` shows how far off that is
 DEFAULT = Recipe("default")
 
 
@@ -26,9 +26,10 @@ def _tried(name: str, branches: str = "both", **settings: Any) -> Recipe:
     return Recipe(name, settings, branches=branches)
 
 
+AGAIN = _tried("another seed", seed=1)
 TRICKS = (
     DEFAULT,
-    _tried("another seed", seed=1),
+    AGAIN,
     _tried("concept on the conditional branch", branches="conditional"),
     _tried("mean of the last quarter", average_last=0.25),
     _tried("mirrored pictures", random_flip=True),
@@ -48,7 +49,7 @@ TRICKS = (
 
 def targets(bench: Bench, tricks: Sequence[Recipe], tasks: Sequence[Any]) -> list[Target]:
     """No trick may be better than the default by more than chance, or it should be the default."""
-    likeness = {trick.name: bench.mean(trick, tasks)[1]["likeness"] for trick in tricks}
+    likeness = {trick.name: bench.mean(trick, tasks)[1]["likeness"] for trick in tricks if trick is not AGAIN}
     if DEFAULT.name not in likeness:
         return []
     best = max(likeness, key=lambda name: likeness[name])

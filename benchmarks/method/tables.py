@@ -233,12 +233,15 @@ peers, everything included for ours."""
 
 
 def write_docs(
-    tables: Sequence[tuple[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]], setup: str, docs: Path
+    tables: Sequence[tuple[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]],
+    setup: str,
+    docs: Path,
+    options: str,
 ) -> None:
     """The section of docs/results.md between its marks, made if it is missing; other sections stay."""
     parts = [
         "## The method",
-        f"`python -m benchmarks.method --docs` wrote this on {machine()}: {setup}.",
+        f"`python -m benchmarks.method {options}` wrote this on {machine()}: {setup}.",
         LEGEND,
         "![likeness against bytes](results-method.png)",
         "![the same subject by every method](results-method.jpg)",
