@@ -8,14 +8,12 @@ concept, and full fine-tuning of the UNet on the very same pictures, steps and l
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
 from PIL import Image
 
 import atomdiff
@@ -25,17 +23,16 @@ from atomdiff.models.base import Base, load_base
 from atomdiff.pictures.sheets import contact_sheet, save_picture
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
-from atomdiff.training.batches import Sampler
-from atomdiff.training.objective import diffusion_loss
-from atomdiff.training.preparing import prepare
-from atomdiff.training.reporting import Reporter
-from atomdiff.training.settings import TrainingSettings, name_everything, suit_base
+from atomdiff.training.suiting import POCKET
 
 from .court import CONTEXTS, Court, Drawing, likeness
+from .method.fitting import train
+from .method.handmade import FULL
+from .method.protocol import Handle
+from .method.tasks import Task, prepare
 from .report import Target, machine, markdown, one_sentence, option, show, verdict
 
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
-RATE = 1e-4  # of full fine-tuning: better than 3e-4 on `tuning_subjects`, and than 3e-5 here
 LEGEND = """Likeness is the mean of first colour, second colour and pattern (shares judged right) and of
 identity (cosine of the judge's embedding to renders of the subject). Leak: share of pictures of the bare
 class, without the trigger, that have the subject's colour or pattern. Drift: 1 - cosine between pictures of
@@ -57,77 +54,55 @@ class Result:
         return likeness(self.figures)
 
 
-def with_concept(base: Base, kind: str, out: Path, options: dict) -> Concept:
-    return atomdiff.train(f"assets/{kind}", out=out / kind, base=base, **options)
+def full_fine_tuning(base: Base, task: Task) -> Handle:
+    """Trains every weight of `base.unet` on the pictures, noise and steps that the concept was trained on,
+    until the handle is detached."""
+    handle = FULL.attach(base)
+    data = prepare(base, task, POCKET.num_class_images)
+    train(handle, data, POCKET.max_train_steps, POCKET.train_batch_size, seed=0, rate=FULL.rate)
+    return handle
 
 
-def full_fine_tuning(base: Base, kind: str, out: Path, rate: float = RATE) -> None:
-    """Trains every weight of `base.unet` on the batches that the concept was trained on."""
-    settings = TrainingSettings(
-        instance_data_dir=f"assets/{kind}", output_dir=str(out / f"{kind}-full"), train_token=False
-    )
-    settings = suit_base(name_everything(settings), base.family, base.resolution, base.vae_factor)
-    run = prepare(settings, base, Accelerator(mixed_precision="no"), Reporter(), drop=False)
-    data, steps, size = run.data, int(settings.max_train_steps or 0), int(settings.train_batch_size or 1)
-    run.close()
-    unet = base.unet.requires_grad_(True)
-    adam = torch.optim.AdamW(unet.parameters(), rate, weight_decay=0.01)
-    samplers = [
-        Sampler(cache, settings.seed, name, 1000)
-        for cache, name in ((data.instance, "instance"), (data.prior, "class"))
-        if cache
-    ]
-    for step in range(steps):
-        parts = [s.batch(step * size, size) for s in samplers]
-        latents = torch.cat([p.latents for p in parts])
-        noise, times = torch.cat([p.noise for p in parts]), torch.cat([p.timesteps for p in parts])
-        embeds = data.table.rows([row for p in parts for row in p.prompts], base.device)
-        loss = diffusion_loss(
-            unet,
-            base.scheduler,
-            latents,
-            embeds.hidden,
-            None,
-            noise,
-            times,
-            instances=size,
-            prior_weight=settings.prior_loss_weight,
-            snr_gamma=settings.snr_gamma,
-        ).total
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad()
-    unet.requires_grad_(False)
+def task_of(kind: str) -> Task:
+    """The held-out subject of this kind, as its five pictures in assets/ show it."""
+    subject = next(s for s in world.benchmark_subjects(3) if s.kind == kind)
+    pictures = tuple(Image.open(path).convert("RGB") for path in sorted(Path(f"assets/{kind}").glob("*.png")))
+    asked = f"a sks {kind}"
+
+    def court(base: Base, judge: Judge, drawing: Drawing) -> Court:
+        return Court(base, judge, subject, drawing)
+
+    return Task(kind, pictures, (asked,) * len(pictures), (f"a {kind}",), asked, court)
 
 
 def run_subject(kind: str, each: int, out: Path, options: dict, ceiling: bool) -> dict[str, Result]:
     base, judge = load_base("pocket"), Judge.load(pocket.path() / "judge.safetensors")
-    subject = next(s for s in world.benchmark_subjects(3) if s.kind == kind)
-    court, prompt = Court(base, judge, subject, Drawing(each)), f"a sks {kind}"
+    task = task_of(kind)
+    court = task.court(base, judge, Drawing(each))
     results = {}
 
     def case(name: str, make: Callable[[], tuple[list[Concept], int]]) -> None:
         start = time.perf_counter()
         concepts, size = make()
         seconds = time.perf_counter() - start
-        figures, pictures = court.try_case(base, concepts, prompt)
+        figures, pictures = court.try_case(base, concepts, task.asked)
         results[name] = Result(figures, seconds, size, pictures)
 
     def trained() -> tuple[list[Concept], int]:
-        concept = with_concept(base, kind, out, options)
+        concept = atomdiff.train(f"assets/{kind}", out=out / kind, base=base, **options)
         return [concept], (out / kind / f"{kind}.safetensors").stat().st_size
-
-    def tuned() -> tuple[list[Concept], int]:
-        full_fine_tuning(base, kind, out)
-        return [], sum(p.numel() for p in base.unet.parameters()) * 2
 
     case("base", lambda: ([], 0))
     case("concept", trained)
     if ceiling:
-        kept = copy.deepcopy(base.unet.state_dict())
-        case("full fine-tuning", tuned)
-        base.unet.load_state_dict(kept)
+        with contextlib.ExitStack() as stack:
+
+            def tuned() -> tuple[list[Concept], int]:
+                handle = full_fine_tuning(base, task)
+                stack.callback(handle.detach)
+                return [], 2 * handle.numbers()
+
+            case("full fine-tuning", tuned)
     return results
 
 
@@ -196,7 +171,7 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path, each: int) -> None
     (docs / "likeness.md").write_text(
         f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n"
         f"8 contexts x {each} pictures of each subject and method. Full fine-tuning trains every weight,\n"
-        f"at a rate of {RATE:g}, on the very same pictures, noise and steps.\n\n"
+        f"at a rate of {FULL.rate:g}, on the very same pictures, noise and steps.\n\n"
         + markdown(headers, rows)
         + "\n"
         + LEGEND

@@ -7,7 +7,7 @@ subjects may go on beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -26,9 +26,10 @@ from atomdiff.training.settings import TrainingSettings
 
 from .court import Drawing, Figures
 from .method.ledger import Case, Ledger, Outcome
+from .method.protocol import TRIGGER
 from .method.tasks import Task
 
-VERSION = 2  # to be raised when the training or the figures change what a result means
+VERSION = 3  # to be raised when the training or the figures change what a result means
 BASE = "base"
 
 
@@ -42,8 +43,11 @@ class Recipe:
     branches: str = "both"
 
     def case(self, task: Task, seed: int = 0) -> Case:
-        said = repr(sorted(self.settings.items())) + ("" if self.branches == "both" else self.branches)
-        return Case(self.name, said, self.precision, task.name, seed, 0.0)
+        """Where the result is kept: told apart by every setting, those left to the tool's defaults too."""
+        settings = replace(TrainingSettings(), **self.settings)
+        said = repr((sorted(asdict(settings).items()), self.branches))
+        digest = sha256(said.encode()).hexdigest()[:12]
+        return Case(self.name, digest, self.precision, task.name, seed, 0.0)
 
 
 PLAIN = Recipe(BASE, precision="")
@@ -97,7 +101,8 @@ class Bench:
                 data = safetensors_file.to_bytes(trained[said], recipe.precision)
                 concepts, size = [safetensors_file.from_bytes(data)], len(data)
             court.drawing = replace(self.drawing, branches=recipe.branches)
-            figures, _ = court.try_case(self.base, concepts, task.asked)
+            asked = task.asked.replace(TRIGGER, recipe.settings.get("trigger", TRIGGER))
+            figures, _ = court.try_case(self.base, concepts, asked)
             numbers = sum(concept.num_parameters() for concept in concepts)
             self.ledger.add(recipe.case(task), Outcome(figures, size, 0, numbers, 0.0))
 

@@ -15,8 +15,9 @@ import torch
 
 from atomdiff.concepts.passport import BasePassport
 from atomdiff.training.ladder import LADDER, Rung, parse_size
-from atomdiff.training.settings import TrainingSettings, name_everything
+from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, texts_of
+from atomdiff.training.suiting import name_everything
 
 from .court import CONTEXTS, Drawing
 from .method.tasks import Task, subjects

@@ -17,8 +17,9 @@ from atomdiff.errors import SettingsError
 from atomdiff.training import sizing
 from atomdiff.training.ladder import CHOSEN, LADDER, parse_size
 from atomdiff.training.run import train
-from atomdiff.training.settings import FULL_SIZE, TrainingSettings, name_everything, numerical
+from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, pick, suit_size, texts_of
+from atomdiff.training.suiting import FULL_SIZE, name_everything, numerical
 
 PASSPORT = BasePassport("sd1-00000000", (0.5,) * 16, "sd15")
 TEXTS = texts_of(name_everything(TrainingSettings(instance_data_dir="dog")), MANY, MANY, MANY)

@@ -17,13 +17,8 @@ from atomdiff.training import run as training
 from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.reporting import Reporter, StepRecord
 from atomdiff.training.run import train
-from atomdiff.training.settings import (
-    TrainingSettings,
-    count_steps,
-    name_everything,
-    numerical,
-    suit_base,
-)
+from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.suiting import count_steps, name_everything, numerical, suit_base
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats.files import write_atomically
 from atomdiff.studio.desk import Job
-from atomdiff.training.settings import FULL_SIZE, POCKET, TrainingSettings, name_everything
+from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.suiting import FULL_SIZE, POCKET, name_everything
 
 if TYPE_CHECKING:
     from atomdiff.concepts.timeline import Timeline

@@ -23,7 +23,7 @@ from atomdiff.studio.course import Course, View, Wish
 from atomdiff.studio.desk import Job
 from atomdiff.studio.pace import measuring
 from atomdiff.studio.teaching import trained
-from atomdiff.training.settings import FULL_SIZE, POCKET
+from atomdiff.training.suiting import FULL_SIZE, POCKET
 
 if TYPE_CHECKING:
     from atomdiff.sharing.library import Entry

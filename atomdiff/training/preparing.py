@@ -15,7 +15,8 @@ from atomdiff.training import latents, prior
 from atomdiff.training.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
 from atomdiff.training.loop import Run, TrainingData
 from atomdiff.training.reporting import Reporter
-from atomdiff.training.settings import TrainingSettings, count_steps, numerical
+from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.suiting import count_steps, numerical
 
 
 def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Reporter, drop: bool) -> Run:

@@ -31,8 +31,9 @@ from atomdiff.training.checkpoint import find_checkpoint, require_writable
 from atomdiff.training.loop import MAY_CHANGE, Run, spec_of
 from atomdiff.training.preparing import prepare
 from atomdiff.training.reporting import Reporter, TensorBoard
-from atomdiff.training.settings import TrainingSettings, name_everything, refuse_beside_size, suit_base
+from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 from atomdiff.training.sizing import suit_size, texts_of
+from atomdiff.training.suiting import name_everything, suit_base
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]

@@ -1,12 +1,10 @@
 """TrainingSettings: every choice of a training run, validated where it is made.
 
 The field names are diffusers' flag names, and the command line is generated from this one list. A field
-that is None or an empty text means "as it suits": `name_everything`, `suit_base` and `count_steps`
-fill it, in that order, as picture folder, base and number of pictures become known.
+that is None or an empty text means "as it suits": `suiting` fills it.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,24 +19,6 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 CONV_LEARNING_RATE = 5e-3
 LINEAR_LEARNING_RATE = 5e-3
 MAX_TEXT = 1000  # characters of a name or prompt
-
-
-@dataclass(frozen=True)
-class FamilyDefaults:
-    """What suits a family of bases: a toy that learns in minutes on a CPU, or a full Stable Diffusion."""
-
-    max_train_steps: int
-    train_batch_size: int
-    num_class_images: int
-    token_learning_rate: float
-
-
-POCKET = FamilyDefaults(
-    max_train_steps=300, train_batch_size=4, num_class_images=48, token_learning_rate=5e-3
-)
-FULL_SIZE = FamilyDefaults(
-    max_train_steps=600, train_batch_size=1, num_class_images=100, token_learning_rate=1e-3
-)
 
 
 def option(
@@ -252,104 +232,3 @@ def refuse_beside_size(given: Mapping[str, Any]) -> None:
         raise SettingsError(
             f"--size {given['size']} chooses {' and '.join(chosen)} by itself; drop --size to choose by hand."
         )
-
-
-def name_everything(settings: TrainingSettings) -> TrainingSettings:
-    """Fill the names and prompts, which follow from the name of the picture folder."""
-    if not settings.instance_data_dir:
-        raise SettingsError("No pictures were given; name their folder with --instance_dir FOLDER.")
-    folder_name = Path(settings.instance_data_dir).expanduser().resolve().name
-    name = settings.name or folder_name or "concept"
-    class_word = settings.class_word or _class_word(folder_name)
-    trigger = settings.trigger or _trigger(settings.instance_prompt, class_word)
-    return dataclasses.replace(
-        settings,
-        name=name,
-        output_dir=settings.output_dir or str(Path("outputs") / name),
-        class_word=class_word,
-        trigger=trigger,
-        instance_prompt=settings.instance_prompt or f"a {trigger} {class_word}",
-        class_prompt=settings.class_prompt or f"{_article(class_word)} {class_word}",
-    )
-
-
-def suit_base(
-    settings: TrainingSettings, family: str, native_resolution: int, factor: int
-) -> TrainingSettings:
-    """Fill what depends on the base: `family`, and `factor`, the pixels a side of one latent."""
-    defaults = dataclasses.asdict(POCKET if family == "pocket" else FULL_SIZE)
-    values = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
-    if settings.num_train_epochs is not None:
-        values.pop("max_train_steps", None)
-    resolution = settings.resolution or native_resolution
-    if resolution % factor:
-        raise SettingsError(
-            f"--resolution must be a multiple of {factor} for this base, but {resolution} was given; "
-            f"{resolution // factor * factor} would do."
-        )
-    return dataclasses.replace(settings, resolution=resolution, **values)
-
-
-def count_steps(settings: TrainingSettings, pictures: int, processes: int) -> TrainingSettings:
-    """Turn epochs into steps: a step sees `pictures_a_step` of the `pictures`, and none is partly filled."""
-    if settings.num_train_epochs is None:
-        return settings
-    steps = -(-settings.num_train_epochs * pictures // pictures_a_step(settings, processes))
-    return dataclasses.replace(settings, max_train_steps=steps, num_train_epochs=None)
-
-
-def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
-    """The settings that decide the result, for comparing two runs.
-
-    Batch, accumulation and processes count only by their product, the pictures of one optimiser step. The
-    number of steps is left out where no schedule or mean depends on it, so that a finished run may go on for
-    longer; so is --size, which is known by what it chose.
-    """
-    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
-    inert = {item.name for item in dataclasses.fields(settings) if item.metadata["inert"]}
-    inert |= {
-        "instance_data_dir",
-        "class_data_dir",
-        "base",
-        "num_train_epochs",
-        "size",
-    }  # known by their contents instead
-    batch = pictures_a_step(settings, processes)
-    inert |= {"train_batch_size", "gradient_accumulation_steps"}
-    if not settings.average_last:
-        inert.add("average_last")
-        if settings.lr_scheduler.startswith("constant"):
-            inert.add("max_train_steps")
-    kept = {name: value for name, value in values.items() if name not in inert}
-    return kept | {"train_batch_size x gradient_accumulation_steps x processes": batch}
-
-
-def pictures_a_step(settings: TrainingSettings, processes: int) -> int:
-    """Instance pictures that one optimiser step sees, over all processes."""
-    return (settings.train_batch_size or 1) * settings.gradient_accumulation_steps * processes
-
-
-def _class_word(folder_name: str) -> str:
-    """`dog6` -> dog, `My_Teddy-Bear 2` -> my teddy bear. SettingsError when nothing of the name is left."""
-    words = re.sub(r"[\W\d_]+", " ", folder_name).strip().lower()
-    if not words:
-        raise SettingsError(
-            f"The folder name '{folder_name}' does not say what the subject is; say it: --class_word dog."
-        )
-    return words
-
-
-def _trigger(instance_prompt: str, class_word: str) -> str:
-    """The trigger of a prompt written by hand: the word between an article and the class word, if any."""
-    if not instance_prompt:
-        return "sks"
-    found = re.search(
-        rf"(?:\b(?:an?|the|of|my)\s+)(\S+)\s+{re.escape(class_word)}\b", instance_prompt, re.IGNORECASE
-    )
-    if found:
-        return found.group(1)
-    return "sks" if re.search(r"\bsks\b", instance_prompt) else instance_prompt
-
-
-def _article(word: str) -> str:
-    return "an" if word[:1] in "aeiou" else "a"

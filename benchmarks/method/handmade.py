@@ -109,6 +109,7 @@ def _nothing(base: Base) -> Handle:
 
 
 BASE = Method("base", _nothing, 0.0, "reference")
+# Its rate is better than 3e-4 on tuning subjects, and than 3e-5 on those of `benchmarks.likeness`.
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
 HANDMADE = (
     Method("textual inversion", Words, 1e-2),

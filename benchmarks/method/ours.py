@@ -20,7 +20,8 @@ from atomdiff.formats import safetensors_file
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken
 from atomdiff.training.loop import spec_of
-from atomdiff.training.settings import POCKET, TrainingSettings
+from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.suiting import POCKET
 
 from .protocol import TRIGGER, Handle, Kept, Method
 
