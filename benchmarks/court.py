@@ -34,13 +34,14 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, concepts on both
-    branches of guidance or on the conditional one."""
+    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, and where and when
+    concepts act (see `draw`)."""
 
     each: int = 8
     steps: int = 25
     batch: int = 16
     branches: str = "both"
+    span: tuple[float, float] = (0.0, 1.0)
 
     def __call__(
         self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
@@ -55,6 +56,7 @@ class Drawing:
             steps=self.steps,
             batch_size=self.batch,
             branches=self.branches,
+            span=self.span,
         )
 
 

@@ -35,17 +35,17 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Training settings, the precision of the file, and how it is drawn with."""
+    """Training settings, the precision of the file, and what of the drawing is unlike the others'."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     precision: str = TrainingSettings.precision
-    branches: str = "both"
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
     def case(self, task: Task, seed: int = 0) -> Case:
         """Where the result is kept: told apart by every setting, those left to the tool's defaults too."""
         settings = replace(TrainingSettings(), **self.settings)
-        said = repr((sorted(asdict(settings).items()), self.branches))
+        said = repr((sorted(asdict(settings).items()), sorted(self.drawing.items())))
         digest = sha256(said.encode()).hexdigest()[:12]
         return Case(self.name, digest, self.precision, task.name, seed, 0.0)
 
@@ -100,7 +100,7 @@ class Bench:
                     trained[said] = train(self.base, task, self.out, {**self.options, **recipe.settings})
                 data = safetensors_file.to_bytes(trained[said], recipe.precision)
                 concepts, size = [safetensors_file.from_bytes(data)], len(data)
-            court.drawing = replace(self.drawing, branches=recipe.branches)
+            court.drawing = replace(self.drawing, **recipe.drawing)
             asked = task.asked.replace(TRIGGER, recipe.settings.get("trigger", TRIGGER))
             figures, _ = court.try_case(self.base, concepts, asked)
             numbers = sum(concept.num_parameters() for concept in concepts)

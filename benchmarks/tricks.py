@@ -7,7 +7,7 @@ OUT/results.jsonl; runs with other --subjects may go on beside this one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,22 @@ SIMPLE = {"num_atoms": 0, "linear_atoms": "attn2"}  # what all the others are a 
 SLOW, FAST = 2.5e-3, 1e-2  # half and twice the rate of everything
 
 
-def _tried(name: str, branches: str = "both", **settings: Any) -> Recipe:
-    return Recipe(name, SIMPLE | settings, branches=branches)
+def _tried(name: str, drawing: Mapping[str, Any] | None = None, **settings: Any) -> Recipe:
+    return Recipe(name, SIMPLE | settings, drawing=drawing or {})
 
 
 DEFAULT = Recipe("the tool's default")
 AGAIN = _tried("another seed", seed=1)
 TRICKS = (
     _tried("Dc kc=4 on attn2 + trigger"),
-    _tried("concept on the conditional branch", branches="conditional"),
-    DEFAULT,
+    _tried("concept on the conditional branch", {"branches": "conditional"}),
+    _tried("concept from a fifth of the way on", {"span": (0.2, 1.0)}),
+    _tried("concept until four fifths", {"span": (0.0, 0.8)}),
+    _tried("Dc kc=4 on attn", linear_atoms="attn"),
+    _tried("Kronecker kc=8 on attn", linear_atoms="attn", linear_family="kronecker", linear_block=8),
     _tried("trigger of 2 tokens", trigger="sks ohwx"),
     _tried("twice Dc's rate", linear_learning_rate=FAST),
     _tried("twice the trigger's rate", token_learning_rate=FAST),
-    _tried("Dc kc=4 on attn", linear_atoms="attn"),
-    _tried("Kronecker kc=8 on attn", linear_atoms="attn", linear_family="kronecker", linear_block=8),
     AGAIN,
     _tried("trigger of 4 tokens", trigger="sks ohwx zqx"),
     _tried("half the weight of the class pictures", prior_loss_weight=0.5),
@@ -55,6 +56,7 @@ TRICKS = (
     _tried("no learned trigger", train_token=False),
     _tried("no prior preservation", with_prior_preservation=False),
     _tried("twice the steps", max_train_steps=600),
+    DEFAULT,
 )
 
 

@@ -131,6 +131,37 @@ def test_the_conditional_branch_without_guidance_or_strength(base):
         draw(base, "a dog", branches="none")
 
 
+def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
+    weights = dict(base.unet.named_parameters())
+    concept = concept_for(base)
+
+    def noises(**settings):
+        """What the UNet answers at each of four steps."""
+        answers: list[torch.Tensor] = []
+        handle = base.unet.register_forward_hook(lambda unet, args, out: answers.append(out[0]))
+        try:
+            draw(base, "a dog", steps=4, sampler="ddim", **settings)
+        finally:
+            handle.remove()
+        return answers
+
+    plain, whole = noises(), noises(concepts=[concept])
+    late, early = (noises(concepts=[concept], span=span) for span in ((0.6, 1.0), (0.0, 0.6)))
+    assert torch.equal(late[0], plain[0]) and torch.equal(late[1], plain[1])
+    assert not torch.equal(late[2], plain[2])
+    assert torch.equal(early[0], whole[0]) and torch.equal(early[1], whole[1])
+    assert not torch.equal(early[2], whole[2])
+    assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
+    never = draw(base, "a dog", concepts=[(concept, 0)], span=(0.3, 1.0), steps=2)
+    assert np.array_equal(pixels(never[0]), pixels(draw(base, "a dog", steps=2)[0]))
+    both = {"branches": "conditional", "span": (0.0, 0.6)}
+    said = draw(base, "a dog", concepts=[concept], steps=2, **both)[0].info["parameters"]
+    assert "Concept branches: conditional, Concept span: 0-0.6" in said
+    for span in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)):
+        with pytest.raises(SettingsError, match="from a point in 0 to 1 until a later one"):
+            draw(base, "a dog", span=span)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_another_dtype_changes_a_concepts_pictures_no_more_than_the_bases(base, tiny_base, tmp_path, dtype):
     concept = Concept.load(concept_for(base, 0.1).save(tmp_path / "x.safetensors"))

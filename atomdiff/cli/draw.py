@@ -61,6 +61,14 @@ def generate(
             help="Where concepts act in guidance: conditional leaves what it steers away from to the base.",
         ),
     ] = "both",
+    span: Annotated[
+        tuple[float, float],
+        typer.Option(
+            metavar="FROM UNTIL",
+            help="When concepts act: 0 is the noise at the start, 1 the picture; 0.2 1 leaves the layout to "
+            "the base.",
+        ),
+    ] = (0.0, 1.0),
     grid: Annotated[bool, typer.Option(help="Whether several pictures also make a contact sheet.")] = True,
     embed_concept: Annotated[
         bool,
@@ -93,6 +101,7 @@ def generate(
         sampler=sampler,
         batch_size=batch_size,
         branches=branches,
+        span=span,
     )
     for line in _write(images, out, grid, carried):
         typer.echo(line)

@@ -1,9 +1,12 @@
-"""Concepts on the conditional branch of classifier-free guidance alone.
+"""Where and when concepts act: on which branches of classifier-free guidance, and on which of the steps.
+
+On the conditional branch alone,
 
     ε = ε_base(n) + w (ε_concept(c) - ε_base(n)),    c the prompt, n the negative prompt, w the guidance scale
 
-Usually concepts act in both places. Here what guidance steers away from is the plain base: its weights, and
-the negative prompt as its own text encoders read it.
+so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
+encoders read it. A span (a, b) lets concepts act on the UNet while 1 - t/T is from a to b: 0 is pure noise,
+where a picture is laid out, 1 the finished picture. A learned trigger is read in any case.
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ from atomdiff.core.inject import DeltaOf, fold
 from atomdiff.models.base import Base, encode_prompts
 
 BRANCHES = ("both", "conditional")
+WHOLE = (0.0, 1.0)
+Span = tuple[float, float]
 Weights = dict[nn.Module, nn.Parameter]
+Forward = Callable[..., tuple[Tensor]]
 Negatives = Callable[[int], dict[str, Any]]
 """From a number of pictures to what the pipeline is told of their negative prompts."""
 
@@ -40,28 +46,57 @@ def negatives(base: Base, prompt: str, branches: str) -> Negatives:
 
 @contextlib.contextmanager
 def folded(
-    base: Base, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]], branches: str
+    base: Base,
+    deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]],
+    branches: str,
+    span: Span = WHOLE,
 ) -> Iterator[None]:
-    """Within: concepts are folded into the UNet, as `inject.fold` does. On the conditional branch alone, a
-    guided batch is computed in its two halves, the first of them, the negative prompts, with the weights as
-    they were: two passes of half the size in place of one."""
+    """Within: concepts are folded into the UNet, as `inject.fold` does, but outside of `span` it computes
+    with the weights as they were. So it does on the conditional branch alone for the first half of a guided
+    batch, the negative prompts: two passes of half the size in place of one."""
     unet = base.unet
     pristine = _weights(unet)
     with fold(unet, deltas):
         moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
-        if branches == "both" or not moved:
+        if (branches == "both" and span == WHOLE) or not moved:
             yield
             return
-        own = unet.forward
-        unet.forward = _halved(base, own, {layer: pristine[layer] for layer in moved}, moved)
+        whole, plain = unet.forward, _with({layer: pristine[layer] for layer in moved}, moved, unet.forward)
+        guided = whole if branches == "both" else _halved(base, plain, whole)
+        unet.forward = guided if span == WHOLE else _between(base, span, plain, guided)
         try:
             yield
         finally:
             del unet.forward  # the method of its class is there again
 
 
-def _halved(base: Base, whole: Callable[..., Any], pristine: Weights, moved: Weights) -> Callable[..., Any]:
-    """The UNet's forward as the pipelines call it, with `pristine` weights for the first half of a batch."""
+def _with(weights: Weights, usual: Weights, forward: Forward) -> Forward:
+    """The forward with these weights; afterwards the usual ones are there again."""
+
+    def computed(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+        _set(weights)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            _set(usual)
+
+    return computed
+
+
+def _between(base: Base, span: Span, outside: Forward, inside: Forward) -> Forward:
+    """The UNet's forward as the pipelines call it, by how far the picture is."""
+    last = int(base.scheduler.config.num_train_timesteps) - 1
+
+    def forward(sample: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        acts = span[0] <= 1 - float(timestep) / last <= span[1]
+        return (inside if acts else outside)(sample, timestep, *args, **kwargs)
+
+    return forward
+
+
+def _halved(base: Base, negative: Forward, conditional: Forward) -> Forward:
+    """The UNet's forward as the pipelines call it, by one function for the first half of a guided batch and
+    another for the second."""
 
     def forward(
         sample: Tensor,
@@ -73,18 +108,14 @@ def _halved(base: Base, whole: Callable[..., Any], pristine: Weights, moved: Wei
         def half(which: int) -> Tensor:
             added = {key: value.chunk(2)[which] for key, value in (added_cond_kwargs or {}).items()}
             x, words = sample.chunk(2)[which], encoder_hidden_states.chunk(2)[which]
-            return whole(x, timestep, words, added_cond_kwargs=added or None, **others)[0]
+            own = (negative, conditional)[which]
+            return own(x, timestep, words, added_cond_kwargs=added or None, **others)[0]
 
-        if not base.pipe.do_classifier_free_guidance:  # the whole batch is conditional
-            return whole(
-                sample, timestep, encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **others
-            )
-        _set(pristine)
-        try:
-            plain = half(0)
-        finally:
-            _set(moved)
-        return (torch.cat([plain, half(1)]),)
+        if base.pipe.do_classifier_free_guidance:
+            return (torch.cat([half(0), half(1)]),)
+        return conditional(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **others
+        )
 
     return forward
 

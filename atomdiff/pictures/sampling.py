@@ -21,7 +21,7 @@ from atomdiff.core.blocks import Strength, by_strength, of_words, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.models import loading, token
 from atomdiff.models.base import Base
-from atomdiff.pictures.branches import BRANCHES, Negatives, folded, negatives
+from atomdiff.pictures.branches import BRANCHES, WHOLE, Negatives, Span, folded, negatives
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,8 +61,9 @@ class DrawSettings:
     """Everything that decides a picture but base, concepts and prompt. Raises SettingsError for what cannot
     work.
 
-    `size` is (width, height) in pixels, both multiples of 8. `branches` is where in guidance concepts act:
-    "both" or "conditional" (see `branches`).
+    `size` is (width, height) in pixels, both multiples of 8. `branches` is where in guidance concepts act,
+    "both" or "conditional", and `span` on which part of the way from noise, 0, to the picture, 1 (see
+    `branches`).
     """
 
     seed: int
@@ -72,6 +73,7 @@ class DrawSettings:
     size: tuple[int, int]
     sampler: str
     branches: str = "both"
+    span: Span = WHOLE
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -79,6 +81,11 @@ class DrawSettings:
         if self.branches not in BRANCHES:
             raise SettingsError(
                 f"Concepts act on the branches {' or '.join(BRANCHES)} of guidance, not {self.branches!r}."
+            )
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise SettingsError(
+                f"Concepts act from a point in 0 to 1 until a later one, not from {self.span[0]:g} until "
+                f"{self.span[1]:g}: 0 is the noise that a picture starts from, 1 the finished picture."
             )
         if not 1 <= self.steps <= 1000:
             raise SettingsError(f"A picture takes 1 to 1000 steps, not {self.steps}: 20 to 50 are usual.")
@@ -109,6 +116,7 @@ def draw(
     sampler: str = "dpm++",
     batch_size: int | None = None,
     branches: str = "both",
+    span: Span = WHOLE,
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
@@ -118,14 +126,15 @@ def draw(
     `concepts` may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`;
     at strength 0 the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and
     height) and `batch_size` have defaults by the base. With `branches` "conditional" concepts act on the
-    prompt's side of guidance alone, and what it steers away from is the plain base.
+    prompt's side of guidance alone, and what it steers away from is the plain base. Outside of `span`, which
+    goes from noise, 0, to the finished picture, 1, they do not act on the UNet.
 
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
     (CousinWarning) where a concept's base was fine-tuned in the meantime.
     """
-    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches)
+    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span)
     weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
     if count < 1 or (batch_size is not None and batch_size < 1):
         raise SettingsError(
@@ -144,12 +153,13 @@ def draw(
     deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
     tokens = [(concept, of_words(strength)) for concept, strength in weighted]
     acts = any(strength for _, strength in [*deltas, *tokens])
-    where = settings.branches if acts else "both"  # the base alone is drawn in one way, bit for bit
+    # The base alone is drawn in one way, bit for bit.
+    where, when = (settings.branches, settings.span) if acts else ("both", WHOLE)
     avoided = negatives(base, settings.negative, where)
     limit = batch_size or BATCH[base.family]
     batches = [range(start, min(start + limit, total)) for start in range(0, total, limit)]
     images: list[Image] = []
-    with folded(base, deltas, where), token.applied(base, tokens), _scheduler(base, settings, preview):
+    with folded(base, deltas, where, when), token.applied(base, tokens), _scheduler(base, settings, preview):
         for number, batch in enumerate(batches):
             tell = _teller(callback, number * steps, len(batches) * steps, steps)
             texts, seeds = [prompts[i] for i in batch], [seed + i for i in batch]
@@ -168,12 +178,13 @@ def draw_settings(
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
     branches: str = "both",
+    span: Span = WHOLE,
 ) -> DrawSettings:
     """The settings with the base's own defaults filled in."""
     sides = size if size is not None else base.resolution
     width, height = (sides, sides) if isinstance(sides, int) else sides
     scale = GUIDANCE[base.family] if guidance is None else float(guidance)
-    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower(), branches)
+    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower(), branches, span)
 
 
 def parameters_text(
@@ -200,6 +211,8 @@ def parameters_text(
         fields["Concepts"] = _quoted(", ".join(used))
         if settings.branches != "both":
             fields["Concept branches"] = settings.branches
+        if settings.span != WHOLE:
+            fields["Concept span"] = "-".join(f"{end:g}" for end in settings.span)
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
     return "\n".join(lines)
 

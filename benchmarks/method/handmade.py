@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from safetensors.torch import load, save
@@ -50,12 +52,12 @@ class Words(Handle):
             yield []
 
 
-class WordsAndLora(Words):
-    """The trigger's embeddings trained together with a LoRA, as advanced trainers of peers do."""
+class WordsAnd(Words):
+    """The trigger's embeddings trained together with another method, as advanced trainers of peers do."""
 
-    def __init__(self, base: Base, rank: int, words: float) -> None:
-        """`words`: the rate of the embeddings, as a multiple of the LoRA's."""
-        other = lora(rank, ATTENTION)(base)
+    def __init__(self, base: Base, attach: Callable[[Base], Handle], words: float) -> None:
+        """`words`: the rate of the embeddings, as a multiple of the other method's."""
+        other = attach(base)
         super().__init__(base)
         self.other, self.kept = other, other.kept
         self.relative = dict.fromkeys(self.trained, words)
@@ -104,6 +106,42 @@ def _svdiff(base: Base) -> Handle:
     return Handle(base, kept, trained)
 
 
+# ---------------------------------------------------------------------------------------------- LoRA-XS
+
+
+class Inner(nn.Module):
+    """W' = W + U_r diag(σ_r) R V_rᵀ: R (r, r) between the r first singular directions of W."""
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        left, sigma, right = torch.linalg.svd(weight, False)
+        self.register_buffer("left", left[:, :rank] * sigma[:rank])
+        self.register_buffer("right", right[:rank])
+        self.R = nn.Parameter(torch.zeros(rank, rank, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.left @ self.R @ self.right
+
+
+def lora_xs(rank: int) -> Callable[[Base], Handle]:
+    """LoRA-XS on the attention layers (arXiv 2405.17604, equation 2)."""
+
+    def attach(base: Base) -> Handle:
+        kept = Kept(base.unet)
+        trained = {}
+        for name, module in list(base.unet.named_modules()):
+            if isinstance(module, nn.Linear) and re.search(ATTENTION, name):
+                inner = Inner(module.weight.detach(), rank)
+                parametrize.register_parametrization(module, "weight", inner)
+                trained[name] = inner.R
+        return Handle(base, kept, trained)
+
+    return attach
+
+
 def _nothing(base: Base) -> Handle:
     return Handle(base, Kept(base.unet), {})
 
@@ -113,7 +151,10 @@ BASE = Method("base", _nothing, 0.0, "reference")
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
 HANDMADE = (
     Method("textual inversion", Words, 1e-2),
-    Method("LoRA r=1, attention + words", lambda base: WordsAndLora(base, 1, 1.25), 4e-3),
+    Method("LoRA r=1, attention + words", partial(WordsAnd, attach=lora(1, ATTENTION), words=1.25), 4e-3),
+    Method("LoRA-XS r=8, attention", lora_xs(8), 2e-2),
+    Method("LoRA-XS r=8, attention + words", partial(WordsAnd, attach=lora_xs(8), words=0.25), 2e-2),
+    Method("LoRA-XS r=12, attention + words", partial(WordsAnd, attach=lora_xs(12), words=0.25), 2e-2),
     Method("BitFit", _in_place(lambda name: name.endswith("bias")), 1e-3),
     Method("SVDiff", _svdiff, 1e-2),
 )
