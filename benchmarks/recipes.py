@@ -26,7 +26,6 @@ from atomdiff.training.settings import TrainingSettings
 
 from .court import Drawing, Figures
 from .method.ledger import Case, Ledger, Outcome
-from .method.protocol import TRIGGER
 from .method.tasks import Task
 
 VERSION = 3  # to be raised when the training or the figures change what a result means
@@ -101,8 +100,7 @@ class Bench:
                 data = safetensors_file.to_bytes(trained[said], recipe.precision)
                 concepts, size = [safetensors_file.from_bytes(data)], len(data)
             court.drawing = replace(self.drawing, **recipe.drawing)
-            asked = task.asked.replace(TRIGGER, recipe.settings.get("trigger", TRIGGER))
-            figures, _ = court.try_case(self.base, concepts, asked)
+            figures, _ = court.try_case(self.base, concepts, task.asked)
             numbers = sum(concept.num_parameters() for concept in concepts)
             self.ledger.add(recipe.case(task), Outcome(figures, size, 0, numbers, 0.0))
 

@@ -102,11 +102,12 @@ def test_a_trained_file_has_the_bytes_that_were_counted(tiny_base, tmp_path, kin
         name: torch.randn(zero.shape, generator=generator)
         for name, zero in sizing.zeros(base.unet, rung.spec).items()
     }
-    token = {key: torch.randn(1, 1, 32, generator=generator) for key in ("token", "token2")}
-    counted = file_size(base.unet, base.passport, rung, token, TEXTS)
+    once = {key: torch.zeros(1, 1, 32) for key in ("token", "token2")}
+    counted = file_size(base.unet, base.passport, rung, once, TEXTS)
+    token = {key: torch.randn(rung.vectors, 1, 32, generator=generator) for key in once}
     texts = texts_of(name_everything(TrainingSettings(instance_data_dir="dog")), 300, 5, 48)
     concept = Concept.of(
-        base.unet, rung.spec, learned, base.passport, token=token if rung.token else None, **texts
+        base.unet, rung.spec, learned, base.passport, token=token if rung.vectors else None, **texts
     )
     size = concept.save(tmp_path / "dog.safetensors", dtype=rung.precision).stat().st_size
     assert counted - 24 <= size <= counted  # 14 digits fewer, and the header fills up to 8 bytes

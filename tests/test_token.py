@@ -17,7 +17,7 @@ from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats.safetensors_file import from_bytes, to_bytes
 from atomdiff.models.base import encode_prompts
-from atomdiff.models.token import TriggerToken, applied
+from atomdiff.models.token import TriggerToken, added, readings, spoken
 from atomdiff.pictures.sampling import draw
 from atomdiff.training.latents import LiveTable, encode_table
 from atomdiff.training.run import train
@@ -51,9 +51,9 @@ def test_a_token_is_what_writing_the_table_would_be(tiny_base: Callable[..., Any
     tables = [encoder.get_input_embeddings().weight for encoder in encoders]
     bits = [table.clone() for table in tables]
     concept = from_bytes(to_bytes(_concept(base, token), "fp32"))
-    with applied(base, [(concept, 0.5)]):
+    with added(base, readings(base, [(concept, 0.5)])):
         moved = encode_prompts(base, PROMPTS)
-    with applied(base, [(concept, 0.0)]):
+    with added(base, readings(base, [(concept, 0.0)])):
         assert torch.equal(encode_prompts(base, PROMPTS).hidden, before.hidden)
     assert all(torch.equal(table, kept) for table, kept in zip(tables, bits, strict=True))
     assert torch.equal(encode_prompts(base, PROMPTS).hidden, before.hidden)
@@ -68,6 +68,45 @@ def test_a_token_is_what_writing_the_table_would_be(tiny_base: Callable[..., Any
     torch.testing.assert_close(moved.hidden, written.hidden)
     if kind == "sdxl":
         torch.testing.assert_close(moved.pooled, written.pooled)
+
+
+@pytest.mark.parametrize("trigger", ["sks", "zqx"])
+def test_a_word_of_several_vectors_is_read_several_times(tiny_base: Callable[..., Any], trigger: str) -> None:
+    """Vector by vector it is what as many words of one vector each would be."""
+    base = tiny_base("sdxl")
+    token = TriggerToken(base, trigger, vectors=6)
+    length = len(token.ids["token"])
+    assert token.reading().times == 6 // length and length in (1, 2, 3)
+    with torch.no_grad():
+        for i, vector in enumerate(token.vectors.values()):
+            vector.copy_(0.5 * torch.randn(vector.shape, generator=torch.Generator().manual_seed(i)))
+    concept = from_bytes(to_bytes(_concept(base, token), "fp32"))
+    known = readings(base, [(concept, 1.0)])
+    said = " ".join([trigger] * token.reading().times)
+    assert spoken(f"a {trigger}, {trigger.upper()}'s x{trigger}", known) == (
+        f"a {said}, {said.upper()}'s x{trigger}"
+    )
+    assert spoken(f"a {trigger}", [*known, *known]) == f"a {said}"  # two concepts of one word
+    prompt = f"a {trigger} dog and {trigger} again"
+    inputs: dict[str, Any] = {}
+
+    def seen(key: str) -> Any:
+        return lambda table, args, out: inputs.update({key: (args[0], out)})
+
+    tables = {
+        key: getattr(base.pipe, name).get_input_embeddings()
+        for key, name in (("token", "text_encoder"), ("token2", "text_encoder_2"))
+    }
+    with added(base, known):
+        handles = [table.register_forward_hook(seen(key)) for key, table in tables.items()]
+        encode_prompts(base, [spoken(prompt, known)])
+    for handle in handles:
+        handle.remove()
+    for key, (ids, out) in inputs.items():
+        rows = torch.cat([vector[:, 0] for vector in [concept.token[key]] * 2])
+        places = [i for i, own in enumerate(ids[0].tolist()) if own in token.ids[key]]
+        assert len(places) == len(rows)
+        torch.testing.assert_close(out[0, places], tables[key].weight[ids[0, places]] + rows)
 
 
 def test_prompts_with_the_trigger_learn_and_others_stay_cached(tiny_base: Callable[..., Any]) -> None:
@@ -109,8 +148,7 @@ def test_it_travels_with_the_atoms(tiny_base: Callable[..., Any]) -> None:
     assert set(concept.bind(base.unet)) == set(concept.deltas(base.unet))
     with pytest.raises(ConceptError, match=r"learned trigger 'dog' .* use the base it was made for"):
         bad = _concept(base, _moved(base), trigger="dog", token={"token": torch.ones(3, 1, 8)})
-        with applied(base, [(bad, 1.0)]):
-            pass
+        readings(base, [(bad, 1.0)])
 
 
 def test_refusals(tiny_base: Callable[..., Any]) -> None:

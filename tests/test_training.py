@@ -132,7 +132,7 @@ def test_accumulation_gives_the_gradient_of_the_joint_batch(run):
 
 
 def test_learning_rates_of_both_kinds_of_atoms(run):
-    concept, _ = run(learning_rate=1e-3, linear_learning_rate=1e-5, max_train_steps=1)
+    concept, _ = run(num_atoms=9, learning_rate=1e-3, linear_learning_rate=1e-5, max_train_steps=1)
     assert float(concept.atoms["conv"].abs().max()) == pytest.approx(1e-3, rel=0.01)
     assert float(concept.atoms["linear"].abs().max()) == pytest.approx(1e-5, rel=0.01)
 
@@ -422,7 +422,7 @@ def test_a_folder_name_without_letters_needs_a_class_word():
         ({"lr_scheduler": "step"}, "--lr_scheduler must be one of constant, .*, but 'step'"),
         ({"average_last": 1.5}, "--average_last must be a share of the steps, from 0 to 1, but 1.5"),
         ({"max_train_steps": 1, "num_train_epochs": 1}, "give one of them"),
-        ({"num_atoms": 0, "linear_atoms": "none"}, "leave nothing to train"),
+        ({"num_atoms": 0, "linear_atoms": "none"}, "leaves nothing to train while --num_atoms is 0"),
         ({"trigger": "zwx", "instance_prompt": "a sks dog"}, "lacks the trigger 'zwx'"),
         ({"name": "a/b"}, "--name must be a plain file name"),
         ({"class_word": "a\nb"}, "--class_word must be one line of printable text"),

@@ -5,7 +5,7 @@ Atoms are kept packed, one tensor a family, in the order in which `inject.select
     "conv"     (L, m, k2)       ΔD of every spatial convolution; "conv.3x3", "conv.5x5", ... where
                                 kernels differ
     "linear"   (L, kc², kc²)    ΔDc of every linear or 1×1 layer
-    "token"    (n, 1, d)        what is added to the embeddings of the trigger's n tokens; "token2" for a
+    "token"    (n, 1, d)        what is added to the embeddings of the trigger's tokens; "token2" for a
                                 second text encoder
 
 (docs/format.md has the shapes of the other families, and "beta" and "coef", which some have beside these.)

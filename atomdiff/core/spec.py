@@ -100,6 +100,8 @@ class AtomSpec:
         if self.conv_family != "atoms" and self.basis != "dct":
             raise SettingsError(f"conv_family {self.conv_family!r} has the basis 'dct', not {self.basis!r}.")
         if self.num_atoms == 0 and (self.conv_family != "atoms" or self.coef_block):
-            raise SettingsError("num_atoms is 0, so there are no convolutions for conv_family or coef_block.")
+            raise SettingsError(
+                "num_atoms is 0, so there are no convolutions for conv_family or coef_block; give it, 9 say."
+            )
         if self.linear_atoms == "none" and self.linear_family != "blocks":
             raise SettingsError("linear_atoms is 'none', so there is no layer for linear_family.")

@@ -9,7 +9,9 @@ table itself is never written to: the change is added to what comes out of it, w
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,17 +27,19 @@ MAX_TOKENS = 8  # of a trigger: it is a word, not a prompt
 _ENCODERS = {"token": ("tokenizer", "text_encoder"), "token2": ("tokenizer_2", "text_encoder_2")}
 
 Vectors = dict[str, Tensor]
-"""For each text encoder, "token" and "token2": Δv (n, 1, d) for the n tokens of a trigger, in order."""
+"""For each text encoder, "token" and "token2": Δv (n, 1, d), for the tokens of a trigger in order, and again
+for each further time that it is read."""
 
 
 class TriggerToken:
     """The vectors of a trigger, to be trained; zeros at first, fp32.
 
-    Raises SettingsError for a trigger of no or too many tokens, or one that shares a token with a prompt of
+    There are at least `vectors` of them: a word of fewer tokens is read several times over. Raises
+    SettingsError for a trigger of no or too many tokens, or one that shares a token with a prompt of
     `spared`, which must keep its meaning.
     """
 
-    def __init__(self, base: Base, trigger: str, spared: Sequence[str] = ()) -> None:
+    def __init__(self, base: Base, trigger: str, spared: Sequence[str] = (), vectors: int = 1) -> None:
         self.trigger = trigger
         self.ids = token_ids(base, trigger)
         for key, own in self.ids.items():
@@ -50,10 +54,17 @@ class TriggerToken:
                         f"The trigger {trigger!r} shares a token with the prompt {prompt!r}, which would "
                         "change its meaning too: give another trigger, or train no token."
                     )
+        times = -(-vectors // min(map(len, self.ids.values())))
         self.vectors = {
-            key: nn.Parameter(torch.zeros(len(own), 1, _table(base, key).weight.shape[1], device=base.device))
+            key: nn.Parameter(
+                torch.zeros(times * len(own), 1, _table(base, key).weight.shape[1], device=base.device)
+            )
             for key, own in self.ids.items()
         }
+
+    def reading(self) -> Reading:
+        """How prompts are read while it is trained."""
+        return Reading(self.trigger, self.ids, self.vectors)
 
     def read(self) -> Vectors:
         """A copy on the CPU."""
@@ -64,11 +75,36 @@ class TriggerToken:
         return any(set(own) & set(_ids(base, key, prompt)) for key, own in self.ids.items())
 
 
-@contextlib.contextmanager
-def applied(base: Base, concepts: Sequence[tuple[Concept, float]]) -> Iterator[None]:
-    """Within: the base's text encoders know the concepts' triggers, each at its strength. Raises ConceptError
-    where a token does not fit the base."""
-    changes = []
+@dataclass(frozen=True)
+class Reading:
+    """How prompts with a trigger are read: its t different tokens and its n = r t vectors for each encoder.
+
+    The word is said r times in succession, and the k-th time that a token of it stands in a prompt, it takes
+    the vector of repetition k mod r.
+    """
+
+    trigger: str
+    ids: Mapping[str, list[int]]
+    vectors: Mapping[str, Tensor]
+    strength: float = 1.0
+
+    @property
+    def times(self) -> int:
+        """r, how often the word is said."""
+        return next((len(self.vectors[key]) // len(own) for key, own in self.ids.items()), 1)
+
+    def spoken(self, prompt: str) -> str:
+        """The prompt with the trigger said r times wherever it stands, letters of other words apart."""
+        if self.times == 1:
+            return prompt
+        word = rf"(?<![^\W\d_]){re.escape(self.trigger)}(?![^\W\d_])"
+        return re.sub(word, lambda found: " ".join([found[0]] * self.times), prompt, flags=re.IGNORECASE)
+
+
+def readings(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[Reading]:
+    """Of the concepts that have a learned trigger and a strength other than 0. Raises ConceptError where the
+    vectors do not fit the base."""
+    found = []
     for concept, strength in concepts:
         vectors = concept.token
         if not vectors or strength == 0:
@@ -76,26 +112,37 @@ def applied(base: Base, concepts: Sequence[tuple[Concept, float]]) -> Iterator[N
         ids = token_ids(base, concept.trigger)
         wanted = {key: (len(own), 1, _table(base, key).weight.shape[1]) for key, own in ids.items()}
         shapes = {key: tuple(vector.shape) for key, vector in vectors.items()}
-        if wanted != shapes:
+        times = {len(vectors[key]) / len(own) if own else 0.0 for key, own in ids.items() if key in vectors}
+        fits = wanted.keys() == shapes.keys() and len(times) == 1 and all(r and r % 1 == 0 for r in times)
+        if not fits or any(shapes[key][1:] != shape[1:] for key, shape in wanted.items()):
             raise ConceptError(
                 f"The learned trigger {concept.trigger!r} of {concept.title!r} has the shapes {shapes}, but "
-                f"the text encoders of {base.name!r} need {wanted}: use the base it was made for."
+                f"the text encoders of {base.name!r} need {wanted}, or that several times over: use the base "
+                "it was made for."
             )
-        changes.append((ids, vectors, strength))
-    with added(base, changes):
-        yield
+        found.append(Reading(concept.trigger, ids, vectors, strength))
+    return found
+
+
+def spoken(prompt: str, known: Sequence[Reading]) -> str:
+    """The prompt as text encoders must be given it within `added`. A word that several concepts are called by
+    is said as often as the one that needs it most."""
+    by_times = sorted(known, key=lambda reading: reading.times)
+    for reading in {reading.trigger.lower(): reading for reading in by_times}.values():
+        prompt = reading.spoken(prompt)
+    return prompt
 
 
 @contextlib.contextmanager
-def added(
-    base: Base, changes: Sequence[tuple[Mapping[str, list[int]], Mapping[str, Tensor], float]]
-) -> Iterator[None]:
-    """Within: strength · Δv is added to the embeddings of the tokens of each (tokens, Δv, strength)."""
+def added(base: Base, known: Sequence[Reading]) -> Iterator[None]:
+    """Within: strength · Δv is added to the embeddings of the tokens of each trigger. Prompts must be given
+    as they are `spoken`."""
     handles = []
     try:
-        for ids, vectors, strength in changes:
-            for key, own in ids.items():
-                handles.append(_table(base, key).register_forward_hook(_adder(own, vectors[key], strength)))
+        for reading in known:
+            for key, own in reading.ids.items():
+                hook = _adder(own, reading.vectors[key], reading.strength)
+                handles.append(_table(base, key).register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
@@ -118,13 +165,18 @@ def _table(base: Base, key: str) -> Any:
 
 
 def _adder(ids: list[int], vectors: Tensor, strength: float) -> Any:
-    """A hook on an embedding table: Δv (n, 1, d) where token ids[i] stands, summed in fp32, rounded once."""
+    """A hook on an embedding table: where token ids[i] stands for the k-th time, Δv of row (k mod r) t + i is
+    added, Δv (r t, 1, d), summed in fp32, rounded once."""
+    r = len(vectors) // len(ids)
 
     def hook(table: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        places = torch.stack([args[0] == own for own in ids], -1)  # (b, tokens, n)
+        places = torch.stack([args[0] == own for own in ids], -1)  # (b, tokens, t)
         if not places.any():
             return None
-        moved = out.float() + strength * (places.float() @ vectors[:, 0].to(out.device))
+        turn = (places.cumsum(1) - 1) % r
+        chosen = [(places & (turn == k)).float() for k in range(r)]  # r times (b, tokens, t)
+        change = torch.cat(chosen, -1) @ vectors[:, 0].to(out.device)
+        moved = out.float() + strength * change
         return torch.where(places.any(-1, keepdim=True), moved.to(out.dtype), out)
 
     return hook

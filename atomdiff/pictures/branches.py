@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from atomdiff.core.inject import DeltaOf, fold
 from atomdiff.models.base import Base, encode_prompts
+from atomdiff.models.token import Reading, spoken
 
 BRANCHES = ("both", "conditional")
 WHOLE = (0.0, 1.0)
@@ -30,11 +31,11 @@ Negatives = Callable[[int], dict[str, Any]]
 """From a number of pictures to what the pipeline is told of their negative prompts."""
 
 
-def negatives(base: Base, prompt: str, branches: str) -> Negatives:
-    """The negative prompt for any number of pictures. To be asked while the text encoders are the base's own:
-    for the conditional branch it is encoded at once."""
+def negatives(base: Base, prompt: str, branches: str, known: Sequence[Reading]) -> Negatives:
+    """The negative prompt for any number of pictures, as triggers are read. To be asked while the text
+    encoders are the base's own: for the conditional branch it is encoded at once, as it stands."""
     if branches == "both":
-        return lambda count: {"negative_prompt": [prompt] * count}
+        return lambda count: {"negative_prompt": [spoken(prompt, known)] * count}
     hidden, pooled = encode_prompts(base, [prompt])
 
     def repeated(count: int) -> dict[str, Any]:

@@ -29,7 +29,9 @@ class Remark:
 
 def before_drawing(base: Base, prompt: str, negative: str, weighted: Weighted) -> Iterator[Remark]:
     """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
+    from atomdiff.core.blocks import of_words
     from atomdiff.models.base import truncated_part
+    from atomdiff.models.token import readings, spoken
 
     for concept, _ in weighted:
         cousin = concept.check_base(base.passport)
@@ -40,8 +42,9 @@ def before_drawing(base: Base, prompt: str, negative: str, weighted: Weighted) -
                 f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}.", warning=False
             )
     yield from clashes(weighted)
+    known = readings(base, [(concept, of_words(strength)) for concept, strength in weighted])
     for what, text in (("prompt", prompt), ("negative prompt", negative)):
-        cut = truncated_part(base, text)
+        cut = truncated_part(base, spoken(text, known))
         if cut:
             yield Remark(f"the {what} is too long; this end of it is not used: {cut!r}")
 

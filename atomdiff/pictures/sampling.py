@@ -152,17 +152,18 @@ def draw(
             warnings.warn(warning, CousinWarning, stacklevel=2)
     deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
     tokens = [(concept, of_words(strength)) for concept, strength in weighted]
+    known = token.readings(base, tokens)
     acts = any(strength for _, strength in [*deltas, *tokens])
     # The base alone is drawn in one way, bit for bit.
     where, when = (settings.branches, settings.span) if acts else ("both", WHOLE)
-    avoided = negatives(base, settings.negative, where)
+    avoided = negatives(base, settings.negative, where, known)
     limit = batch_size or BATCH[base.family]
     batches = [range(start, min(start + limit, total)) for start in range(0, total, limit)]
     images: list[Image] = []
-    with folded(base, deltas, where, when), token.applied(base, tokens), _scheduler(base, settings, preview):
+    with folded(base, deltas, where, when), token.added(base, known), _scheduler(base, settings, preview):
         for number, batch in enumerate(batches):
             tell = _teller(callback, number * steps, len(batches) * steps, steps)
-            texts, seeds = [prompts[i] for i in batch], [seed + i for i in batch]
+            texts, seeds = [token.spoken(prompts[i], known) for i in batch], [seed + i for i in batch]
             images += _draw_batch(base, texts, settings, seeds, avoided, tell)
     for i, image in enumerate(images):
         image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)

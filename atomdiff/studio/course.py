@@ -33,8 +33,8 @@ MAX_PICTURES = 100
 MAX_STEPS = 100_000
 UNFINISHED = ("waiting", "running")
 MORE = (
-    "max_train_steps", "num_atoms", "linear_atoms", "train_token", "with_prior_preservation", "random_flip",
-    "learning_rate", "linear_learning_rate", "precision", "seed",
+    "max_train_steps", "num_atoms", "linear_atoms", "train_token", "num_vectors", "with_prior_preservation",
+    "random_flip", "learning_rate", "linear_learning_rate", "precision", "seed",
 )  # fmt: skip
 TEXTS = ("trigger", "validation_prompt")
 

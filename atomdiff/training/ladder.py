@@ -11,21 +11,23 @@ from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import SettingsError
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2}
-CHOSEN = (*(item.name for item in fields(AtomSpec)), "train_token", "precision")
+CHOSEN = (*(item.name for item in fields(AtomSpec)), "train_token", "num_vectors", "precision")
 """The training settings that a rung fills."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One recipe: what is trained, whether the trigger's embedding is too, the number format of the file."""
+    """One recipe: what is trained, the vectors of the trigger (0: it is not trained), the number format of
+    the file."""
 
     spec: AtomSpec
-    token: bool
+    vectors: int
     precision: str
 
     def settings(self) -> dict[str, Any]:
         """The same as training settings, by name."""
-        return asdict(self.spec) | {"train_token": self.token, "precision": self.precision}
+        trigger = {"train_token": self.vectors > 0, "num_vectors": max(1, self.vectors)}
+        return asdict(self.spec) | trigger | {"precision": self.precision}
 
     def __str__(self) -> str:
         """In a line, for people."""
@@ -37,7 +39,9 @@ class Rung:
         if spec.linear_atoms != "none":
             family = {"blocks": "Dc", "kronecker": "Kronecker"}[spec.linear_family]
             parts.append(f"{family} kc={spec.linear_block} on {spec.linear_atoms}")
-        return " + ".join([*parts, *(["trigger"] if self.token else [])]) + f", {self.precision}"
+        if self.vectors:
+            parts.append("trigger" if self.vectors == 1 else f"trigger of {self.vectors}")
+        return " + ".join(parts) + f", {self.precision}"
 
 
 def _rung(
@@ -46,33 +50,31 @@ def _rung(
     layers: str,
     family: str,
     kc: int,
+    vectors: int = 2,
     beta: tuple[int, int] | None = None,
-    token: bool = True,
 ) -> Rung:
     recursive: dict[str, Any] = {}
     if beta is not None:
         recursive = {"conv_family": "recursive", "channel_groups": beta[0], "second_atoms": beta[1]}
     spec = AtomSpec(num_atoms=m, linear_atoms=layers, linear_family=family, linear_block=kc, **recursive)
-    return Rung(spec, token, precision)
+    return Rung(spec, vectors, precision)
 
 
 # Best first: a budget takes the first rung whose file is small enough. The largest is one of which a timeline
 # of the usual length still fits into its file.
 LADDER = (
-    #     numbers  m  linear layers, family, kc     (groups of channels with a β, 0 for each channel; m1)
+    #     numbers  m  linear layers, family, kc   (vectors; groups of channels with a β, 0: each channel; m1)
     _rung("int8", 9, "attn", "blocks", 4, beta=(0, 2)),
     _rung("int8", 9, "attn", "blocks", 4, beta=(128, 3)),
-    _rung("int8", 9, "attn", "blocks", 4),
-    _rung("int8", 9, "attn2", "blocks", 4),
-    _rung("int8", 9, "attn2", "kronecker", 8),
-    _rung("int4", 9, "attn2", "blocks", 4),
-    _rung("int4", 9, "attn2_kvo", "blocks", 4),
-    _rung("int4", 9, "attn2", "kronecker", 8),
-    _rung("int4", 9, "attn2", "kronecker", 4),
-    _rung("int4", 0, "attn2_kv", "kronecker", 8),
+    _rung("int8", 0, "attn", "blocks", 4),
+    _rung("int4", 0, "attn", "blocks", 4),
+    _rung("int4", 0, "attn2", "blocks", 4),
+    _rung("int4", 0, "attn2_kvo", "blocks", 4),
+    _rung("int4", 0, "attn2", "kronecker", 8),
     _rung("int4", 0, "attn2", "kronecker", 4),
     _rung("int4", 0, "attn2_kv", "kronecker", 4),
-    _rung("int4", 0, "attn2_kv", "kronecker", 2, token=False),
+    _rung("int4", 0, "attn2_kv", "kronecker", 2, vectors=1),
+    _rung("int4", 0, "attn2_kv", "kronecker", 2, vectors=0),
 )
 
 

@@ -67,8 +67,9 @@ class LiveTable:
         live = sorted(self._live & set(numbers))
         if not live:
             return PromptEmbeds(hidden, pooled)
-        with token.added(self._base, [(self._token.ids, self._token.vectors, 1.0)]):
-            made = embed_prompts(self._base, [self._table.prompts[i] for i in live])
+        reading = self._token.reading()
+        with token.added(self._base, [reading]):
+            made = embed_prompts(self._base, [reading.spoken(self._table.prompts[i]) for i in live])
         places = [n for n, i in enumerate(numbers) if i in self._live]
         chosen = [live.index(numbers[n]) for n in places]
         hidden = _put(hidden, places, made.hidden[chosen])

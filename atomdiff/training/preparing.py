@@ -96,14 +96,14 @@ def _encode(
     """Latents and embeddings of everything; prompts that are cut are told."""
     captions = [picture.caption or settings.instance_prompt for picture in pictures]
     prompts = list(dict.fromkeys([*captions, *([settings.class_prompt] if class_pictures else [])]))
+    token = _token(settings, base, told)
     for prompt in prompts:
-        cut = truncated_part(base, prompt)
+        cut = truncated_part(base, token.reading().spoken(prompt) if token else prompt)
         if cut:
             told.warn(
                 f"The prompt '{prompt}' is longer than the text encoder takes; this was cut off: '{cut}'"
             )
     cached = latents.encode_table(base, prompts)
-    token = _token(settings, base, told)
     table = latents.LiveTable(cached, base, token) if token else cached
 
     def encoded(those: list[Picture], rows: list[int], what: str) -> latents.LatentCache:
@@ -125,7 +125,7 @@ def _token(settings: TrainingSettings, base: Base, told: Reporter) -> TriggerTok
     if not settings.train_token:
         return None
     try:
-        return TriggerToken(base, settings.trigger, [settings.class_prompt])
+        return TriggerToken(base, settings.trigger, [settings.class_prompt], settings.num_vectors)
     except SettingsError as error:
         told.warn(f"{error} Going on without.")
         return None

@@ -92,11 +92,11 @@ class TrainingSettings:
         "the largest that the file may be: 4KB, 8KB, 3MB or a number of bytes. It chooses all that follows "
         "here, up to --precision, which cannot be given beside it",
     )
-    num_atoms: int = option(9, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
+    num_atoms: int = option(0, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
     basis: str = option("dct", "basis of the conv atoms", choices=("dct", "svd"))
     conv_layers: str = option("", "regular expression choosing conv layers (default: all larger than 1x1)")
     linear_atoms: str = option(
-        "attn2_kvo",
+        "attn2",
         "linear layers with atoms: none, attn2_kv, attn2_kvo, attn2, attn, all, or a pattern",
     )
     linear_block: int = option(4, "side of the blocks of the linear atoms")
@@ -111,6 +111,9 @@ class TrainingSettings:
         "blocks", "linear atoms: maps of blocks, or two matrices around the weight", choices=LINEAR_FAMILIES
     )
     train_token: bool = option(True, "train the trigger's word embedding too, kept in the same file")
+    num_vectors: int = option(
+        2, "embeddings of the trained trigger, at least: a word of fewer tokens is read several times over"
+    )
     precision: str = option(
         "int4",
         "number format in the concept file: int8 doubles it, fp16 doubles that",
@@ -167,6 +170,7 @@ class TrainingSettings:
         for name in ("adam_beta1", "adam_beta2"):
             self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         self._check(0 <= self.average_last <= 1, "average_last", "a share of the steps, from 0 to 1")
+        self._check(1 <= self.num_vectors <= 16, "num_vectors", "from 1 to 16")
         self._check(self.seed < 2**63, "seed", "below 2^63")
         for item in dataclasses.fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -206,7 +210,7 @@ class TrainingSettings:
             raise SettingsError("--max_train_steps and --num_train_epochs were both given; give one of them.")
         if self.num_atoms == 0 and self.linear_atoms == "none":
             raise SettingsError(
-                "--num_atoms 0 and --linear_atoms none together leave nothing to train; drop one."
+                "--linear_atoms none leaves nothing to train while --num_atoms is 0: give --num_atoms 9, say."
             )
         if self.trigger and self.instance_prompt and self.trigger not in self.instance_prompt:
             raise SettingsError(

@@ -67,10 +67,10 @@ def pick(
 def file_size(
     unet: nn.Module, passport: BasePassport, rung: Rung, token: Mapping[str, Tensor], texts: Texts
 ) -> int:
-    """Bytes of the file of a concept trained by a rung. Weights are not looked at, so the UNet may lie on
-    the meta device."""
+    """Bytes of the file of a concept trained by a rung; `token` is what a trigger read once would have.
+    Weights are not looked at, so the UNet may lie on the meta device."""
     concept = Concept.of(
-        unet, rung.spec, zeros(unet, rung.spec), passport, token=token if rung.token else None, **texts
+        unet, rung.spec, zeros(unet, rung.spec), passport, token=_vectors(token, rung.vectors), **texts
     )
     return len(safetensors_file.to_bytes(concept, rung.precision))
 
@@ -114,8 +114,14 @@ def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int
 
 
 def _token(settings: TrainingSettings, base: Base) -> Mapping[str, Tensor]:
-    """The vectors that the trigger would have; none where it can have none (see `preparing`)."""
+    """The vectors that the trigger would have, read once; none where it can have none (see `preparing`)."""
     try:
         return TriggerToken(base, settings.trigger, [settings.class_prompt]).read()
     except SettingsError:
         return {}
+
+
+def _vectors(token: Mapping[str, Tensor], vectors: int) -> dict[str, Tensor]:
+    """Those of a trigger with at least so many of them."""
+    times = -(-vectors // min(map(len, token.values()), default=1))
+    return {key: read.repeat(times, 1, 1) for key, read in token.items()} if times else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,8 +16,9 @@ from torch.nn.utils import parametrize
 from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, added
+from atomdiff.training.suiting import POCKET
 
-from .peers import ATTENTION, lora
+from .peers import ATTENTION, lora, uni_lora
 from .protocol import TRIGGER, Handle, Kept, Method
 
 
@@ -40,25 +42,28 @@ def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:
 class Words(Handle):
     """The embeddings of the trigger's tokens, trained; the UNet stays as it is (arXiv 2208.01618)."""
 
-    def __init__(self, base: Base) -> None:
-        trigger = TriggerToken(base, TRIGGER)
+    def __init__(self, base: Base, vectors: int = 1) -> None:
+        trigger = TriggerToken(base, TRIGGER, vectors=vectors)
         super().__init__(base, Kept(base.unet), trigger.vectors, token=trigger)
-        self.ids = trigger.ids
+        self.reading = trigger.reading()
 
     @contextmanager
     def filed(self, data: bytes) -> Iterator[list[Concept]]:
         vectors = {key: vector.float().to(self.base.device) for key, vector in load(data).items()}
-        with added(self.base, [(self.ids, vectors, 1.0)]):
+        with added(self.base, [replace(self.reading, vectors=vectors)]):
             yield []
+
+    def asked(self, prompt: str) -> str:
+        return self.reading.spoken(prompt)
 
 
 class WordsAnd(Words):
     """The trigger's embeddings trained together with another method, as advanced trainers of peers do."""
 
-    def __init__(self, base: Base, attach: Callable[[Base], Handle], words: float) -> None:
+    def __init__(self, base: Base, attach: Callable[[Base], Handle], words: float, vectors: int = 1) -> None:
         """`words`: the rate of the embeddings, as a multiple of the other method's."""
         other = attach(base)
-        super().__init__(base)
+        super().__init__(base, vectors)
         self.other, self.kept = other, other.kept
         self.relative = dict.fromkeys(self.trained, words)
         self.trained |= other.trained
@@ -146,15 +151,24 @@ def _nothing(base: Base) -> Handle:
     return Handle(base, Kept(base.unet), {})
 
 
+def _with_words(name: str, attach: Callable[[Base], Handle], rate: float, vectors: int) -> Method:
+    """A peer together with embeddings, which learn at the tool's rate when the peer does at `rate`."""
+    words = POCKET.token_learning_rate / rate
+    return Method(name, partial(WordsAnd, attach=attach, words=words, vectors=vectors), rate)
+
+
 BASE = Method("base", _nothing, 0.0, "reference")
 # Its rate is better than 3e-4 on tuning subjects, and than 3e-5 on those of `benchmarks.likeness`.
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
 HANDMADE = (
     Method("textual inversion", Words, 1e-2),
-    Method("LoRA r=1, attention + words", partial(WordsAnd, attach=lora(1, ATTENTION), words=1.25), 4e-3),
-    Method("LoRA-XS r=8, attention", lora_xs(8), 2e-2),
-    Method("LoRA-XS r=8, attention + words", partial(WordsAnd, attach=lora_xs(8), words=0.25), 2e-2),
-    Method("LoRA-XS r=12, attention + words", partial(WordsAnd, attach=lora_xs(12), words=0.25), 2e-2),
+    Method("textual inversion, 2 vectors", partial(Words, vectors=2), 1e-2),
+    Method("textual inversion, 4 vectors", partial(Words, vectors=4), 1e-2),
+    _with_words("LoRA r=1, attention + word", lora(1, ATTENTION), 4e-3, 1),
+    _with_words("LoRA r=1, attention + 2 words", lora(1, ATTENTION), 4e-3, 2),
+    _with_words("Uni-LoRA 4608 + 2 words", uni_lora(4608), 4e-2, 2),
+    _with_words("LoRA-XS r=8, attention + 2 words", lora_xs(8), 5e-3, 2),
+    Method("LoRA-XS r=8, attention", lora_xs(8), 5e-3),
     Method("BitFit", _in_place(lambda name: name.endswith("bias")), 1e-3),
     Method("SVDiff", _svdiff, 1e-2),
 )

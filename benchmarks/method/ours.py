@@ -28,6 +28,7 @@ from .protocol import TRIGGER, Handle, Kept, Method
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
 LINEAR_RATE = DEFAULT.linear_learning_rate / DEFAULT.learning_rate
+VECTORS = DEFAULT.num_vectors if DEFAULT.train_token else 0
 TOKEN_RATE = POCKET.token_learning_rate / DEFAULT.learning_rate
 # What the tool writes beside the numbers, so that a file here is as large as one of the tool's.
 ABOUT: dict[str, Any] = {
@@ -51,10 +52,10 @@ ABOUT: dict[str, Any] = {
 class Concepts(Handle):
     """A base with atoms, which goes through the concept file to be drawn."""
 
-    def __init__(self, base: Base, spec: AtomSpec, train_token: bool) -> None:
+    def __init__(self, base: Base, spec: AtomSpec, vectors: int) -> None:
         kept = Kept(base.unet)
         self.attached = inject.attach(base.unet, spec)
-        token = TriggerToken(base, TRIGGER) if train_token else None
+        token = TriggerToken(base, TRIGGER, vectors=vectors) if vectors else None
         words: Mapping[str, nn.Parameter] = token.vectors if token else {}
         super().__init__(base, kept, self.attached.named_atoms() | dict(words), self._relative(words), token)
 
@@ -91,34 +92,34 @@ class Concepts(Handle):
         super().detach()
 
 
-def _method(name: str, spec: AtomSpec, token: bool, rate: float, precisions: tuple[str, ...]) -> Method:
+def _method(name: str, spec: AtomSpec, vectors: int, rate: float, precisions: tuple[str, ...]) -> Method:
     return Method(
-        name, lambda base: Concepts(base, spec, token), rate, "ours", precisions, recipe(spec, token)
+        name, lambda base: Concepts(base, spec, vectors), rate, "ours", precisions, recipe(spec, vectors)
     )
 
 
-def _ours(name: str, token: bool = False, rate: float = DEFAULT.learning_rate, **spec: Any) -> Method:
+def _ours(name: str, vectors: int = 0, rate: float = DEFAULT.learning_rate, **spec: Any) -> Method:
     """Where nothing else is said: m=9 DCT atoms and Dc kc=4 on cross-attention, whatever the tool's default
     is."""
     plain: dict[str, Any] = {"num_atoms": 9, "basis": "dct", "linear_atoms": "attn2", "linear_block": 4}
-    return _method(name, AtomSpec(**(plain | spec)), token, rate, PRECISIONS)
+    return _method(name, AtomSpec(**(plain | spec)), vectors, rate, PRECISIONS)
 
 
-def recipe(spec: AtomSpec, token: bool) -> str:
+def recipe(spec: AtomSpec, vectors: int) -> str:
     """What is trained, as text: the first choices always, later families where they are used, and the rates
-    of linear atoms and token relative to the convolutions'."""
+    of linear atoms and token relative to the convolutions'; a token's vectors where there are several."""
     chosen = {item.name: getattr(spec, item.name) for item in fields(spec)}
     always = ("num_atoms", "basis", "conv_layers", "linear_atoms", "linear_block")
     used = {key: value for key, value in chosen.items() if key in always or value != getattr(AtomSpec, key)}
-    return urlencode(
-        used | {"linear_rate": f"{LINEAR_RATE:g}"} | ({"token": f"{TOKEN_RATE:g}"} if token else {})
-    )
+    token = {"token": f"{TOKEN_RATE:g}"} if vectors else {}
+    several = {"vectors": str(vectors)} if vectors > 1 else {}
+    return urlencode(used | {"linear_rate": f"{LINEAR_RATE:g}"} | token | several)
 
 
 TOOL = _method(
     "atomdiff's default",
     spec_of(DEFAULT),
-    DEFAULT.train_token,
+    VECTORS,
     DEFAULT.learning_rate,
     (DEFAULT.precision,),
 )
@@ -149,18 +150,21 @@ OURS = (
         "Kronecker kc=8, attn", num_atoms=0, linear_atoms="attn", linear_family="kronecker", linear_block=8
     ),
     _ours("atoms m=4 + Kronecker kc=8, attn2", num_atoms=4, linear_family="kronecker", linear_block=8),
-    _ours("Dc kc=4, attn2 + token", token=True, num_atoms=0),
-    _ours("Kronecker kc=8, attn2 + token", True, num_atoms=0, linear_family="kronecker", linear_block=8),
-    _ours("atoms m=1 + Dc kc=4, attn2 + token", token=True, num_atoms=1),
-    _ours("atoms m=4 + Dc kc=4, attn2 + token", token=True, num_atoms=4),
-    _ours("atoms m=9 + Dc kc=4, attn2 + token", token=True),
+    _ours("Dc kc=4, attn2 + token", vectors=1, num_atoms=0),
+    _ours("Kronecker kc=8, attn2 + token", 1, num_atoms=0, linear_family="kronecker", linear_block=8),
+    _ours("Dc kc=4, attn2 + 2 vectors", vectors=2, num_atoms=0),
+    _ours("Dc kc=4, attn2 + 4 vectors", vectors=4, num_atoms=0),
+    _ours("atoms m=1 + Dc kc=4, attn2 + token", vectors=1, num_atoms=1),
+    _ours("atoms m=1 + Dc kc=4, attn2 + 2 vectors", vectors=2, num_atoms=1),
+    _ours("atoms m=4 + Dc kc=4, attn2 + token", vectors=1, num_atoms=4),
+    _ours("atoms m=9 + Dc kc=4, attn2 + token", vectors=1),
 )
 
 
 def default_bytes_on_sd15() -> int:
     """The size of a concept of the tool's default recipe for a UNet of Stable Diffusion 1.5's shape.
 
-    The weights are never touched, so they take no memory. A learned trigger is one token of 768 numbers.
+    The weights are never touched, so they take no memory. A vector of a learned trigger is 768 numbers.
     """
     from diffusers import UNet2DConditionModel
 
@@ -170,7 +174,7 @@ def default_bytes_on_sd15() -> int:
     attached = inject.attach(unet, spec_of(DEFAULT))
     generator = torch.Generator().manual_seed(0)
     atoms = {name: 0.01 * torch.randn(t.shape, generator=generator) for name, t in attached.read().items()}
-    token = {"token": 0.01 * torch.randn(1, 1, 768, generator=generator)} if DEFAULT.train_token else None
+    token = {"token": 0.01 * torch.randn(VECTORS, 1, 768, generator=generator)} if VECTORS else None
     passport = BasePassport(architecture="sd1-00000000", sketch=(0.5,) * 16, name="sd15")
     concept = Concept.of(unet, attached.spec, atoms, passport, token=token, **ABOUT)
     return len(safetensors_file.to_bytes(concept, DEFAULT.precision))

@@ -53,6 +53,10 @@ def lora(rank: int, targets: str) -> Callable[[Base], Handle]:
     return _peft("LoraConfig", targets, r=rank, lora_alpha=rank)
 
 
+def uni_lora(numbers: int) -> Callable[[Base], Handle]:
+    return _peft("UniLoraConfig", ATTENTION, r=4, theta_d_length=numbers)
+
+
 def _ia3(base: Base) -> Handle:
     """Scales of keys, values and the feed-forward's inner activations, as the paper has it."""
     inner = r".*ff\.net\.2"
@@ -106,8 +110,8 @@ PEFT = (
     Method("LN tuning", _peft("LNTuningConfig", NORMS), 2e-3),
     Method("VeRA r=16", _peft("VeraConfig", ATTENTION, r=16, save_projection=False), 1e-2),
     Method("FourierFT n=64", _peft("FourierFTConfig", ATTENTION, n_frequency=64, init_weights=True), 1e-2),
-    Method("Uni-LoRA 2304", _peft("UniLoraConfig", ATTENTION, r=4, theta_d_length=2304), 1e-2),
-    Method("Uni-LoRA 4608", _peft("UniLoraConfig", ATTENTION, r=4, theta_d_length=4608), 1e-2),
+    Method("Uni-LoRA 2304", uni_lora(2304), 1e-2),
+    Method("Uni-LoRA 4608", uni_lora(4608), 1e-2),
 )
 LYCORIS = (
     Method("LyCORIS LoCon r=1", _lycoris("locon", BOTH, lora_dim=1, conv_lora_dim=1), 1e-3),

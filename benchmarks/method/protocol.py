@@ -111,6 +111,10 @@ class Handle:
                 self.trained[name].copy_(values)
         yield []
 
+    def asked(self, prompt: str) -> str:
+        """The prompt as the base must be given it within `filed`."""
+        return prompt
+
     def detach(self) -> None:
         """The base is as it was, bit for bit."""
         self.kept.restore()

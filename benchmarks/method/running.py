@@ -67,7 +67,7 @@ class Bench:
                 try:
                     file = handle.to_bytes(precision)
                     with handle.filed(file) as concepts:
-                        figures, pictures = court.try_case(self.base, concepts, task.asked)
+                        figures, pictures = court.try_case(self.base, concepts, handle.asked(task.asked))
                 except (ConceptError, SettingsError):  # too large for the file, or pictures of NaN
                     self.ledger.add(this, ruined(handle, task, step))
                     continue

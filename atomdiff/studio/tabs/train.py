@@ -26,6 +26,7 @@ LABELS = {
     "num_atoms": "Atoms of convolutions",
     "linear_atoms": "Atoms of attention",
     "train_token": "Train the trigger word too",
+    "num_vectors": "Vectors of the trigger word",
     "with_prior_preservation": "Keep the class as it is",
     "random_flip": "Mirror pictures at random",
     "learning_rate": "Learning rate of convolutions",
