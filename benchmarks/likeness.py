@@ -30,7 +30,7 @@ from .method.fitting import train
 from .method.handmade import FULL
 from .method.protocol import Handle
 from .method.tasks import Task, prepare
-from .report import Target, machine, markdown, one_sentence, option, show, verdict
+from .report import Target, machine, markdown, one_sentence, option, show, verdict, written
 
 COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak", "drift")
 LEGEND = """Likeness is the mean of first colour, second colour and pattern (shares judged right) and of
@@ -169,7 +169,7 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path, each: int) -> None
     for path in sheets:
         Image.open(path).convert("RGB").reduce(2).save(docs / f"likeness-{path.stem}.jpg", quality=88)
     (docs / "likeness.md").write_text(
-        f"# Likeness\n\n`python -m benchmarks.likeness --docs` wrote this page on {machine()}.\n"
+        f"# Likeness\n\n{written()}.\n"
         f"8 contexts x {each} pictures of each subject and method. Full fine-tuning trains every weight,\n"
         f"at a rate of {FULL.rate:g}, on the very same pictures, noise and steps.\n\n"
         + markdown(headers, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,25 @@ def write_section(path: Path, name: str, text: str) -> None:
     write_atomically(path, page.encode())
 
 
+def written() -> str:
+    """Which command wrote a page, where and when."""
+    return f"`{_command(sys.argv)}` wrote this on {machine()}"
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """As it would be typed again: `python -m`, and without a folder of one's own for what is in between."""
+    file, *rest = arguments
+    path = Path(file)
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    if "--out" in rest:
+        rest = rest[: (i := rest.index("--out"))] + rest[i + 2 :]
+    return " ".join(["python -m benchmarks." + name, *(_quoted(argument) for argument in rest)])
+
+
+def _quoted(argument: str) -> str:
+    return f'"{argument}"' if "'" in argument and '"' not in argument else shlex.quote(argument)
+
+
 def machine() -> str:
     """Where and when, for beside a figure."""
     import torch
@@ -90,7 +110,7 @@ def machine() -> str:
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else f"{torch.get_num_threads()} CPU threads"
+        else f"{(n := torch.get_num_threads())} CPU thread{'s' * (n > 1)}"
     )
     python, today = platform.python_version(), time.strftime("%Y-%m-%d")
     return f"{device}, {platform.machine()}, Python {python}, torch {torch.__version__}, {today}"

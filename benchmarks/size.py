@@ -22,7 +22,7 @@ from atomdiff.training.suiting import name_everything
 from .court import CONTEXTS, Drawing
 from .method.tasks import Task, subjects
 from .recipes import PLAIN, Bench, Recipe
-from .report import Target, machine, markdown, one_sentence, option, show, verdict
+from .report import Target, machine, markdown, one_sentence, option, show, verdict, written
 
 COLUMNS = ("context", "leak", "drift")
 HEADERS = ("recipe, best first", "bytes", "on SD 1.5", "likeness", *COLUMNS)
@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures", HEADERS, rows)
     if a.docs:
         Path("docs/size.md").write_text(
-            "# What bytes buy\n\n`python -m benchmarks.size --docs` wrote this page on "
-            f"{machine()}.\n\n{markdown(HEADERS, rows)}\n{LEGEND}\n"
+            f"# What bytes buy\n\n{written()}: {len(tasks)} subjects, {len(CONTEXTS)} contexts x {a.each} "
+            f"pictures of {a.draw_steps} steps.\n\n{markdown(HEADERS, rows)}\n{LEGEND}\n"
         )
     print(machine())
     verdict(targets(bench, rungs, tasks), a.check)

@@ -31,7 +31,7 @@ from atomdiff.core.inject import AtomSpec, attach
 from atomdiff.training.loop import spec_of
 from atomdiff.training.settings import TrainingSettings
 
-from .report import machine, markdown, show, write_section
+from .report import markdown, show, write_section, written
 
 STEP_TARGET, MEMORY_TARGET, ATTACH_TARGET = 1.15, 1.10, 2.0  # × floor at 256 px, × floor, seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -252,7 +252,7 @@ interleaved rounds, peaks are those of a process of its own each."""
 
 
 def write_docs(title: str, rows: Sequence[tuple[str, ...]], size: int) -> None:
-    told = f"`python -m benchmarks.step_time --size {size} --docs` wrote this on {machine()}."
+    told = f"{written()}."
     text = f"## {title}\n\n{told}\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
     write_section(Path("docs/results.md"), f"step time {size}", text)
 

@@ -14,7 +14,7 @@ from typing import Any
 from .court import CONTEXTS, Drawing
 from .method.tasks import tuning_subjects
 from .recipes import PLAIN, Bench, Recipe
-from .report import Target, machine, markdown, one_sentence, option, show, verdict, write_section
+from .report import Target, machine, markdown, one_sentence, option, show, verdict, write_section, written
 
 COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "leak", "drift")
 HEADERS = ("tried", "bytes", *COLUMNS)
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures of {a.draw_steps} steps"
     show(title, HEADERS, rows)
     if a.docs:
-        told = f"`python -m benchmarks.tricks --docs` wrote this on {machine()}: {title}, one seed."
+        told = f"{written()}: {title}, one seed."
         write_section(
             Path("docs/results.md"),
             "tricks",

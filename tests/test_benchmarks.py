@@ -1,11 +1,14 @@
 """The benchmarks' own arithmetic: what is asked for, how it is scored, when --check fails."""
 
+import sys
+
 import pytest
 import torch
 
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Verdict
+from benchmarks import report
 from benchmarks.clash import Case, targets_of
 from benchmarks.pocket_quality import Request, requests, score
 from benchmarks.report import Target, markdown, verdict
@@ -64,3 +67,13 @@ def test_clash_warnings_are_held_against_what_happened():
 
 def test_markdown_tables():
     assert markdown(("a", "b"), [("x", 1)]) == "| a | b |\n|---|---:|\n| x | 1 |\n"
+
+
+def test_a_page_names_the_command_that_wrote_it(monkeypatch):
+    said = ["/x/benchmarks/method/__main__.py", "--methods", "the tool's", "a b", "--out", "/x/y", "--docs"]
+    monkeypatch.setattr(sys, "argv", said)
+    assert report.written().startswith(
+        "`python -m benchmarks.method --methods \"the tool's\" 'a b' --docs` wrote this on "
+    )
+    monkeypatch.setattr(sys, "argv", ["benchmarks/size.py", "--docs"])
+    assert report.written().startswith("`python -m benchmarks.size --docs` wrote")

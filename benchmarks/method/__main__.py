@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +140,7 @@ def finish(
         docs = Path("docs")
         tables.plot(rows, docs / "results-method.png")
         tables.comparison(rows, named[0], bench.out, docs / "results-method.jpg")
-        tables.write_docs(shown, setup, docs, shlex.join(sys.argv[1:]))
+        tables.write_docs(shown, setup, docs)
     print(f"{machine()}; {setup}; pictures in {bench.out}")
     small = tables.best_small(rows)
     if small:

@@ -12,7 +12,7 @@ from PIL import Image
 from atomdiff.pictures.sheets import contact_sheet, save_picture
 
 from ..court import CONTEXTS
-from ..report import Target, machine, markdown, write_section
+from ..report import Target, markdown, write_section, written
 from .handmade import BASE, FULL
 from .ledger import Outcome
 from .ours import TOOL
@@ -236,12 +236,11 @@ def write_docs(
     tables: Sequence[tuple[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]],
     setup: str,
     docs: Path,
-    options: str,
 ) -> None:
     """The section of docs/results.md between its marks, made if it is missing; other sections stay."""
     parts = [
         "## The method",
-        f"`python -m benchmarks.method {options}` wrote this on {machine()}: {setup}.",
+        f"{written()}: {setup}.",
         LEGEND,
         "![likeness against bytes](results-method.png)",
         "![the same subject by every method](results-method.jpg)",

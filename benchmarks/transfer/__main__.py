@@ -19,7 +19,7 @@ from rich.progress import track
 
 from atomdiff.formats.files import write_atomically
 
-from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section
+from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section, written
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet
 from .tasks import TASKS
@@ -72,7 +72,7 @@ ones that were pretrained on the classes and colours of the pocket's world."""
 
 def write_docs(shown: Sequence[Shown], setup: str) -> None:
     text = "## Other networks, other tasks\n\n"
-    text += f"`python -m benchmarks.transfer --docs` wrote this on {machine()}: {setup}.\n\n{LEGEND}\n"
+    text += f"{written()}: {setup}.\n\n{LEGEND}\n"
     for title, headers, rows in shown:
         text += f"\n### {title}\n\n{markdown(headers, rows)}"
     write_section(Path("docs/results.md"), "transfer", text)
