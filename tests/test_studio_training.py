@@ -18,7 +18,7 @@ from atomdiff.studio.drawing import Order
 from atomdiff.studio.pace import Pace
 
 ROOT = Path(__file__).parent.parent
-FEW = {"max_train_steps": 3, "with_prior_preservation": False, "linear_atoms": "none"}
+FEW = {"max_train_steps": 3, "with_prior_preservation": False, "num_atoms": 9, "linear_atoms": "none"}
 
 
 @pytest.fixture(scope="module")
