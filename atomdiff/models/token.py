@@ -2,8 +2,9 @@
 
 As in textual inversion (Gal et al. 2022, arXiv 2208.01618), but from the word's own embedding on and together
 with the atoms: v' = v + s Δv for every token of the trigger, in each text encoder (SDXL has two). Δv starts
-at zero, so an untrained token is the base's, and like atoms it has a strength s and adds up. The embedding
-table itself is never written to: the change is added to what comes out of it, while `applied` is entered.
+at zero, so an untrained token is the base's, and like atoms it has a strength s and adds up. A trigger may
+have more vectors than tokens: then the word is read several times over, each time with vectors of its own.
+The embedding table itself is never written to: the change is added to what comes out of it, within `added`.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ class TriggerToken:
                     )
         times = -(-vectors // min(map(len, self.ids.values())))
         self.vectors = {
-            key: nn.Parameter(
-                torch.zeros(times * len(own), 1, _table(base, key).weight.shape[1], device=base.device)
-            )
+            key: nn.Parameter(torch.zeros(times * len(own), 1, _width(base, key), device=base.device))
             for key, own in self.ids.items()
         }
 
@@ -110,15 +109,14 @@ def readings(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[Read
         if not vectors or strength == 0:
             continue
         ids = token_ids(base, concept.trigger)
-        wanted = {key: (len(own), 1, _table(base, key).weight.shape[1]) for key, own in ids.items()}
         shapes = {key: tuple(vector.shape) for key, vector in vectors.items()}
-        times = {len(vectors[key]) / len(own) if own else 0.0 for key, own in ids.items() if key in vectors}
-        fits = wanted.keys() == shapes.keys() and len(times) == 1 and all(r and r % 1 == 0 for r in times)
-        if not fits or any(shapes[key][1:] != shape[1:] for key, shape in wanted.items()):
+        some, own = next(iter(ids.items()))
+        times = max(1, shapes.get(some, (1,))[0] // max(1, len(own)))
+        wanted = {key: (times * len(own), 1, _width(base, key)) for key, own in ids.items()}
+        if wanted != shapes:
             raise ConceptError(
                 f"The learned trigger {concept.trigger!r} of {concept.title!r} has the shapes {shapes}, but "
-                f"the text encoders of {base.name!r} need {wanted}, or that several times over: use the base "
-                "it was made for."
+                f"the text encoders of {base.name!r} need {wanted}: use the base it was made for."
             )
         found.append(Reading(concept.trigger, ids, vectors, strength))
     return found
@@ -162,6 +160,10 @@ def _ids(base: Base, key: str, text: str) -> list[int]:
 
 def _table(base: Base, key: str) -> Any:
     return getattr(base.pipe, _ENCODERS[key][1]).get_input_embeddings()
+
+
+def _width(base: Base, key: str) -> int:
+    return int(_table(base, key).weight.shape[1])
 
 
 def _adder(ids: list[int], vectors: Tensor, strength: float) -> Any:
