@@ -26,7 +26,11 @@ def adam_for(
     for layer in attached.layers.values():
         (conv if isinstance(layer, AtomConv2d) else linear).extend(layer.family.trained().values())
     scale = _scale(settings, processes)
-    rates = (settings.learning_rate, settings.linear_learning_rate, settings.token_learning_rate or 0.0)
+    rates = (
+        settings.learning_rate,
+        settings.linear_learning_rate or 0.0,
+        settings.token_learning_rate or 0.0,
+    )
     groups: list[dict[str, Any]] = [
         {"params": parameters, "base_lr": rate * scale, "lr": rate * scale}
         for parameters, rate in zip((conv, linear, list(vectors)), rates, strict=True)

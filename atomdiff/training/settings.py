@@ -17,7 +17,6 @@ from atomdiff.training.ladder import CHOSEN, parse_size
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CONV_LEARNING_RATE = 5e-3
-LINEAR_LEARNING_RATE = 5e-3
 MAX_TEXT = 1000  # characters of a name or prompt
 
 
@@ -68,9 +67,11 @@ class TrainingSettings:
     gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
     learning_rate: float = option(CONV_LEARNING_RATE, "learning rate of the conv atoms")
-    linear_learning_rate: float = option(LINEAR_LEARNING_RATE, "learning rate of the linear atoms")
+    linear_learning_rate: float | None = option(
+        None, "learning rate of the linear atoms (default: 1e-2 for pocket, else 5e-3)"
+    )
     token_learning_rate: float | None = option(
-        None, "learning rate of the trigger's embedding (default: 5e-3 for pocket, else 1e-3)"
+        None, "learning rate of the trigger's embedding (default: 1e-2 for pocket, else 1e-3)"
     )
     scale_lr: bool = option(False, "multiply both rates by processes x accumulation x batch size")
     lr_scheduler: str = option("constant", "how the rates change over the run", choices=SCHEDULES)

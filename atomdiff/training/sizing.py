@@ -102,7 +102,7 @@ def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int
     summary: dict[str, str | int | float] = {
         "steps": steps,
         "learning_rate": s.learning_rate,
-        "linear_learning_rate": s.linear_learning_rate,
+        "linear_learning_rate": s.linear_learning_rate or 0.0,
         "pictures": pictures,
         "class_pictures": class_pictures,
         "resolution": int(s.resolution or 0),

@@ -16,7 +16,6 @@ from torch.nn.utils import parametrize
 from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, added
-from atomdiff.training.suiting import POCKET
 
 from .peers import ATTENTION, lora, uni_lora
 from .protocol import TRIGGER, Handle, Kept, Method
@@ -151,9 +150,12 @@ def _nothing(base: Base) -> Handle:
     return Handle(base, Kept(base.unet), {})
 
 
+WORD_RATE = 5e-3  # of embeddings beside a peer
+
+
 def _with_words(name: str, attach: Callable[[Base], Handle], rate: float, vectors: int) -> Method:
-    """A peer together with embeddings, which learn at the tool's rate when the peer does at `rate`."""
-    words = POCKET.token_learning_rate / rate
+    """A peer together with embeddings, which learn at WORD_RATE when the peer does at `rate`."""
+    words = WORD_RATE / rate
     return Method(name, partial(WordsAnd, attach=attach, words=words, vectors=vectors), rate)
 
 
