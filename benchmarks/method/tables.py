@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -181,20 +183,32 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             linewidths=0.6,
             label="atomdiff" if family == "ours" else "peers",
         )
-    for row in shown:
-        axes.annotate(
-            row.label, (row.bytes, row.likeness), xytext=(6, 3), textcoords="offset points", fontsize=7
-        )
+    axes.set(xscale="log", xlabel="bytes on disk", ylabel="likeness")
+    axes.margins(x=0.12)
+    _label(axes, shown)
     for row in rows:
         if row.method in (BASE.name, FULL.name):
             axes.axhline(row.likeness, color="#8a8680", linewidth=0.8, linestyle="--")
             right = axes.get_yaxis_transform()
             axes.text(1, row.likeness, row.label, transform=right, fontsize=8, ha="right", va="bottom")
-    axes.set(xscale="log", xlabel="bytes on disk", ylabel="likeness")
     axes.axvline(SMALL, color="#8a8680", linewidth=0.8, linestyle=":")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     figure.colorbar(points, label="drift")
     figure.savefig(path, dpi=120)
+
+
+def _label(axes: Any, rows: Sequence[Row]) -> None:
+    """Names each point: away from the nearer edge, and no name on that of a point close below."""
+    low, high = axes.get_ylim()
+    middle = math.sqrt(math.prod(axes.get_xlim()))
+    highest = {"left": low, "right": low}
+    for row in sorted(rows, key=lambda row: row.likeness):
+        side = "left" if row.bytes < middle else "right"
+        height = highest[side] = max(row.likeness, highest[side] + 0.022 * (high - low))
+        offset = (7 if side == "left" else -7, -3)
+        axes.annotate(
+            row.label, (row.bytes, height), xytext=offset, textcoords="offset points", fontsize=8, ha=side
+        )
 
 
 def sheets(rows: Sequence[Row], tasks: Sequence[Task], out: Path) -> None:
