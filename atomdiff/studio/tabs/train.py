@@ -30,7 +30,6 @@ LABELS = {
     "with_prior_preservation": "Keep the class as it is",
     "random_flip": "Mirror pictures at random",
     "learning_rate": "Learning rate of convolutions",
-    "linear_learning_rate": "Learning rate of attention",
     "precision": "Number format",
     "seed": "Seed",
 }
