@@ -147,6 +147,15 @@ def test_wishes_that_cannot_work(studio, pictures, changes, message):
     assert studio.trainings.of("nobody") == []
 
 
+def test_a_number_left_blank_on_the_page_is_left_open(pictures):
+    from atomdiff.studio.course import MORE
+    from atomdiff.studio.tabs import train
+
+    blank = {"max_train_steps": 0, "linear_learning_rate": 0, "seed": 0, "num_atoms": 0}  # as a page sends it
+    values = [list(pictures), "dog", "", "good", "tiny-sd1", "", "", *(blank.get(name) for name in MORE)]
+    assert train.wish(values).more == {"trigger": "", "validation_prompt": "", "seed": 0, "num_atoms": 0}
+
+
 def test_time_and_size_are_measured_once_and_remembered(studio, pictures):
     asked = wish(pictures, more={"linear_atoms": "none", "num_atoms": 4})
     assert studio.trainings.expected(asked) == (600, None, None)

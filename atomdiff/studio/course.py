@@ -34,7 +34,7 @@ MAX_STEPS = 100_000
 UNFINISHED = ("waiting", "running")
 MORE = (
     "max_train_steps", "num_atoms", "linear_atoms", "train_token", "num_vectors", "with_prior_preservation",
-    "random_flip", "learning_rate", "precision", "seed",
+    "random_flip", "learning_rate", "linear_learning_rate", "precision", "seed",
 )  # fmt: skip
 TEXTS = ("trigger", "validation_prompt")
 

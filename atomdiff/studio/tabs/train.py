@@ -30,6 +30,7 @@ LABELS = {
     "with_prior_preservation": "Keep the class as it is",
     "random_flip": "Mirror pictures at random",
     "learning_rate": "Learning rate of convolutions",
+    "linear_learning_rate": "Learning rate of attention",
     "precision": "Number format",
     "seed": "Seed",
 }
@@ -99,7 +100,7 @@ def _field(name: str) -> Any:
         return gr.Dropdown(choices, value=default, allow_custom_value=name == "linear_atoms", **about)
     if item.type is bool:
         return gr.Checkbox(value=default, **about)
-    return gr.Number(default, precision=None if item.type is float else 0, **about)
+    return gr.Number(default, precision=0 if item.type in (int, int | None) else None, **about)
 
 
 def _stage(shared: dict[str, Any]) -> None:
@@ -143,9 +144,14 @@ def wish(values: list[Any], class_word: str = "") -> Wish:
     """What the form's values, in the order of `_asked`, mean. Raises SettingsError."""
     files, word, name, quality, base, trigger, prompt, *more = values
     texts = {"trigger": (trigger or "").strip(), "validation_prompt": (prompt or "").strip()}
-    given = {key: value for key, value in zip(MORE, more, strict=True) if value not in (None, "")}
+    given = {key: value for key, value in zip(MORE, more, strict=True) if not _left_open(key, value)}
     paths = tuple(Path(path) for path in files or [])
     return Wish(paths, word or class_word, name or "", str(base), str(quality), {**texts, **given})
+
+
+def _left_open(name: str, value: Any) -> bool:
+    """Whether a part of the form was not filled in; a page sends 0 for a number that was left blank."""
+    return value in (None, "") or (value == 0 and getattr(TrainingSettings, name) is None)
 
 
 def _connect_wishes(page: Page) -> None:
