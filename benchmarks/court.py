@@ -34,14 +34,15 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, and where and when
-    concepts act (see `draw`)."""
+    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, and on what concepts
+    act (see `draw`)."""
 
     each: int = 8
     steps: int = 25
     batch: int = 16
-    branches: str = "both"
+    branches: str = "conditional"
     span: tuple[float, float] = (0.0, 1.0)
+    always: bool = False
 
     def __call__(
         self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
@@ -57,6 +58,7 @@ class Drawing:
             batch_size=self.batch,
             branches=self.branches,
             span=self.span,
+            always=self.always,
         )
 
 

@@ -46,7 +46,7 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     out = tmp_path / "new" / "beach.png"
     done = run(
         "generate", "--concept", f"{concept_file}:0.5", "a sks dog", "-n", 3, "--seed", 4, "--out", out,
-        "--base", tiny_folder("sd1"), "--negative", "rain", "--branches", "conditional", *QUICK,
+        "--base", tiny_folder("sd1"), "--negative", "rain", "--branches", "both", *QUICK,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.output.startswith(f"base: {tiny_folder('sd1')} (as asked)\n")
@@ -59,7 +59,7 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     assert text.startswith(
         "a sks dog\nNegative prompt: rain\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 6,"
     )
-    used = f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}", Concept branches: conditional'
+    used = f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}", Concept branches: both'
     assert used in text
 
 
@@ -89,7 +89,11 @@ def test_notes_about_a_missing_trigger_a_long_prompt_and_a_cousin(tmp_path, tiny
         "--base", tiny_folder("sd1", 1), *QUICK,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "the prompt lacks 'sks'" in done.stderr
+    assert "warning: the prompt lacks 'sks', the word that calls" in done.stderr
+    always = ["--always", "--base", tiny_folder("sd1"), "--out", tmp_path / "y.png"]
+    assert "lacks" not in run("generate", "--concept", concept_file, "a dog", *always, *QUICK).stderr
+    with Image.open(tmp_path / "y.png") as picture:
+        assert "Concepts always: yes" in picture.info["parameters"]
     assert "not used: 'on the beach'" in done.stderr
     assert "likeness may suffer" in done.stderr
 

@@ -21,7 +21,7 @@ ORDER = [
     "concepts.concept", "formats.safetensors_file", "concepts.timeline", "formats.timeline_file",
     "formats.text", "formats.modelspec", "formats.card", "concepts.maps", "concepts.algebra", "formats.qr",
     "pocket", "models.loading", "models.base", "models.token",
-    "pictures.generation_text", "pictures.previews", "pictures.images", "pictures.branches",
+    "pictures.generation_text", "pictures.previews", "pictures.images", "pictures.acting",
     "pictures.sampling", "pictures.remarks", "pictures.lettering", "pictures.sheets", "pictures.grids",
     "sharing.symbols", "sharing.card_art", "sharing.receiving", "sharing.library.*", "sharing.library",
     "sharing.hub_card", "sharing.hub",

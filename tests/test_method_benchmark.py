@@ -23,13 +23,14 @@ from benchmarks.method.fitting import train
 from benchmarks.method.handmade import BASE, FULL
 from benchmarks.method.ledger import Case, Ledger, Outcome
 from benchmarks.method.ours import TOOL
-from benchmarks.method.protocol import fingerprint
+from benchmarks.method.protocol import TOOL_COURSE, Called, fingerprint
 from benchmarks.method.running import Bench, known_rate, payload, tuned_rate
 from benchmarks.method.tables import Row
 from benchmarks.report import write_section
 
 ALIKE = ("LoRA r=4*", "LoRA r=16*", "Uni-LoRA 4608", "atoms m=6", "atoms m=4", "sparse m=12", "Dc kc=2*")
 ALIKE += ("recursive G=16", "Kronecker*attn", "atoms m=4 + *", "atoms m=9 + Dc*attn2*")
+ALIKE += ("*, as ours", "the same, on every prompt")
 TRIED = [m for m in METHODS if not any(fnmatchcase(m.name, pattern) for pattern in ALIKE)]
 
 
@@ -74,6 +75,35 @@ def test_a_method_comes_trains_is_filed_and_goes(method, base, data, plain):
         handle.detach()
     assert fingerprint(base.unet) == was and fingerprint(base.pipe.text_encoder) == words
     assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+@pytest.mark.parametrize("method", chosen(["*, as ours"]), ids=lambda m: m.name)
+def test_a_peer_drawn_as_ours_leaves_the_base_to_prompts_that_do_not_call_it(method, base, data):
+    drawn = Drawing(1, 2, 1)
+    before = {prompt: drawn(base, [], [prompt], 0)[0].tobytes() for prompt in ("a cat", "a sks cat")}
+    handle = method.attach(base)
+    try:
+        train(handle, data, 2, 1, 0, 1e-2, method.course)
+        called = Called(**vars(drawn), handle=handle)
+        with handle.filed(handle.to_bytes("fp16")):
+            after = {prompt: called(base, [], [prompt], 0)[0].tobytes() for prompt in before}
+            everywhere = drawn(base, [], ["a cat"], 0)[0].tobytes()
+    finally:
+        handle.detach()
+    assert after["a cat"] == before["a cat"] != everywhere
+    assert after["a sks cat"] != before["a sks cat"]
+    assert "forward" not in vars(base.unet)
+
+
+def test_a_course_says_whether_the_class_is_trained_on(base, data):
+    (method,) = chosen(["LoRA r=1, attention"])
+    losses = []
+    for prior in (True, False):
+        handle = method.attach(base)
+        course = dataclasses.replace(TOOL_COURSE, with_prior_preservation=prior, snr_gamma=0.0)
+        losses.append(train(handle, data, 1, 2, 0, 1e-2, course).loss)
+        handle.detach()
+    assert losses[0] > 1.5 * losses[1] > 0
 
 
 def test_the_same_seed_trains_the_same(base, data):

@@ -57,9 +57,9 @@ def test_every_family_draws_with_a_concept(tiny_base, kind):
 
 
 def test_a_picture_depends_on_its_own_seed_only(base):
-    together = draw(base, "a dog", count=3, seed=5, batch_size=3, **QUICK)
-    apart = draw(base, "a dog", count=3, seed=5, batch_size=1, **QUICK)
-    alone = draw(base, "a dog", seed=6, **QUICK)
+    together = draw(base, "a sks dog", count=3, seed=5, batch_size=3, **QUICK)
+    apart = draw(base, "a sks dog", count=3, seed=5, batch_size=1, **QUICK)
+    alone = draw(base, "a sks dog", seed=6, **QUICK)
     assert all(np.abs(pixels(a) - pixels(b)).max() <= 1 for a, b in zip(together, apart, strict=True))
     assert np.array_equal(pixels(apart[1]), pixels(alone[0]))
     assert gap(together[:1], together[1:2]) > 0.5
@@ -67,11 +67,11 @@ def test_a_picture_depends_on_its_own_seed_only(base):
 
 def test_strength_zero_and_removal_give_the_base_bit_for_bit(base):
     concept = concept_for(base)
-    before = draw(base, "a dog", count=2, **QUICK)
+    before = draw(base, "a sks dog", count=2, **QUICK)
     weights = {name: (parameter, parameter.clone()) for name, parameter in base.unet.named_parameters()}
-    changed = draw(base, "a dog", count=2, concepts=[concept], **QUICK)
-    off = draw(base, "a dog", count=2, concepts=[(concept, 0)], **QUICK)
-    after = draw(base, "a dog", count=2, **QUICK)
+    changed = draw(base, "a sks dog", count=2, concepts=[concept], **QUICK)
+    off = draw(base, "a sks dog", count=2, concepts=[(concept, 0)], **QUICK)
+    after = draw(base, "a sks dog", count=2, **QUICK)
     assert gap(before, changed) > 0.5
     for images in (off, after):
         assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(before, images, strict=True))
@@ -82,11 +82,29 @@ def test_strength_zero_and_removal_give_the_base_bit_for_bit(base):
 
 def test_strengths_of_several_concepts_add(base):
     one, two = concept_for(base, 0.1, 1), concept_for(base, 0.1, 2)
-    twice = draw(base, "a dog", concepts=[(one, 0.5), (one, 0.5)], **QUICK)
-    assert gap(twice, draw(base, "a dog", concepts=[one], **QUICK)) < 0.5
-    both = draw(base, "a dog", concepts=[one, two], **QUICK)
-    assert gap(both, draw(base, "a dog", concepts=[two, one], **QUICK)) < 0.5
+    twice = draw(base, "a sks dog", concepts=[(one, 0.5), (one, 0.5)], **QUICK)
+    assert gap(twice, draw(base, "a sks dog", concepts=[one], **QUICK)) < 0.5
+    both = draw(base, "a sks dog", concepts=[one, two], **QUICK)
+    assert gap(both, draw(base, "a sks dog", concepts=[two, one], **QUICK)) < 0.5
     assert gap(both, twice) > 0.5
+
+
+def test_concepts_act_where_the_prompt_says_their_trigger(base):
+    rex, tom = concept_for(base, 0.2, 1), replace(concept_for(base, 0.2, 2), trigger="qwe")
+    told: list[tuple[int, int]] = []
+    prompts = ["a qwe cat", "a dog", "A SKS dog", "a sksy dog", "a sks dog by a qwe cat"]
+    options = {"batch_size": 1, "callback": lambda *at: told.append(at), **QUICK}
+    drawn = draw(base, prompts, concepts=[rex, tom], seed=3, **options)
+    assert told == [(i + 1, 10) for i in range(10)]
+    for i, concepts in enumerate([[tom], [], [rex], [], [rex, tom]]):
+        alone = draw(base, prompts[i], concepts=concepts, seed=3 + i, **QUICK)
+        assert np.array_equal(pixels(drawn[i]), pixels(alone[0]))
+        assert drawn[i].info["parameters"].startswith(prompts[i])
+    plain, always = draw(base, "a dog", **QUICK), draw(base, "a dog", concepts=[rex], always=True, **QUICK)
+    assert gap(plain, always) > 0.5
+    assert "Concepts always: yes" in always[0].info["parameters"]
+    unnamed = draw(base, "a dog", concepts=[replace(rex, trigger="")], **QUICK)
+    assert np.array_equal(pixels(unnamed[0]), pixels(always[0]))
 
 
 def with_token(base: Base, concept: Concept) -> Concept:
@@ -111,8 +129,8 @@ def test_on_the_conditional_branch_alone_the_other_one_is_the_plain_base(tiny_ba
     base = tiny_base(kind)
     weights = dict(base.unet.named_parameters())
     concepts = [with_token(base, concept_for(base))]
-    plain, both = first_noise(base), first_noise(base, concepts=concepts)
-    alone = first_noise(base, concepts=concepts, branches="conditional")
+    plain, both = first_noise(base), first_noise(base, concepts=concepts, branches="both")
+    alone = first_noise(base, concepts=concepts)
     torch.testing.assert_close(alone[0], plain[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone[1], both[1], rtol=1e-4, atol=1e-5)
     assert min(float((both[i] - plain[i]).abs().max()) for i in (0, 1)) > 1e-2
@@ -122,13 +140,13 @@ def test_on_the_conditional_branch_alone_the_other_one_is_the_plain_base(tiny_ba
 
 def test_the_conditional_branch_without_guidance_or_strength(base):
     concept = with_token(base, concept_for(base))
-    alone = {"branches": "conditional", "steps": 2, "count": 2}
+    alone = {"steps": 2, "count": 2}
     for before, strength, guidance in (([], 0, 3.0), ([concept], 1, 1.0)):
-        usual = draw(base, "a sks dog", concepts=before, steps=2, count=2, guidance=guidance)
+        usual = draw(base, "a sks dog", concepts=before, steps=2, count=2, guidance=guidance, branches="both")
         drawn = draw(base, "a sks dog", concepts=[(concept, strength)], guidance=guidance, **alone)
         assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(usual, drawn, strict=True))
-    with pytest.raises(SettingsError, match="branches both or conditional of guidance, not 'none'"):
-        draw(base, "a dog", branches="none")
+    with pytest.raises(SettingsError, match="branches conditional or both of guidance, not 'none'"):
+        draw(base, "a sks dog", branches="none")
 
 
 def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
@@ -140,7 +158,7 @@ def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
         answers: list[torch.Tensor] = []
         handle = base.unet.register_forward_hook(lambda unet, args, out: answers.append(out[0]))
         try:
-            draw(base, "a dog", steps=4, sampler="ddim", **settings)
+            draw(base, "a sks dog", steps=4, sampler="ddim", **settings)
         finally:
             handle.remove()
         return answers
@@ -152,14 +170,14 @@ def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
     assert torch.equal(early[0], whole[0]) and torch.equal(early[1], whole[1])
     assert not torch.equal(early[2], whole[2])
     assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
-    never = draw(base, "a dog", concepts=[(concept, 0)], span=(0.3, 1.0), steps=2)
-    assert np.array_equal(pixels(never[0]), pixels(draw(base, "a dog", steps=2)[0]))
-    both = {"branches": "conditional", "span": (0.0, 0.6)}
-    said = draw(base, "a dog", concepts=[concept], steps=2, **both)[0].info["parameters"]
-    assert "Concept branches: conditional, Concept span: 0-0.6" in said
+    never = draw(base, "a sks dog", concepts=[(concept, 0)], span=(0.3, 1.0), steps=2)
+    assert np.array_equal(pixels(never[0]), pixels(draw(base, "a sks dog", steps=2)[0]))
+    early_on_both = {"branches": "both", "span": (0.0, 0.6)}
+    said = draw(base, "a sks dog", concepts=[concept], steps=2, **early_on_both)[0].info["parameters"]
+    assert "Concept branches: both, Concept span: 0-0.6" in said
     for span in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)):
         with pytest.raises(SettingsError, match="from a point in 0 to 1 until a later one"):
-            draw(base, "a dog", span=span)
+            draw(base, "a sks dog", span=span)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -167,10 +185,10 @@ def test_another_dtype_changes_a_concepts_pictures_no_more_than_the_bases(base, 
     concept = Concept.load(concept_for(base, 0.1).save(tmp_path / "x.safetensors"))
     other = tiny_base("sd1", dtype=dtype)
     settings = {"count": 3, "steps": 3, "guidance": 1.0}
-    by_dtype = gap(draw(base, "a dog", **settings), draw(other, "a dog", **settings))
+    by_dtype = gap(draw(base, "a sks dog", **settings), draw(other, "a sks dog", **settings))
     with_concept = gap(
-        draw(base, "a dog", concepts=[concept], **settings),
-        draw(other, "a dog", concepts=[concept], **settings),
+        draw(base, "a sks dog", concepts=[concept], **settings),
+        draw(other, "a sks dog", concepts=[concept], **settings),
     )
     assert with_concept <= 1.5 * by_dtype + 0.1
 
@@ -178,15 +196,15 @@ def test_another_dtype_changes_a_concepts_pictures_no_more_than_the_bases(base, 
 @pytest.mark.parametrize("sampler", list(sampling.SAMPLERS))
 def test_every_sampler_draws_reproducibly_and_the_base_keeps_its_own(base, sampler):
     own = base.scheduler
-    first = draw(base, "a dog", steps=3, sampler=sampler)
-    assert np.array_equal(pixels(first[0]), pixels(draw(base, "a dog", steps=3, sampler=sampler)[0]))
+    first = draw(base, "a sks dog", steps=3, sampler=sampler)
+    assert np.array_equal(pixels(first[0]), pixels(draw(base, "a sks dog", steps=3, sampler=sampler)[0]))
     assert base.scheduler is own
 
 
 def test_sizes_and_progress(base):
     told = []
     images = draw(
-        base, "a dog", count=3, batch_size=2, size=(72, 40), callback=lambda *at: told.append(at), **QUICK
+        base, "a sks dog", count=3, batch_size=2, size=(72, 40), callback=lambda *at: told.append(at), **QUICK
     )
     assert [image.size for image in images] == [(72, 40)] * 3
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -200,15 +218,15 @@ def test_stopping_in_the_middle_leaves_nothing_behind(base):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw(base, "a dog", concepts=[concept_for(base)], callback=stop, **QUICK)
+        draw(base, "a sks dog", concepts=[concept_for(base)], callback=stop, **QUICK)
     assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
     assert base.scheduler is own
-    draw(base, "a dog", concepts=[concept_for(base)], **QUICK)
+    draw(base, "a sks dog", concepts=[concept_for(base)], **QUICK)
 
 
 def test_pictures_that_turn_into_nan_are_told(base):
     with pytest.raises(SettingsError, match=r"NaN at step 1: lower the concept's strength"):
-        draw(base, "a dog", concepts=[(concept_for(base), 1e30)], **QUICK)
+        draw(base, "a sks dog", concepts=[(concept_for(base), 1e30)], **QUICK)
 
 
 def test_concepts_of_other_bases(base, tiny_base):
@@ -236,7 +254,7 @@ def test_concepts_of_other_bases(base, tiny_base):
 )
 def test_settings_that_cannot_work(base, setting, message):
     with pytest.raises(SettingsError, match=message):
-        draw(base, "a dog", **setting)
+        draw(base, "a sks dog", **setting)
 
 
 def test_pictures_say_how_to_redraw_them(base, tmp_path):
@@ -247,9 +265,9 @@ def test_pictures_say_how_to_redraw_them(base, tmp_path):
         "Size: 64x64, Model: tiny-sd1, "
         f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Version: atomdiff'
     )
-    redrawn = draw(base, "a sks dog", concepts=[concept], branches="conditional", **QUICK)[0]
+    redrawn = draw(base, "a sks dog", concepts=[concept], branches="both", **QUICK)[0]
     said = generation_text.parse(redrawn.info["parameters"])
-    assert said.fields["Concept branches"] == "conditional" and len(said.concepts) == 1
+    assert said.fields["Concept branches"] == "both" and len(said.concepts) == 1
     for suffix in (".png", ".jpg", ".webp"):
         path = sheets.save_picture(image, tmp_path / f"new/dog{suffix}", image.info["parameters"] + " 🐕")
         with Image.open(path) as opened:

@@ -57,10 +57,10 @@ def generate(
     branches: Annotated[
         str,
         typer.Option(
-            metavar="both|conditional",
+            metavar="conditional|both",
             help="Where concepts act in guidance: conditional leaves what it steers away from to the base.",
         ),
-    ] = "both",
+    ] = "conditional",
     span: Annotated[
         tuple[float, float],
         typer.Option(
@@ -69,6 +69,9 @@ def generate(
             "the base.",
         ),
     ] = (0.0, 1.0),
+    always: Annotated[
+        bool, typer.Option("--always", help="Let concepts act though the prompt does not say their trigger.")
+    ] = False,
     grid: Annotated[bool, typer.Option(help="Whether several pictures also make a contact sheet.")] = True,
     embed_concept: Annotated[
         bool,
@@ -87,7 +90,7 @@ def generate(
     name, why = which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
-    tell_about(loaded, prompt, negative, weighted)
+    tell_about(loaded, prompt, negative, weighted, always)
     images = draw_with_bar(
         loaded,
         prompt,
@@ -102,6 +105,7 @@ def generate(
         batch_size=batch_size,
         branches=branches,
         span=span,
+        always=always,
     )
     for line in _write(images, out, grid, carried):
         typer.echo(line)

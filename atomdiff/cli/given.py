@@ -126,9 +126,11 @@ def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
         raise BaseError(f"{error} The concept was trained on it; --base says where it lies.") from error
 
 
-def tell_about(base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]]) -> None:
+def tell_about(
+    base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]], always: bool = False
+) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
-    _tell(remarks.before_drawing(base, prompt, negative, weighted))
+    _tell(remarks.before_drawing(base, prompt, negative, weighted, always))
 
 
 def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:

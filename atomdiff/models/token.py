@@ -96,8 +96,12 @@ class Reading:
         """The prompt with the trigger said r times wherever it stands, letters of other words apart."""
         if self.times == 1:
             return prompt
-        word = rf"(?<![^\W\d_]){re.escape(self.trigger)}(?![^\W\d_])"
-        return re.sub(word, lambda found: " ".join([found[0]] * self.times), prompt, flags=re.IGNORECASE)
+        return _word(self.trigger).sub(lambda found: " ".join([found[0]] * self.times), prompt)
+
+
+def calls(prompt: str, trigger: str) -> bool:
+    """Whether a prompt says a trigger, be it in capitals, letters of other words apart; "" is always said."""
+    return not trigger or _word(trigger).search(prompt) is not None
 
 
 def readings(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[Reading]:
@@ -151,6 +155,10 @@ def token_ids(base: Base, trigger: str) -> dict[str, list[int]]:
     """The different tokens of a trigger in order, for each text encoder of the base."""
     encoders = [key for key in _ENCODERS if getattr(base.pipe, _ENCODERS[key][1], None) is not None]
     return {key: list(dict.fromkeys(_ids(base, key, trigger))) for key in encoders}
+
+
+def _word(trigger: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![^\W\d_]){re.escape(trigger)}(?![^\W\d_])", re.IGNORECASE)
 
 
 def _ids(base: Base, key: str, text: str) -> list[int]:

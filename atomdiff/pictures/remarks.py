@@ -27,19 +27,22 @@ class Remark:
         return self.text[:1].upper() + self.text[1:]
 
 
-def before_drawing(base: Base, prompt: str, negative: str, weighted: Weighted) -> Iterator[Remark]:
+def before_drawing(
+    base: Base, prompt: str, negative: str, weighted: Weighted, always: bool = False
+) -> Iterator[Remark]:
     """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
     from atomdiff.core.blocks import of_words
     from atomdiff.models.base import truncated_part
-    from atomdiff.models.token import readings, spoken
+    from atomdiff.models.token import calls, readings, spoken
 
     for concept, _ in weighted:
         cousin = concept.check_base(base.passport)
         if cousin:
             yield Remark(cousin)
-        if concept.trigger and concept.trigger.lower() not in prompt.lower():
+        if not (always or calls(prompt, concept.trigger)):
             yield Remark(
-                f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}.", warning=False
+                f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "
+                "therefore does not act on it."
             )
     yield from clashes(weighted)
     known = readings(base, [(concept, of_words(strength)) for concept, strength in weighted])

@@ -1,9 +1,10 @@
 """Drawing: a base, any concepts and a prompt become pictures.
 
-Concepts are folded into the weights for the time of drawing, W' = W + Σ sᵢ ΔWᵢ, so that a step costs what it
-costs on the base alone, and the very same weights are back afterwards. Picture i of a call is made from seed
-+ i, whatever its neighbours in the batch are; noise comes from the CPU's generator, so that a seed means the
-same on every device.
+Concepts are folded into the weights for the time of drawing, W' = W + Σ sᵢ ΔWᵢ, so that a step computes no
+more than on the base alone, and the very same weights are back afterwards. Σ is over the concepts that a
+prompt calls by their triggers: where none is called, pictures are the base's, bit for bit. Picture i of a
+call is made from seed + i, whatever its neighbours in the batch are; noise comes from the CPU's generator, so
+that a seed means the same on every device.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.concepts.concept import Concept
-from atomdiff.core.blocks import Strength, by_strength, of_words, strength_text
+from atomdiff.core.blocks import Strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.models import loading, token
 from atomdiff.models.base import Base
-from atomdiff.pictures.branches import BRANCHES, WHOLE, Negatives, Span, folded, negatives
+from atomdiff.pictures.acting import BRANCHES, WHOLE, Negatives, Span, acting, groups
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,8 +63,8 @@ class DrawSettings:
     work.
 
     `size` is (width, height) in pixels, both multiples of 8. `branches` is where in guidance concepts act,
-    "both" or "conditional", and `span` on which part of the way from noise, 0, to the picture, 1 (see
-    `branches`).
+    "conditional" or "both", and `span` on which part of the way from noise, 0, to the picture, 1 (see
+    `acting`); `always` says that they need not be called.
     """
 
     seed: int
@@ -72,8 +73,9 @@ class DrawSettings:
     negative: str
     size: tuple[int, int]
     sampler: str
-    branches: str = "both"
+    branches: str = "conditional"
     span: Span = WHOLE
+    always: bool = False
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -115,26 +117,28 @@ def draw(
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
     batch_size: int | None = None,
-    branches: str = "both",
+    branches: str = "conditional",
     span: Span = WHOLE,
+    always: bool = False,
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
     """Draws `count` pictures of the prompt, or of each of several prompts in turn; the i-th of all
     depends on its prompt and seed + i alone, and its `info["parameters"]` says how to redraw it.
 
-    `concepts` may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`;
-    at strength 0 the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and
-    height) and `batch_size` have defaults by the base. With `branches` "conditional" concepts act on the
-    prompt's side of guidance alone, and what it steers away from is the plain base. Outside of `span`, which
-    goes from noise, 0, to the finished picture, 1, they do not act on the UNet.
+    A concept acts where the prompt says its trigger, or if it has none; with `always`, everywhere. `concepts`
+    may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`. At strength 0,
+    or not called, the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and height)
+    and `batch_size` have defaults by the base. Concepts act on the prompt's side of guidance alone, and what
+    it steers away from is the plain base; with `branches` "both", on both. Outside of `span`, which goes from
+    noise, 0, to the finished picture, 1, they do not act on the UNet.
 
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
     (CousinWarning) where a concept's base was fine-tuned in the meantime.
     """
-    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span)
+    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span, always)
     weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
     if count < 1 or (batch_size is not None and batch_size < 1):
         raise SettingsError(
@@ -150,24 +154,24 @@ def draw(
         warning = concept.check_base(base.passport)
         if warning:
             warnings.warn(warning, CousinWarning, stacklevel=2)
-    deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
-    tokens = [(concept, of_words(strength)) for concept, strength in weighted]
-    known = token.readings(base, tokens)
-    acts = any(strength for _, strength in [*deltas, *tokens])
-    # The base alone is drawn in one way, bit for bit.
-    where, when = (settings.branches, settings.span) if acts else ("both", WHOLE)
-    avoided = negatives(base, settings.negative, where, known)
+    together = groups(prompts, [concept for concept, _ in weighted], settings.always)
     limit = batch_size or BATCH[base.family]
-    batches = [range(start, min(start + limit, total)) for start in range(0, total, limit)]
-    images: list[Image] = []
-    with folded(base, deltas, where, when), token.added(base, known), _scheduler(base, settings, preview):
-        for number, batch in enumerate(batches):
-            tell = _teller(callback, number * steps, len(batches) * steps, steps)
-            texts, seeds = [token.spoken(prompts[i], known) for i in batch], [seed + i for i in batch]
-            images += _draw_batch(base, texts, settings, seeds, avoided, tell)
-    for i, image in enumerate(images):
+    rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
+    images: dict[int, Image] = {}
+    with _scheduler(base, settings, preview):
+        for called, those in together.items():
+            some = [weighted[i] for i in called]
+            with acting(base, some, settings.negative, settings.branches, settings.span) as (known, avoided):
+                for start in range(0, len(those), limit):
+                    batch = those[start : start + limit]
+                    tell = _teller(callback, begun * steps, rounds * steps, steps)
+                    texts, seeds = [token.spoken(prompts[i], known) for i in batch], [seed + i for i in batch]
+                    made = _draw_batch(base, texts, settings, seeds, avoided, tell)
+                    images |= zip(batch, made, strict=True)
+                    begun += 1
+    for i, image in images.items():
         image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
-    return images
+    return [images[i] for i in range(total)]
 
 
 def draw_settings(
@@ -178,14 +182,17 @@ def draw_settings(
     negative: str = "",
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
-    branches: str = "both",
+    branches: str = "conditional",
     span: Span = WHOLE,
+    always: bool = False,
 ) -> DrawSettings:
     """The settings with the base's own defaults filled in."""
     sides = size if size is not None else base.resolution
     width, height = (sides, sides) if isinstance(sides, int) else sides
     scale = GUIDANCE[base.family] if guidance is None else float(guidance)
-    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower(), branches, span)
+    return DrawSettings(
+        seed, steps, scale, negative, (width, height), sampler.lower(), branches, span, always
+    )
 
 
 def parameters_text(
@@ -210,10 +217,12 @@ def parameters_text(
     ]
     if used:
         fields["Concepts"] = _quoted(", ".join(used))
-        if settings.branches != "both":
+        if settings.branches != "conditional":
             fields["Concept branches"] = settings.branches
         if settings.span != WHOLE:
             fields["Concept span"] = "-".join(f"{end:g}" for end in settings.span)
+        if settings.always:
+            fields["Concepts always"] = "yes"
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
     return "\n".join(lines)
 

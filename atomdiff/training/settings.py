@@ -49,7 +49,10 @@ class TrainingSettings:
     caption_extension: str = option(
         "", "take text files of this extension beside the pictures as their prompts"
     )
-    with_prior_preservation: bool = option(True, "keep the class as it is by training on class pictures too")
+    with_prior_preservation: bool = option(
+        False,
+        "train on class pictures too, which keeps the class where the concept is not called by its word",
+    )
     class_data_dir: str = option(
         "", "folder of class pictures; missing ones are made (default: a shared cache)"
     )
@@ -74,9 +77,11 @@ class TrainingSettings:
         None, "learning rate of the trigger's embedding (default: 1e-2 for pocket, else 1e-3)"
     )
     scale_lr: bool = option(False, "multiply both rates by processes x accumulation x batch size")
-    lr_scheduler: str = option("constant", "how the rates change over the run", choices=SCHEDULES)
+    lr_scheduler: str = option("cosine", "how the rates change over the run", choices=SCHEDULES)
     lr_warmup_steps: int = option(0, "steps over which the rates rise from zero")
-    snr_gamma: float | None = option(None, "min-SNR weighting; 5.0 is the usual value (default: off)")
+    snr_gamma: float = option(
+        5.0, "min-SNR weighting of the timesteps, clipped at this SNR; 0: all weigh alike"
+    )
     max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 does not clip")
     adam_beta1: float = option(0.9, "Adam's first decay")
     adam_beta2: float = option(0.999, "Adam's second decay")

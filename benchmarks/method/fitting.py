@@ -1,4 +1,7 @@
-"""The one training loop: every method sees the same pictures, noise and timesteps at the same step."""
+"""The one training loop: every method sees the same pictures, noise and timesteps at the same step.
+
+What keeps the class where a method acts on every prompt, prior preservation, is its course's (see `Course`).
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from atomdiff.training.batches import Sampler
 from atomdiff.training.latents import LiveTable, PromptTable
 from atomdiff.training.loop import TrainingData
 from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.optimiser import rate_factor
 from atomdiff.training.settings import TrainingSettings
 
-from .protocol import Handle
+from .protocol import CLASSIC, Course, Handle
 
 TOOL = TrainingSettings()  # for what all methods share with the tool
 
@@ -30,8 +34,17 @@ class Trained:
     loss: float
 
 
-def train(handle: Handle, data: TrainingData, steps: int, batch: int, seed: int, rate: float) -> Trained:
-    """Trains what the handle trains for `steps` steps of `batch` pictures and as many of the class.
+def train(
+    handle: Handle,
+    data: TrainingData,
+    steps: int,
+    batch: int,
+    seed: int,
+    rate: float,
+    course: Course = CLASSIC,
+) -> Trained:
+    """Trains what the handle trains for `steps` steps of `batch` pictures, and with prior preservation of as
+    many of the class.
 
     A loss that is no number ends it: what is there then is judged, as it would be by a user.
     """
@@ -40,11 +53,14 @@ def train(handle: Handle, data: TrainingData, steps: int, batch: int, seed: int,
         return Trained(0.0, 0.0)
     table = LiveTable(data.table, base, handle.token) if handle.token else data.table  # type: ignore[arg-type]
     adam = torch.optim.AdamW(handle.groups(rate), weight_decay=TOOL.adam_weight_decay)
-    samplers = _samplers(base, data, seed)
+    rates = [group["lr"] for group in adam.param_groups]
+    samplers = _samplers(base, data, seed)[: 2 if course.with_prior_preservation else 1]
     seconds, loss = [], 0.0
     for step in range(steps):
         start = _clock(base)
-        total = _loss(base, table, samplers, step * batch, batch)
+        for group, full in zip(adam.param_groups, rates, strict=True):
+            group["lr"] = full * rate_factor(course.lr_scheduler, step, 0, steps)
+        total = _loss(base, table, samplers, step * batch, batch, course.snr_gamma)
         total.backward()
         norm = nn.utils.clip_grad_norm_(trained, TOOL.max_grad_norm)
         if not norm.isfinite():
@@ -62,7 +78,7 @@ def floor_seconds(base: Base, data: TrainingData, batch: int, rounds: int = 3) -
     seconds = []
     for number in range(rounds + 1):
         start = _clock(base)
-        _loss(base, data.table, samplers, number * batch, batch, frozen=True).backward()
+        _loss(base, data.table, samplers, number * batch, batch, 0.0, frozen=True).backward()
         seconds.append(_clock(base) - start)
     return statistics.median(seconds[1:])
 
@@ -79,6 +95,7 @@ def _loss(
     samplers: Sequence[Sampler],
     first: int,
     size: int,
+    snr_gamma: float,
     frozen: bool = False,
 ) -> Tensor:
     """The loss of samples first, ..., first + size - 1."""
@@ -94,7 +111,7 @@ def _loss(
         torch.cat([part.timesteps for part in parts]).to(device),
         instances=size,
         prior_weight=TOOL.prior_loss_weight,
-        snr_gamma=TOOL.snr_gamma,
+        snr_gamma=snr_gamma,
     ).total
 
 

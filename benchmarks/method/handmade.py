@@ -18,7 +18,7 @@ from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, added
 
 from .peers import ATTENTION, lora, uni_lora
-from .protocol import TRIGGER, Handle, Kept, Method
+from .protocol import TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 
 def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:
@@ -66,6 +66,11 @@ class WordsAnd(Words):
         self.other, self.kept = other, other.kept
         self.relative = dict.fromkeys(self.trained, words)
         self.trained |= other.trained
+
+    @contextmanager
+    def zeroed(self) -> Iterator[None]:
+        with self.other.zeroed():  # the words are in no prompt that does not call them
+            yield
 
     @contextmanager
     def filed(self, data: bytes) -> Iterator[list[Concept]]:
@@ -159,17 +164,26 @@ def _with_words(name: str, attach: Callable[[Base], Handle], rate: float, vector
     return Method(name, partial(WordsAnd, attach=attach, words=words, vectors=vectors), rate)
 
 
+def _as_ours(method: Method) -> Method:
+    """A peer trained and drawn as atomdiff does it: what is left is what its numbers are."""
+    return replace(method, name=f"{method.name}, as ours", course=TOOL_COURSE, called=True)
+
+
 BASE = Method("base", _nothing, 0.0, "reference")
 # Its rate is better than 3e-4 on tuning subjects, and than 3e-5 on those of `benchmarks.likeness`.
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
-HANDMADE = (
-    Method("textual inversion", Words, 1e-2),
-    Method("textual inversion, 2 vectors", partial(Words, vectors=2), 1e-2),
-    Method("textual inversion, 4 vectors", partial(Words, vectors=4), 1e-2),
+WORDED = (
     _with_words("LoRA r=1, attention + word", lora(1, ATTENTION), 4e-3, 1),
     _with_words("LoRA r=1, attention + 2 words", lora(1, ATTENTION), 4e-3, 2),
     _with_words("Uni-LoRA 4608 + 2 words", uni_lora(4608), 4e-2, 2),
     _with_words("LoRA-XS r=8, attention + 2 words", lora_xs(8), 5e-3, 2),
+)
+HANDMADE = (
+    Method("textual inversion", Words, 1e-2),
+    Method("textual inversion, 2 vectors", partial(Words, vectors=2), 1e-2),
+    Method("textual inversion, 4 vectors", partial(Words, vectors=4), 1e-2),
+    *WORDED,
+    *map(_as_ours, WORDED),
     Method("LoRA-XS r=8, attention", lora_xs(8), 5e-3),
     Method("BitFit", _in_place(lambda name: name.endswith("bias")), 1e-3),
     Method("SVDiff", _svdiff, 1e-2),

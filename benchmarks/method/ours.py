@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -23,7 +23,7 @@ from atomdiff.training.loop import spec_of
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.suiting import POCKET
 
-from .protocol import TRIGGER, Handle, Kept, Method
+from .protocol import TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
@@ -40,7 +40,7 @@ ABOUT: dict[str, Any] = {
         "learning_rate": DEFAULT.learning_rate,
         "linear_learning_rate": POCKET.linear_learning_rate,
         "pictures": 5,
-        "class_pictures": 48,
+        "class_pictures": POCKET.num_class_images if DEFAULT.with_prior_preservation else 0,
         "resolution": 64,
         "seed": 0,
         "instance_prompt": f"a {TRIGGER} dog",
@@ -93,8 +93,9 @@ class Concepts(Handle):
 
 
 def _method(name: str, spec: AtomSpec, vectors: int, rate: float, precisions: tuple[str, ...]) -> Method:
+    text = f"{recipe(spec, vectors)}&{urlencode(vars(TOOL_COURSE))}"
     return Method(
-        name, lambda base: Concepts(base, spec, vectors), rate, "ours", precisions, recipe(spec, vectors)
+        name, lambda base: Concepts(base, spec, vectors), rate, "ours", precisions, text, TOOL_COURSE
     )
 
 
@@ -123,8 +124,10 @@ TOOL = _method(
     DEFAULT.learning_rate,
     (DEFAULT.precision,),
 )
+EVERYWHERE = replace(TOOL, name="the same, on every prompt", drawn={"always": True})
 OURS = (
     TOOL,
+    EVERYWHERE,
     _ours("atoms m=9", linear_atoms="none"),
     _ours("atoms m=6", num_atoms=6, linear_atoms="none"),
     _ours("atoms m=4", num_atoms=4, linear_atoms="none"),

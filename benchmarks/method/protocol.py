@@ -5,18 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
-from atomdiff.models.token import TriggerToken
+from atomdiff.models.token import TriggerToken, calls
+from atomdiff.pictures.acting import halved
+from atomdiff.training.settings import TrainingSettings
+
+from ..court import Drawing
 
 TRIGGER = "sks"
+
+
+@dataclass(frozen=True)
+class Course:
+    """What of a training is more than its pictures, noise and steps: see the settings of the same names."""
+
+    with_prior_preservation: bool
+    lr_scheduler: str
+    snr_gamma: float
+
+
+CLASSIC = Course(with_prior_preservation=True, lr_scheduler="constant", snr_gamma=0.0)
+"""DreamBooth's own, which keeps the class: for what acts on every prompt."""
+TOOL_COURSE = Course(*(getattr(TrainingSettings, item.name) for item in fields(Course)))
+"""That of atomdiff, whose concepts act on the prompts that call them, on the conditional branch."""
 DICTIONARIES = ("_modules", "_parameters", "_buffers")  # what adding or replacing a layer writes to
 
 
@@ -25,7 +45,8 @@ class Method:
     """`attach` gives a base its trainable numbers. `rate` is where the search of a learning rate starts, 0
     where nothing is trained. `family` is ours, peer or reference; `precisions` are the number formats of its
     files, each judged by itself after one training. `recipe` is what else tells results apart that were made
-    under one name."""
+    under one name. `drawn` is what of the drawing is unlike the others'; what a peer
+    learnt acts on all that is drawn, as by its library, or with `called` as atomdiff's concepts do."""
 
     name: str
     attach: Callable[[Base], Handle]
@@ -33,6 +54,9 @@ class Method:
     family: str = "peer"
     precisions: tuple[str, ...] = ("fp16",)
     recipe: str = ""
+    course: Course = CLASSIC
+    called: bool = False
+    drawn: Mapping[str, Any] = field(default_factory=dict)
 
     def label(self, precision: str) -> str:
         """The name of a row."""
@@ -111,6 +135,18 @@ class Handle:
                 self.trained[name].copy_(values)
         yield []
 
+    @contextmanager
+    def zeroed(self) -> Iterator[None]:
+        """Within: the numbers are zero, with which an adapter leaves the base as it was."""
+        learnt = {name: p.data for name, p in self.trained.items()}
+        try:
+            for parameter in self.trained.values():
+                parameter.data = torch.zeros_like(parameter)
+            yield
+        finally:
+            for name, parameter in self.trained.items():
+                parameter.data = learnt[name]
+
     def asked(self, prompt: str) -> str:
         """The prompt as the base must be given it within `filed`."""
         return prompt
@@ -118,6 +154,36 @@ class Handle:
     def detach(self) -> None:
         """The base is as it was, bit for bit."""
         self.kept.restore()
+
+
+@dataclass(frozen=True)
+class Called(Drawing):
+    """Draws what a handle learnt as atomdiff draws a concept: for prompts that say the trigger, and on the
+    conditional branch of guidance."""
+
+    handle: Handle | None = None
+
+    def __call__(
+        self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
+    ) -> list[Image.Image]:
+        assert self.handle
+        with self._conditional(base) if calls(prompts[0], TRIGGER) else self.handle.zeroed():
+            return super().__call__(base, concepts, prompts, seed, times)
+
+    @contextmanager
+    def _conditional(self, base: Base) -> Iterator[None]:
+        whole = base.unet.forward
+
+        def plain(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+            assert self.handle
+            with self.handle.zeroed():
+                return whole(*args, **kwargs)
+
+        base.unet.forward = halved(base, plain, whole)
+        try:
+            yield
+        finally:
+            del base.unet.forward
 
 
 def fingerprint(model: nn.Module) -> str:

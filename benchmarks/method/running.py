@@ -21,7 +21,7 @@ from ..court import CONTEXTS, Court, Drawing, StyleCourt
 from .fitting import floor_seconds, train
 from .handmade import BASE
 from .ledger import Case, Ledger, Outcome
-from .protocol import Handle, Method, fingerprint
+from .protocol import Called, Handle, Method, fingerprint
 from .tasks import Task, prepare
 
 GRID = (0.25, 1.0, 4.0)  # of a method's first rate; the better edge is followed for EDGES steps more
@@ -61,7 +61,9 @@ class Bench:
         case = next(iter(cases.values()))
         handle = method.attach(self.base)
         try:
-            trained = train(handle, data, self.steps, self.batch, case.seed, case.rate)
+            trained = train(handle, data, self.steps, self.batch, case.seed, case.rate, method.course)
+            own = replace(self.drawing, **method.drawn)
+            court.drawing = Called(**vars(own), handle=handle) if method.called else own
             step = trained.step_seconds / self._floor
             for precision, this in cases.items():
                 try:

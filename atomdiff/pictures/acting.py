@@ -1,34 +1,71 @@
-"""Where and when concepts act: on which branches of classifier-free guidance, and on which of the steps.
+"""On what concepts act: which prompts, which branches of classifier-free guidance, and which of the steps.
 
-On the conditional branch alone,
+A concept is called by its trigger: prompts that do not say it are the base's own. It acts on the conditional
+branch alone,
 
     ε = ε_base(n) + w (ε_concept(c) - ε_base(n)),    c the prompt, n the negative prompt, w the guidance scale
 
 so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
-encoders read it. A span (a, b) lets concepts act on the UNet while 1 - t/T is from a to b: 0 is pure noise,
-where a picture is laid out, 1 the finished picture. A learned trigger is read in any case.
+encoders read it. Training then need not keep ε(n) where it was. A span (a, b) lets concepts act on the UNet
+while 1 - t/T is from a to b: 0 is pure noise, where a picture is laid out, 1 the finished picture. A learned
+trigger is read in any case.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.inject import DeltaOf, fold
+from atomdiff.models import token
 from atomdiff.models.base import Base, encode_prompts
 from atomdiff.models.token import Reading, spoken
 
-BRANCHES = ("both", "conditional")
+if TYPE_CHECKING:
+    from atomdiff.concepts.concept import Concept
+
+BRANCHES = ("conditional", "both")
 WHOLE = (0.0, 1.0)
 Span = tuple[float, float]
 Weights = dict[nn.Module, nn.Parameter]
 Forward = Callable[..., tuple[Tensor]]
 Negatives = Callable[[int], dict[str, Any]]
 """From a number of pictures to what the pipeline is told of their negative prompts."""
+
+
+def groups(
+    prompts: Sequence[str], concepts: Sequence[Concept], always: bool = False
+) -> dict[tuple[int, ...], list[int]]:
+    """The places of the concepts that act together -> the places of the prompts that they act on: those that
+    say their triggers; `always` takes all for said."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        called = (i for i, concept in enumerate(concepts) if always or token.calls(prompt, concept.trigger))
+        found.setdefault(tuple(called), []).append(place)
+    return found
+
+
+@contextlib.contextmanager
+def acting(
+    base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, branches: str, span: Span
+) -> Iterator[tuple[list[Reading], Negatives]]:
+    """Within: these concepts act. Yields how prompts must be spoken, and the negative prompt.
+
+    Raises ConceptError for a concept of another base.
+    """
+    deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
+    words = [(concept, of_words(strength)) for concept, strength in weighted]
+    known = token.readings(base, words)
+    if not any(strength for _, strength in [*deltas, *words]):
+        branches, span = "both", WHOLE  # the base alone is drawn in one way, bit for bit
+    avoided = negatives(base, negative, branches, known)
+    with folded(base, deltas, branches, span), token.added(base, known):
+        yield known, avoided
 
 
 def negatives(base: Base, prompt: str, branches: str, known: Sequence[Reading]) -> Negatives:
@@ -63,7 +100,7 @@ def folded(
             yield
             return
         whole, plain = unet.forward, _with({layer: pristine[layer] for layer in moved}, moved, unet.forward)
-        guided = whole if branches == "both" else _halved(base, plain, whole)
+        guided = whole if branches == "both" else halved(base, plain, whole)
         unet.forward = guided if span == WHOLE else _between(base, span, plain, guided)
         try:
             yield
@@ -95,7 +132,7 @@ def _between(base: Base, span: Span, outside: Forward, inside: Forward) -> Forwa
     return forward
 
 
-def _halved(base: Base, negative: Forward, conditional: Forward) -> Forward:
+def halved(base: Base, negative: Forward, conditional: Forward) -> Forward:
     """The UNet's forward as the pipelines call it, by one function for the first half of a guided batch and
     another for the second."""
 
