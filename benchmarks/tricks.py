@@ -28,7 +28,8 @@ def _tried(name: str, drawing: Mapping[str, Any] | None = None, **settings: Any)
 
 DEFAULT = _tried("the default")
 FREE = (  # what costs neither bytes nor time, so that the default should have it if it helps
-    _tried("concept on the conditional branch", {"branches": "conditional"}),
+    _tried("concept on both branches", {"branches": "both"}),
+    _tried("concept on every prompt", {"always": True}),
     _tried("concept from a fifth of the way on", {"span": (0.2, 1.0)}),
     _tried("concept until four fifths", {"span": (0.0, 0.8)}),
     _tried("one vector for the trigger", num_vectors=1),
@@ -39,15 +40,17 @@ FREE = (  # what costs neither bytes nor time, so that the default should have i
     _tried("twice Dc's rate", linear_learning_rate=TWICE),
     _tried("twice the trigger's rate", token_learning_rate=TWICE),
     _tried("half the rates", linear_learning_rate=HALF, token_learning_rate=HALF),
-    _tried("cosine schedule, twice Dc's rate", lr_scheduler="cosine", linear_learning_rate=TWICE),
+    _tried("constant rates", lr_scheduler="constant"),
     _tried("mean of the last quarter", average_last=0.25),
-    _tried("min-SNR 5", snr_gamma=5.0),
-    _tried("half the weight of the class pictures", prior_loss_weight=0.5),
-    _tried("no prior preservation", with_prior_preservation=False),
+    _tried("no min-SNR weights", snr_gamma=0.0),
+    _tried("half the steps", max_train_steps=150),
     _tried("weight decay 0.01", adam_weight_decay=0.01),
     _tried("mirrored pictures", random_flip=True),
 )
 DEARER = (
+    _tried("prior preservation", with_prior_preservation=True),
+    _tried("prior preservation, on both branches", {"branches": "both"}, with_prior_preservation=True),
+    _tried("eight pictures a step", train_batch_size=8),
     _tried("four vectors for the trigger", num_vectors=4),
     _tried("Dc on attn", linear_atoms="attn"),
     _tried("one conv atom beside it", num_atoms=1),

@@ -59,8 +59,8 @@ def test_rungs_are_judged_from_their_files_and_kept(untrained, tmp_path, capsys)
 
 def test_tricks_of_drawing_share_a_training_and_chance_decides_nothing(untrained, tmp_path, capsys):
     trained, judged = untrained
-    asked = ["the default", "mirrored pictures", "concept on the conditional branch"]
+    asked = ["the default", "mirrored pictures", "concept on both branches"]
     tricks.main(["--tricks", *asked, "--subjects", "1", "--out", str(tmp_path), "--check"])
     assert "all targets met" in capsys.readouterr().out
-    assert sorted(judged) == [(0, "both"), *[(1, "both")] * 2, (1, "conditional")]
+    assert sorted(judged) == [(0, "conditional"), (1, "both"), *[(1, "conditional")] * 2]
     assert trained == [{}, {"random_flip": True}]

@@ -174,6 +174,7 @@ def test_training_binds_and_resumes_exactly(tiny_base: Callable[..., Any], tmp_p
         "class_data_dir": str(tmp_path / "dogs"), "num_class_images": 2, "conv_layers": "mid_block",
         "train_batch_size": 2, "train_token": True, "linear_family": "kronecker", "conv_family": "sparse",
         "num_atoms": 4, "coef_block": 2, "timeline_steps": 0, "checkpointing_steps": 2, "max_train_steps": 4,
+        "with_prior_preservation": True, "lr_scheduler": "constant",
     }  # fmt: skip
     whole = train(tmp_path / "dog", tmp_path / "whole", base, **settings)
     assert {key for key, values in whole.atoms.items() if values.any()} == set(whole.atoms)

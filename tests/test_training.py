@@ -64,11 +64,13 @@ def base(tiny_base):
 
 @pytest.fixture
 def run(folders, tmp_path, base):
-    """`run(max_train_steps=3, ...)` -> (concept as trained, recorder), few layers and no drawing."""
+    """`run(max_train_steps=3, ...)` -> (concept as trained, recorder), few layers and no drawing; with class
+    pictures, and rates that leave the number of steps open."""
 
     def start(base=base, recorder=None, stop=lambda: False, **settings):
         recorder = recorder or Recorder()
         few = {"class_data_dir": str(folders[1]), "num_class_images": 2, "conv_layers": "mid_block"}
+        few |= {"with_prior_preservation": True, "lr_scheduler": "constant"}
         settings = few | {"max_train_steps": 3, "train_batch_size": 2, "precision": "fp32"} | settings
         concept = train(folders[0], tmp_path / "out", base, reporter=recorder, stop=stop, **settings)
         return concept, recorder
@@ -105,7 +107,7 @@ def test_trains_saves_and_leaves_the_base_as_it_was(run, base, tmp_path):
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
 def test_other_families(run, tiny_base, kind):
-    concept, heard = run(base=tiny_base(kind), max_train_steps=2, snr_gamma=5.0)
+    concept, heard = run(base=tiny_base(kind), max_train_steps=2)
     assert len(heard.records) == 2
     assert concept.num_parameters() > 0
 
@@ -270,6 +272,9 @@ def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
     longer, heard = run(max_train_steps=4, resume_from_checkpoint="latest")
     assert [record.step for record in heard.records] == [3, 4]
     assert same(whole, longer)
+    run(max_train_steps=2, lr_scheduler="cosine")
+    with pytest.raises(TrainingError, match=r"max_train_steps: 2 -> 4\); .*--lr_scheduler constant"):
+        run(max_train_steps=4, lr_scheduler="cosine", resume_from_checkpoint="latest")
 
 
 def test_resuming_with_other_settings_is_refused(run, folders, base, tiny_base, tmp_path):
@@ -289,7 +294,7 @@ def test_resuming_with_other_settings_is_refused(run, folders, base, tiny_base, 
         train(
             other, tmp_path / "out", base, reporter=Recorder(), resume_from_checkpoint="latest",
             class_data_dir=str(folders[1]), num_class_images=2, conv_layers="mid_block", train_batch_size=2,
-            max_train_steps=3,
+            max_train_steps=3, with_prior_preservation=True, lr_scheduler="constant",
         )  # fmt: skip
 
 
@@ -440,8 +445,9 @@ def test_epochs_become_steps():
 
 
 def test_settings_compare_by_what_decides_the_numbers():
-    one = TrainingSettings(train_batch_size=4, output_dir="a", max_train_steps=5)
-    two = TrainingSettings(train_batch_size=2, output_dir="b", max_train_steps=9, base="sd15")
+    free = {"lr_scheduler": "constant"}
+    one = TrainingSettings(train_batch_size=4, output_dir="a", max_train_steps=5, **free)
+    two = TrainingSettings(train_batch_size=2, output_dir="b", max_train_steps=9, base="sd15", **free)
     assert numerical(one, 1) == numerical(two, 2)
     assert numerical(one, 1) != numerical(dataclasses.replace(one, seed=1), 1)
     cosine = dataclasses.replace(one, lr_scheduler="cosine")

@@ -182,9 +182,12 @@ def _refuse_differences(saved: Checkpoint, now: dict[str, Any]) -> None:
     if passports[0].compare(passports[1]).kind != "same":
         found.insert(0, f"base: {then.get('name')} -> {base['name']}")
     if found:
+        hint = ""
+        if len(found) == 1 and found[0].startswith("max_train_steps"):
+            hint = " (Rates that fall towards the last step fix it; --lr_scheduler constant leaves it open.)"
         raise TrainingError(
             f"The saved state of step {saved.step} was made with other settings ({'; '.join(found)}); "
-            "give the old ones again, or drop --resume_from_checkpoint to start anew."
+            f"give the old ones again, or drop --resume_from_checkpoint to start anew.{hint}"
         )
 
 
