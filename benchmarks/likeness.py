@@ -2,7 +2,7 @@
 concept?
 
 Three held-out subjects, 8 contexts x 8 pictures each, judged by the pocket's judge: the base, the default
-concept, and full fine-tuning of the UNet on the very same pictures, steps and loss as the ceiling.
+concept, and full fine-tuning of the UNet on the very same pictures and steps as the ceiling.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COLUMNS = ("colour", "second", "pattern", "identity", "class", "context", "leak"
 LEGEND = """Likeness is the mean of first colour, second colour and pattern (shares judged right) and of
 identity (cosine of the judge's embedding to renders of the subject). Leak: share of pictures of the bare
 class, without the trigger, that have the subject's colour or pattern. Drift: 1 - cosine between pictures of
-the bare class before and after, same seeds."""
+the bare class before and after, same seeds; of a concept, which acts where its word is said, it is none."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Result:
 
 
 def full_fine_tuning(base: Base, task: Task) -> Handle:
-    """Trains every weight of `base.unet` on the pictures, noise and steps that the concept was trained on,
-    until the handle is detached."""
+    """Trains every weight of `base.unet` on the pictures, noise and steps of the concept, and on class
+    pictures, as DreamBooth does, until the handle is detached."""
     handle = FULL.attach(base)
     data = prepare(base, task, POCKET.num_class_images)
     train(handle, data, POCKET.max_train_steps, POCKET.train_batch_size, seed=0, rate=FULL.rate)
@@ -171,7 +171,8 @@ def _write_docs(headers: tuple, rows: list[tuple], out: Path, each: int) -> None
     (docs / "likeness.md").write_text(
         f"# Likeness\n\n{written()}.\n"
         f"8 contexts x {each} pictures of each subject and method. Full fine-tuning trains every weight,\n"
-        f"at a rate of {FULL.rate:g}, on the very same pictures, noise and steps.\n\n"
+        f"at a rate of {FULL.rate:g}, on the same pictures, noise and steps, and on pictures of the class\n"
+        "besides.\n\n"
         + markdown(headers, rows)
         + "\n"
         + LEGEND

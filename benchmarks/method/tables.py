@@ -242,8 +242,13 @@ pictures trained on. Class, context and accessory are shares right. Diversity is
 difference between pictures of one prompt. Leak is the share of pictures of the bare class, without the
 trigger, that show the subject's colour or pattern, drift is 1 - cosine between those pictures before and
 after; *others* are four other classes. A step is given as a multiple of the frozen model's forward and
-backward, memory is what training adds. Bytes are those of a file as it is written: names included for
-peers, everything included for ours."""
+backward with class pictures, memory is what training adds. Bytes are those of a file as it is written: names
+included for peers, everything included for ours.
+
+Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is
+drawn. Ours, and what is marked *as ours*, are trained without class pictures, with a cosine and min-SNR
+weights, and act on prompts that say the trigger, on the conditional branch of guidance: their drift is none.
+*On every prompt* shows what it would be."""
 
 
 def write_docs(
