@@ -219,20 +219,23 @@ def test_targets_name_the_strongest_fair_rival():
         _row(FULL.name, "reference", 10**7, 0.8),
         _row(TOOL.name, "ours", 9000, 0.75, context=0.95, leak=0.2),
         _row("small", "peer", 50_000, 0.7),
-        _row("wild", "peer", 50_000, 0.9, drift=0.3),
+        _row("borrowed", "as ours", 50_000, 0.9),
         _row("large", "peer", 200_000, 0.9),
     ]
     found = {t.name: t for t in tables.targets(rows, 12_000)}
     missed = {name for name, target in found.items() if not target.met}
     assert missed == {"the default concept on SD 1.5", "context lost", "leak above the base's"}
     assert found["likeness above small's"].value == pytest.approx(0.05)
+    wild = [*rows, _row("wild", "peer", 50_000, 0.9, drift=0.05)]
+    missed |= {"likeness above wild's", "drift above that peer's"}
+    assert {t.name for t in tables.targets(wild, 12_000) if not t.met} == missed
     assert tables.best_small(rows) is None
     assert [t.name for t in tables.targets(rows[:2], 9000)] == ["the default concept on SD 1.5"]
 
 
 def test_tables_and_pictures(tmp_path):
     rows = [_row(BASE.name, "reference", 8, 0.1), _row(TOOL.name, "ours", 9000, 0.75)]
-    rows += [_row("peer", "peer", 30_000, 0.5)]
+    rows += [_row("peer", "peer", 30_000, 0.5), _row("peer, as ours", "as ours", 30_000, 0.6)]
     headers, cells = tables.likeness_table(rows)
     assert dict(zip(headers, cells[1], strict=True))["likeness"] == "0.750"
     headers, cells = tables.cost_table(rows, {TOOL.name: 12.3})

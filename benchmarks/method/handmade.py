@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from urllib.parse import urlencode
 
 import torch
 from safetensors.torch import load, save
@@ -155,6 +156,7 @@ def _nothing(base: Base) -> Handle:
     return Handle(base, Kept(base.unet), {})
 
 
+AS_OURS = "as ours"
 WORD_RATE = 5e-3  # of embeddings beside a peer
 
 
@@ -166,7 +168,9 @@ def _with_words(name: str, attach: Callable[[Base], Handle], rate: float, vector
 
 def _as_ours(method: Method) -> Method:
     """A peer trained and drawn as atomdiff does it: what is left is what its numbers are."""
-    return replace(method, name=f"{method.name}, as ours", course=TOOL_COURSE, called=True)
+    name = f"{method.name}, {AS_OURS}"
+    course = urlencode(vars(TOOL_COURSE))
+    return replace(method, name=name, family=AS_OURS, recipe=course, course=TOOL_COURSE, called=True)
 
 
 BASE = Method("base", _nothing, 0.0, "reference")
