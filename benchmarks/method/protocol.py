@@ -43,10 +43,10 @@ DICTIONARIES = ("_modules", "_parameters", "_buffers")  # what adding or replaci
 @dataclass(frozen=True)
 class Method:
     """`attach` gives a base its trainable numbers. `rate` is where the search of a learning rate starts, 0
-    where nothing is trained. `family` is ours, peer, as ours or reference; `precisions` are the number formats
-    of its files, each judged by itself after one training. `recipe` is what else tells results apart that were
-    made under one name. `drawn` is what of the drawing is unlike the others'; what a peer learnt acts on all
-    that is drawn, as by its library, or with `called` as atomdiff's concepts do."""
+    where nothing is trained. `family` is ours, peer, as ours or reference; `precisions` are the number
+    formats of its files, each judged by itself after one training. `recipe` is what else tells results apart
+    that were made under one name. `drawn` is what of the drawing is unlike the others'; what a peer learnt
+    acts on all that is drawn, as by its library, or with `called` as atomdiff's concepts do."""
 
     name: str
     attach: Callable[[Base], Handle]
