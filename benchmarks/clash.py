@@ -4,7 +4,8 @@
 
 For every two of the concepts, how far the pictures of the one's prompt move when the other is loaded too, at
 the same seeds, and how like its subject the judge finds them: once with both called by one word, as the
-subjects were trained, and once with the other called by a word that the prompt does not hold. Then the same
+subjects were trained, and once with the other called by a word that the prompt does not hold, but acting all
+the same, as in a prompt that calls both. Then the same
 with others of which a share is the concept itself, for overlaps that no two subjects have. Concepts of the
 pocket model in outputs/ are used where they were trained on its present weights; if fewer than two are, they
 are trained now. With --check the exit status is 1 if what is warned of does no more harm than the rest.
@@ -103,7 +104,7 @@ def without_word(concept: Concept) -> Concept:
 
 def pictures_of(base: Base, prompt: str, concepts: list[Concept], count: int) -> list[Image.Image]:
     prompts = [f"{prompt} {world.CONTEXTS[CONTEXTS[i % len(CONTEXTS)]]}" for i in range(count)]
-    return draw(base, prompts, concepts=concepts, seed=70, steps=20)
+    return draw(base, prompts, concepts=concepts, seed=70, steps=20, always=True)
 
 
 def cases_of(base: Base, concepts: list[Concept], count: int) -> list[Case]:

@@ -33,7 +33,6 @@ BRANCHES = ("conditional", "both")
 WHOLE = (0.0, 1.0)
 Span = tuple[float, float]
 Weights = dict[nn.Module, nn.Parameter]
-Forward = Callable[..., tuple[Tensor]]
 Negatives = Callable[[int], dict[str, Any]]
 """From a number of pictures to what the pipeline is told of their negative prompts."""
 
@@ -89,81 +88,67 @@ def folded(
     branches: str,
     span: Span = WHOLE,
 ) -> Iterator[None]:
-    """Within: concepts are folded into the UNet, as `inject.fold` does, but outside of `span` it computes
-    with the weights as they were. So it does on the conditional branch alone for the first half of a guided
-    batch, the negative prompts: two passes of half the size in place of one."""
+    """Within: concepts are folded into the UNet, as `inject.fold` does, but outside of `span` its layers
+    compute with the weights as they were. So they do on the conditional branch alone for the first half of a
+    guided batch, the negative prompts."""
     unet = base.unet
     pristine = _weights(unet)
-    with fold(unet, deltas):
+    with fold(unet, deltas), contextlib.ExitStack() as stack:
         moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
-        if (branches == "both" and span == WHOLE) or not moved:
-            yield
-            return
-        whole, plain = unet.forward, _with({layer: pristine[layer] for layer in moved}, moved, unet.forward)
-        guided = whole if branches == "both" else halved(base, plain, whole)
-        unet.forward = guided if span == WHOLE else _between(base, span, plain, guided)
-        try:
-            yield
-        finally:
-            del unet.forward  # the method of its class is there again
+        if moved and (branches, span) != ("both", WHOLE):
+            step = _Step(base, branches, span)
+            stack.callback(unet.register_forward_pre_hook(step.begin).remove)
+            for layer, own in moved.items():
+                stack.enter_context(_by_parts(layer, pristine[layer], own, step))
+        yield
 
 
-def _with(weights: Weights, usual: Weights, forward: Forward) -> Forward:
-    """The forward with these weights; afterwards the usual ones are there again."""
+class _Step:
+    """Which part of the batch of a step concepts act on."""
 
-    def computed(*args: Any, **kwargs: Any) -> tuple[Tensor]:
-        _set(weights)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            _set(usual)
+    def __init__(self, base: Base, branches: str, span: Span) -> None:
+        self._pipe, self._branches, self._span = base.pipe, branches, span
+        self._last = int(base.scheduler.config.num_train_timesteps) - 1
+        self._within = True
 
-    return computed
+    def begin(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
+        """Hears of (latents, timestep, ...) before the UNet does."""
+        self._within = self._span[0] <= 1 - float(args[1]) / self._last <= self._span[1]
 
-
-def _between(base: Base, span: Span, outside: Forward, inside: Forward) -> Forward:
-    """The UNet's forward as the pipelines call it, by how far the picture is."""
-    last = int(base.scheduler.config.num_train_timesteps) - 1
-
-    def forward(sample: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        acts = span[0] <= 1 - float(timestep) / last <= span[1]
-        return (inside if acts else outside)(sample, timestep, *args, **kwargs)
-
-    return forward
+    def first(self, count: int) -> int:
+        """Of `count` rows, negative prompts first, the first that concepts act on."""
+        if not self._within:
+            return count
+        guided = self._branches == "conditional" and self._pipe.do_classifier_free_guidance
+        return count // 2 if guided else 0
 
 
-def halved(base: Base, negative: Forward, conditional: Forward) -> Forward:
-    """The UNet's forward as the pipelines call it, by one function for the first half of a guided batch and
-    another for the second."""
+@contextlib.contextmanager
+def _by_parts(layer: nn.Module, plain: nn.Parameter, own: nn.Parameter, step: _Step) -> Iterator[None]:
+    """Within: the layer computes with `plain` on the rows before `step.first`, and on the others as it is."""
+    usual = layer.forward
 
-    def forward(
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-        **others: Any,
-    ) -> tuple[Tensor]:
-        def half(which: int) -> Tensor:
-            added = {key: value.chunk(2)[which] for key, value in (added_cond_kwargs or {}).items()}
-            x, words = sample.chunk(2)[which], encoder_hidden_states.chunk(2)[which]
-            own = (negative, conditional)[which]
-            return own(x, timestep, words, added_cond_kwargs=added or None, **others)[0]
+    def computed(rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        first = step.first(len(rows))
+        parts = []
+        for weight, some in ((plain, rows[:first]), (own, rows[first:])):
+            if len(some):
+                layer._parameters["weight"] = weight
+                parts.append(usual(some, *args, **kwargs))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-        if base.pipe.do_classifier_free_guidance:
-            return (torch.cat([half(0), half(1)]),)
-        return conditional(
-            sample, timestep, encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **others
-        )
-
-    return forward
+    replaced = vars(layer).get("forward")
+    layer.forward = computed
+    try:
+        yield
+    finally:
+        layer._parameters["weight"] = own
+        del layer.forward  # the method of its class is there again
+        if replaced is not None:
+            layer.forward = replaced
 
 
 def _weights(unet: nn.Module) -> Weights:
     """Layer -> the Parameter that is its weight now."""
     held = {layer: layer._parameters.get("weight") for layer in unet.modules()}
     return {layer: weight for layer, weight in held.items() if weight is not None}
-
-
-def _set(weights: Weights) -> None:
-    for layer, weight in weights.items():
-        layer._parameters["weight"] = weight

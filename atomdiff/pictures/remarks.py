@@ -35,17 +35,18 @@ def before_drawing(
     from atomdiff.models.base import truncated_part
     from atomdiff.models.token import calls, readings, spoken
 
-    for concept, _ in weighted:
+    acting = [item for item in weighted if always or calls(prompt, item[0].trigger)]
+    for concept, strength in weighted:
         cousin = concept.check_base(base.passport)
         if cousin:
             yield Remark(cousin)
-        if not (always or calls(prompt, concept.trigger)):
+        if (concept, strength) not in acting:
             yield Remark(
                 f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "
                 "therefore does not act on it."
             )
-    yield from clashes(weighted)
-    known = readings(base, [(concept, of_words(strength)) for concept, strength in weighted])
+    yield from clashes(acting)
+    known = readings(base, [(concept, of_words(strength)) for concept, strength in acting])
     for what, text in (("prompt", prompt), ("negative prompt", negative)):
         cut = truncated_part(base, spoken(text, known))
         if cut:

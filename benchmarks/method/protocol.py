@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, calls
-from atomdiff.pictures.acting import halved
 from atomdiff.training.settings import TrainingSettings
 
 from ..court import Drawing
@@ -179,11 +178,37 @@ class Called(Drawing):
             with self.handle.zeroed():
                 return whole(*args, **kwargs)
 
-        base.unet.forward = halved(base, plain, whole)
+        base.unet.forward = _halved(base, plain, whole)
         try:
             yield
         finally:
             del base.unet.forward
+
+
+def _halved(base: Base, negative: Callable[..., Any], conditional: Callable[..., Any]) -> Callable[..., Any]:
+    """The UNet's forward as the pipelines call it, by one function for the first half of a guided batch and
+    another for the second."""
+
+    def forward(
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: dict[str, Tensor] | None = None,
+        **others: Any,
+    ) -> tuple[Tensor]:
+        def half(which: int) -> Tensor:
+            added = {key: value.chunk(2)[which] for key, value in (added_cond_kwargs or {}).items()}
+            x, words = sample.chunk(2)[which], encoder_hidden_states.chunk(2)[which]
+            own = (negative, conditional)[which]
+            return own(x, timestep, words, added_cond_kwargs=added or None, **others)[0]
+
+        if base.pipe.do_classifier_free_guidance:
+            return (torch.cat([half(0), half(1)]),)
+        return conditional(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **others
+        )
+
+    return forward
 
 
 def fingerprint(model: nn.Module) -> str:
