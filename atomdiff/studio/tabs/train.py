@@ -27,7 +27,7 @@ LABELS = {
     "linear_atoms": "Atoms of attention",
     "train_token": "Train the trigger word too",
     "num_vectors": "Vectors of the trigger word",
-    "with_prior_preservation": "Keep the class as it is",
+    "with_prior_preservation": "Train on class pictures too",
     "random_flip": "Mirror pictures at random",
     "learning_rate": "Learning rate of convolutions",
     "linear_learning_rate": "Learning rate of attention",
