@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
+from atomdiff.pictures.acting import USUAL
 from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
@@ -41,7 +42,7 @@ class Drawing:
     steps: int = 25
     batch: int = 16
     branches: str = "conditional"
-    span: tuple[float, float] = (0.0, 1.0)
+    span: tuple[float, float] = USUAL
     always: bool = False
 
     def __call__(

@@ -83,6 +83,15 @@ def test_the_base_is_the_one_that_the_concept_names(tmp_path, tiny_folder, conce
     assert found.exit_code == 0, found.output
 
 
+def test_the_usual_span_is_that_of_the_library():
+    from inspect import signature
+
+    from atomdiff.cli.draw import generate
+    from atomdiff.pictures.acting import USUAL
+
+    assert signature(generate).parameters["span"].default == USUAL
+
+
 def test_notes_about_a_missing_trigger_a_long_prompt_and_a_cousin(tmp_path, tiny_folder, concept_file):
     done = run(
         "generate", "--concept", concept_file, "dog " * 75 + "on the beach", "--out", tmp_path / "x.png",

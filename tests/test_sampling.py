@@ -18,7 +18,7 @@ from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.models.base import Base
 from atomdiff.models.token import token_ids
-from atomdiff.pictures import generation_text, sampling, sheets
+from atomdiff.pictures import acting, generation_text, sampling, sheets
 from atomdiff.pictures.sampling import CousinWarning, draw
 
 QUICK = {"steps": 2, "guidance": 2.0}
@@ -163,13 +163,15 @@ def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
             handle.remove()
         return answers
 
-    plain, whole = noises(), noises(concepts=[concept])
-    late, early = (noises(concepts=[concept], span=span) for span in ((0.6, 1.0), (0.0, 0.6)))
+    plain, whole = noises(), noises(concepts=[concept], span=acting.WHOLE)
+    late, early = (noises(concepts=[concept], span=span) for span in ((0.75, 1.0), (0.0, 0.7)))
     assert torch.equal(late[0], plain[0]) and torch.equal(late[1], plain[1])
     assert not torch.equal(late[2], plain[2])
     assert torch.equal(early[0], whole[0]) and torch.equal(early[1], whole[1])
     assert not torch.equal(early[2], whole[2])
     assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
+    usual = noises(concepts=[concept])  # of few steps, all are those of the concept
+    assert all(torch.equal(one, other) for one, other in zip(usual, whole, strict=True))
     never = draw(base, "a sks dog", concepts=[(concept, 0)], span=(0.3, 1.0), steps=2)
     assert np.array_equal(pixels(never[0]), pixels(draw(base, "a sks dog", steps=2)[0]))
     early_on_both = {"branches": "both", "span": (0.0, 0.6)}

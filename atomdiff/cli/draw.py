@@ -65,10 +65,10 @@ def generate(
         tuple[float, float],
         typer.Option(
             metavar="FROM UNTIL",
-            help="When concepts act: 0 is the noise at the start, 1 the picture; 0.2 1 leaves the layout to "
-            "the base.",
+            help="When concepts act: 0 is the noise at the start, where the base lays the picture out, 1 the "
+            "finished picture.",
         ),
-    ] = (0.0, 1.0),
+    ] = (0.17, 1.0),  # acting.USUAL, which would bring torch along
     always: Annotated[
         bool, typer.Option("--always", help="Let concepts act though the prompt does not say their trigger.")
     ] = False,

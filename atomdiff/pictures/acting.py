@@ -7,8 +7,8 @@ branch alone,
 
 so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
 encoders read it. Training then need not keep ε(n) where it was. A span (a, b) lets concepts act on the UNet
-while 1 - t/T is from a to b: 0 is pure noise, where a picture is laid out, 1 the finished picture. A learned
-trigger is read in any case.
+in the steps that lie, at least in part, between a and b on the way from pure noise, 0, where a picture is
+laid out, to the finished picture, 1; it is measured by 1 - t/T. A learned trigger is read in any case.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 BRANCHES = ("conditional", "both")
 WHOLE = (0.0, 1.0)
+USUAL = (0.17, 1.0)  # the layout left to the base: prompts are followed better, and subjects are as alike
 Span = tuple[float, float]
 Weights = dict[nn.Module, nn.Parameter]
 Negatives = Callable[[int], dict[str, Any]]
@@ -96,14 +97,14 @@ def folded(
     with fold(unet, deltas), contextlib.ExitStack() as stack:
         moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
         if moved and (branches, span) != ("both", WHOLE):
-            step = _Step(base, branches, span)
+            step = Step(base, branches, span)
             stack.callback(unet.register_forward_pre_hook(step.begin).remove)
             for layer, own in moved.items():
                 stack.enter_context(_by_parts(layer, pristine[layer], own, step))
         yield
 
 
-class _Step:
+class Step:
     """Which part of the batch of a step concepts act on."""
 
     def __init__(self, base: Base, branches: str, span: Span) -> None:
@@ -113,7 +114,10 @@ class _Step:
 
     def begin(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
         """Hears of (latents, timestep, ...) before the UNet does."""
-        self._within = self._span[0] <= 1 - float(args[1]) / self._last <= self._span[1]
+        time, times = float(args[1]), self._pipe.scheduler.timesteps
+        after = max((float(t) for t in times if t < time), default=0.0)
+        start, end = 1 - time / self._last, 1 - after / self._last
+        self._within = start < self._span[1] and end > self._span[0]
 
     def first(self, count: int) -> int:
         """Of `count` rows, negative prompts first, the first that concepts act on."""
@@ -124,7 +128,7 @@ class _Step:
 
 
 @contextlib.contextmanager
-def _by_parts(layer: nn.Module, plain: nn.Parameter, own: nn.Parameter, step: _Step) -> Iterator[None]:
+def _by_parts(layer: nn.Module, plain: nn.Parameter, own: nn.Parameter, step: Step) -> Iterator[None]:
     """Within: the layer computes with `plain` on the rows before `step.first`, and on the others as it is."""
     usual = layer.forward
 

@@ -22,7 +22,7 @@ from atomdiff.core.blocks import Strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.models import loading, token
 from atomdiff.models.base import Base
-from atomdiff.pictures.acting import BRANCHES, WHOLE, Negatives, Span, acting, groups
+from atomdiff.pictures.acting import BRANCHES, USUAL, Negatives, Span, acting, groups
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,7 +74,7 @@ class DrawSettings:
     size: tuple[int, int]
     sampler: str
     branches: str = "conditional"
-    span: Span = WHOLE
+    span: Span = USUAL
     always: bool = False
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ def draw(
     sampler: str = "dpm++",
     batch_size: int | None = None,
     branches: str = "conditional",
-    span: Span = WHOLE,
+    span: Span = USUAL,
     always: bool = False,
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
@@ -130,8 +130,8 @@ def draw(
     may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`. At strength 0,
     or not called, the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and height)
     and `batch_size` have defaults by the base. Concepts act on the prompt's side of guidance alone, and what
-    it steers away from is the plain base; with `branches` "both", on both. Outside of `span`, which goes from
-    noise, 0, to the finished picture, 1, they do not act on the UNet.
+    it steers away from is the plain base; with `branches` "both", on both. Outside of `span`, on the way from
+    noise, 0, to the finished picture, 1, they do not act on the UNet: the layout is the base's.
 
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
@@ -183,7 +183,7 @@ def draw_settings(
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
     branches: str = "conditional",
-    span: Span = WHOLE,
+    span: Span = USUAL,
     always: bool = False,
 ) -> DrawSettings:
     """The settings with the base's own defaults filled in."""
@@ -219,7 +219,7 @@ def parameters_text(
         fields["Concepts"] = _quoted(", ".join(used))
         if settings.branches != "conditional":
             fields["Concept branches"] = settings.branches
-        if settings.span != WHOLE:
+        if settings.span != USUAL:
             fields["Concept span"] = "-".join(f"{end:g}" for end in settings.span)
         if settings.always:
             fields["Concepts always"] = "yes"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from urllib.parse import urlencode
 
 import torch
 from safetensors.torch import load, save
@@ -19,7 +18,7 @@ from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, added
 
 from .peers import ATTENTION, lora, uni_lora
-from .protocol import TOOL_COURSE, TRIGGER, Handle, Kept, Method
+from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 
 def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:
@@ -169,8 +168,7 @@ def _with_words(name: str, attach: Callable[[Base], Handle], rate: float, vector
 def _as_ours(method: Method) -> Method:
     """A peer trained and drawn as atomdiff does it: what is left is what its numbers are."""
     name = f"{method.name}, {AS_OURS}"
-    course = urlencode(vars(TOOL_COURSE))
-    return replace(method, name=name, family=AS_OURS, recipe=course, course=TOOL_COURSE, called=True)
+    return replace(method, name=name, family=AS_OURS, recipe=AS_TOOL, course=TOOL_COURSE, called=True)
 
 
 BASE = Method("base", _nothing, 0.0, "reference")

@@ -23,7 +23,7 @@ from atomdiff.training.loop import spec_of
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.suiting import POCKET
 
-from .protocol import TOOL_COURSE, TRIGGER, Handle, Kept, Method
+from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
@@ -93,7 +93,7 @@ class Concepts(Handle):
 
 
 def _method(name: str, spec: AtomSpec, vectors: int, rate: float, precisions: tuple[str, ...]) -> Method:
-    text = f"{recipe(spec, vectors)}&{urlencode(vars(TOOL_COURSE))}"
+    text = f"{recipe(spec, vectors)}&{AS_TOOL}"
     return Method(
         name, lambda base: Concepts(base, spec, vectors), rate, "ours", precisions, text, TOOL_COURSE
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlencode
 
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, calls
+from atomdiff.pictures.acting import USUAL, Step
 from atomdiff.training.settings import TrainingSettings
 
 from ..court import Drawing
@@ -36,6 +38,8 @@ CLASSIC = Course(with_prior_preservation=True, lr_scheduler="constant", snr_gamm
 """DreamBooth's own, which keeps the class: for what acts on every prompt."""
 TOOL_COURSE = Course(*(getattr(TrainingSettings, item.name) for item in fields(Course)))
 """That of atomdiff, whose concepts act on the prompts that call them, on the conditional branch."""
+AS_TOOL = urlencode(vars(TOOL_COURSE) | {"span": "-".join(map(str, USUAL))})
+"""What tells results apart of what is trained and drawn as the tool does it."""
 DICTIONARIES = ("_modules", "_parameters", "_buffers")  # what adding or replacing a layer writes to
 
 
@@ -157,8 +161,8 @@ class Handle:
 
 @dataclass(frozen=True)
 class Called(Drawing):
-    """Draws what a handle learnt as atomdiff draws a concept: for prompts that say the trigger, and on the
-    conditional branch of guidance."""
+    """Draws what a handle learnt as atomdiff draws a concept, on a base without pooled embeddings: for
+    prompts that say the trigger, on the conditional branch of guidance, within the span."""
 
     handle: Handle | None = None
 
@@ -171,44 +175,24 @@ class Called(Drawing):
 
     @contextmanager
     def _conditional(self, base: Base) -> Iterator[None]:
-        whole = base.unet.forward
+        whole, step = base.unet.forward, Step(base, self.branches, self.span)
 
-        def plain(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+        def forward(sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any) -> Any:
             assert self.handle
-            with self.handle.zeroed():
-                return whole(*args, **kwargs)
+            step.begin(base.unet, (sample, timestep))
+            first, made = step.first(len(sample)), []
+            if first:
+                with self.handle.zeroed():
+                    made += whole(sample[:first], timestep, encoder_hidden_states[:first], **others)
+            if first < len(sample):
+                made += whole(sample[first:], timestep, encoder_hidden_states[first:], **others)
+            return (torch.cat(made),)
 
-        base.unet.forward = _halved(base, plain, whole)
+        base.unet.forward = forward
         try:
             yield
         finally:
             del base.unet.forward
-
-
-def _halved(base: Base, negative: Callable[..., Any], conditional: Callable[..., Any]) -> Callable[..., Any]:
-    """The UNet's forward as the pipelines call it, by one function for the first half of a guided batch and
-    another for the second."""
-
-    def forward(
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        added_cond_kwargs: dict[str, Tensor] | None = None,
-        **others: Any,
-    ) -> tuple[Tensor]:
-        def half(which: int) -> Tensor:
-            added = {key: value.chunk(2)[which] for key, value in (added_cond_kwargs or {}).items()}
-            x, words = sample.chunk(2)[which], encoder_hidden_states.chunk(2)[which]
-            own = (negative, conditional)[which]
-            return own(x, timestep, words, added_cond_kwargs=added or None, **others)[0]
-
-        if base.pipe.do_classifier_free_guidance:
-            return (torch.cat([half(0), half(1)]),)
-        return conditional(
-            sample, timestep, encoder_hidden_states, added_cond_kwargs=added_cond_kwargs, **others
-        )
-
-    return forward
 
 
 def fingerprint(model: nn.Module) -> str:
