@@ -17,7 +17,7 @@ from ..court import CONTEXTS
 from ..report import Target, markdown, write_section, written
 from .handmade import AS_OURS, BASE, FULL
 from .ledger import Outcome
-from .ours import TOOL
+from .ours import EVERYWHERE, TOOL
 from .running import slug, strip_path
 from .tasks import Task
 
@@ -166,7 +166,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    shown = [r for r in rows if r.method not in (BASE.name, FULL.name)]
+    # Likeness is that of the default, whose point it would hide.
+    shown = [r for r in rows if r.method not in (BASE.name, FULL.name, EVERYWHERE.name)]
     high = max([r.drift for r in shown], default=1.0)
     for family, (marker, named) in FAMILIES.items():
         some = [r for r in shown if r.family == family]
