@@ -114,8 +114,8 @@ class Step:
 
     def begin(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
         """Hears of (latents, timestep, ...) before the UNet does."""
-        time, times = float(args[1]), self._pipe.scheduler.timesteps
-        after = max((float(t) for t in times if t < time), default=0.0)
+        time = float(args[1])
+        after = max((t for t in self._pipe.scheduler.timesteps.tolist() if t < time), default=0.0)
         start, end = 1 - time / self._last, 1 - after / self._last
         self._within = start < self._span[1] and end > self._span[0]
 
