@@ -81,7 +81,14 @@ def test_a_concept_is_searched_noted_shared_removed_and_brought_back(page, tmp_p
     page.get_by_role("tab", name="Concepts").click()
     card_of(page, "Rex").click()
     page.locator("#concept-notes button").first.click()
+    name = "document.querySelector('#concept-name input, #concept-name textarea')"
+    page.wait_for_function(f"{name}?.value === 'Rex'")
     field(page, "concept-tags").fill("pets, best")
+    field(page, "concept-words").fill("no such words")
+    page.get_by_text("Nothing found").wait_for()
+    assert field(page, "concept-tags").input_value() == "pets, best"  # an answer takes nothing typed away
+    field(page, "concept-words").fill("")
+    card_of(page, "Rex").wait_for()
     page.locator("#concept-note").click()
     page.locator("#cards [data-tag=best]").click()
     page.wait_for_function("document.querySelectorAll('#cards [data-id]').length === 1")

@@ -150,14 +150,14 @@ def _connect_looking(page: Page) -> None:
     at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
 
     def look(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return listed(studio, words, limit, chosen, base)
+        return listed(studio, words, limit, chosen, base, again=True)
 
     def rescan(words: str, limit: int, chosen: str, base: str) -> list[Any]:
         studio.concepts(scan=True)
-        return listed(studio, words, limit, chosen, base)
+        return listed(studio, words, limit, chosen, base, again=True)
 
     def more(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return listed(studio, words, limit + A_PAGE, chosen, base)
+        return listed(studio, words, limit + A_PAGE, chosen, base, again=True)
 
     def choose(words: str, limit: int, base: str, event: gr.EventData) -> list[Any]:
         return [*listed(studio, words, limit, str(getattr(event, "id", "")), base), ""]
@@ -262,8 +262,14 @@ def known(studio: Studio) -> int:
     return hash(tuple(sorted((entry.id, entry.title) for entry in studio.concepts()))) or 1
 
 
-def listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str) -> list[Any]:
-    """Values for `shown`: the cards that have the words, and what is told of the chosen one."""
+def listed(
+    studio: Studio, words: str | None, limit: int, chosen: str, base: str, again: bool = False
+) -> list[Any]:
+    """Values for `shown`: the cards that have the words, and what is told of the chosen one.
+
+    `again` is for an answer to anything but a choice: it may come after someone has chosen another card or
+    has begun to type a name, and must undo neither.
+    """
     everything = studio.concepts()
     entries = shelf.found(studio, words or "")
     one = next((entry for entry in everything if entry.id == chosen), None)
@@ -279,10 +285,15 @@ def listed(studio: Studio, words: str | None, limit: int, chosen: str, base: str
         gr.update(visible=bool(removed)),
         gr.update(choices=removed, value=removed[0][1] if removed else None),
         limit,
-        one.id if one else "",
+        gr.skip() if one and again else one.id if one else "",
         gr.update(visible=one is not None),
-        *_told(studio, one, base),
+        *(_told_again(one, base) if one and again else _told(studio, one, base)),
     ]
+
+
+def _told_again(entry: Entry, base: str) -> list[Any]:
+    """Values for `_of_one` where only what is told of its base may have changed."""
+    return [shelf.about(entry, base), *[gr.skip()] * 6]
 
 
 def _told(studio: Studio, entry: Entry | None, base: str) -> list[Any]:
