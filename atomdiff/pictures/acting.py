@@ -7,8 +7,10 @@ branch alone,
 
 so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
 encoders read it. Training then need not keep ε(n) where it was. A span (a, b) lets concepts act on the UNet
-in the steps that lie, at least in part, between a and b on the way from pure noise, 0, where a picture is
-laid out, to the finished picture, 1; it is measured by 1 - t/T. A learned trigger is read in any case.
+in the steps that lead to a place in (a, b] on the way from pure noise, 0, where a picture is laid out, to the
+finished picture, 1; it is measured by 1 - t/T. The usual span leaves the layout to the base, and the last
+step, which takes away the last noise: guidance makes too much there of what a concept adds, and what its
+subject was never seen with, a hat, say, is lost. A learned trigger is read in any case.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 BRANCHES = ("conditional", "both")
 WHOLE = (0.0, 1.0)
-USUAL = (0.17, 1.0)  # the layout left to the base: prompts are followed better, and subjects are as alike
+USUAL = (0.17, 0.99)  # without layout and last step: prompts are followed better, and subjects are as alike
 Span = tuple[float, float]
 Weights = dict[nn.Module, nn.Parameter]
 Negatives = Callable[[int], dict[str, Any]]
@@ -114,10 +116,9 @@ class Step:
 
     def begin(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
         """Hears of (latents, timestep, ...) before the UNet does."""
-        time = float(args[1])
-        after = max((t for t in self._pipe.scheduler.timesteps.tolist() if t < time), default=0.0)
-        start, end = 1 - time / self._last, 1 - after / self._last
-        self._within = start < self._span[1] and end > self._span[0]
+        time, times = float(args[1]), set(self._pipe.scheduler.timesteps.tolist())
+        reached = 1 - max((t for t in times if t < time), default=0.0) / self._last
+        self._within = self._span[0] < reached <= self._span[1] or len(times) == 1  # the only step is theirs
 
     def first(self, count: int) -> int:
         """Of `count` rows, negative prompts first, the first that concepts act on."""

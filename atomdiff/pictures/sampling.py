@@ -130,8 +130,9 @@ def draw(
     may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`. At strength 0,
     or not called, the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and height)
     and `batch_size` have defaults by the base. Concepts act on the prompt's side of guidance alone, and what
-    it steers away from is the plain base; with `branches` "both", on both. Outside of `span`, on the way from
-    noise, 0, to the finished picture, 1, they do not act on the UNet: the layout is the base's.
+    it steers away from is the plain base; with `branches` "both", on both. They act on the UNet in the steps
+    that lead to a place in `span`, on the way from noise, 0, to the finished picture, 1: without more said,
+    the layout and the last step are the base's.
 
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
