@@ -146,6 +146,18 @@ def test_a_run_goes_on_after_a_kill(bench, monkeypatch):
     assert Ledger(bench.ledger.path, {"steps": 2}).outcomes == {}
 
 
+def test_what_differs_in_its_drawing_alone_is_trained_once(bench, monkeypatch):
+    trained = []
+    monkeypatch.setattr(running, "train", lambda *given: (trained.append(given), train(*given))[1])
+    (task,), pair = tasks.subjects(1), chosen(["atomdiff's default", "the same, on every prompt"])
+    called, everywhere = (bench.run(method, task, 0, 1e-1)["int4"] for method in pair)
+    assert len(trained) == 1 and called.step == everywhere.step
+    assert called.figures["drift"] == 0 and everywhere.figures["drift"] != 0
+    assert called.figures["identity"] == everywhere.figures["identity"]
+    bench.run(pair[0], task, 1, 1e-1)
+    assert len(trained) == 2
+
+
 def test_a_training_that_broke_is_a_result_too(bench, monkeypatch):
     def broken(handle, *rest):
         with torch.no_grad():

@@ -124,6 +124,7 @@ TOOL = _method(
     DEFAULT.learning_rate,
     (DEFAULT.precision,),
 )
+TOOL = replace(TOOL, training=TOOL.name)
 EVERYWHERE = replace(TOOL, name="the same, on every prompt", drawn={"always": True})
 OURS = (
     TOOL,

@@ -49,7 +49,8 @@ class Method:
     where nothing is trained. `family` is ours, peer, as ours or reference; `precisions` are the number
     formats of its files, each judged by itself after one training. `recipe` is what else tells results apart
     that were made under one name. `drawn` is what of the drawing is unlike the others'; what a peer learnt
-    acts on all that is drawn, as by its library, or with `called` as atomdiff's concepts do."""
+    acts on all that is drawn, as by its library, or with `called` as atomdiff's concepts do. Methods of one
+    `training` differ in their drawing alone."""
 
     name: str
     attach: Callable[[Base], Handle]
@@ -60,6 +61,7 @@ class Method:
     course: Course = CLASSIC
     called: bool = False
     drawn: Mapping[str, Any] = field(default_factory=dict)
+    training: str = ""
 
     def label(self, precision: str) -> str:
         """The name of a row."""

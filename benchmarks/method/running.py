@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from atomdiff.errors import ConceptError, SettingsError, TrainingError
 from atomdiff.formats.files import write_atomically
@@ -43,6 +45,7 @@ class Bench:
     out: Path
     _weights: str = ""
     _floor: float = 0.0
+    _trained: dict[tuple[str, str, int, float], tuple[dict[str, Tensor], float]] = field(default_factory=dict)
     _known: dict[str, tuple[TrainingData, Court | StyleCourt]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,10 +64,9 @@ class Bench:
         case = next(iter(cases.values()))
         handle = method.attach(self.base)
         try:
-            trained = train(handle, data, self.steps, self.batch, case.seed, case.rate, method.course)
+            step = self._train(method, case, handle, data)
             own = replace(self.drawing, **method.drawn)
             court.drawing = Called(**vars(own), handle=handle) if method.called else own
-            step = trained.step_seconds / self._floor
             for precision, this in cases.items():
                 try:
                     file = handle.to_bytes(precision)
@@ -80,6 +82,21 @@ class Bench:
             gc.collect()  # adapters hold their layers and these the adapters
         if fingerprint(self.base.unet) != self._weights:
             raise TrainingError(f"{method.name} did not give the base back as it was; its result is void.")
+
+    def _train(self, method: Method, case: Case, handle: Handle, data: TrainingData) -> float:
+        """Trains, or takes up what a method of the same training came to; a step's cost, as a multiple."""
+        key = method.training, case.task, case.seed, case.rate
+        if method.training and key in self._trained:
+            numbers, step = self._trained[key]
+            with torch.no_grad():
+                for name, values in numbers.items():
+                    handle.trained[name].copy_(values)
+            return step
+        trained = train(handle, data, self.steps, self.batch, case.seed, case.rate, method.course)
+        step = trained.step_seconds / self._floor
+        if method.training:
+            self._trained[key] = {name: p.detach().clone() for name, p in handle.trained.items()}, step
+        return step
 
     def _prepared(self, task: Task) -> tuple[TrainingData, Court | StyleCourt]:
         if task.name not in self._known:
