@@ -36,7 +36,7 @@ Figures = dict[str, float]
 @dataclass(frozen=True)
 class Drawing:
     """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, and on what concepts
-    act (see `draw`)."""
+    act, and how strongly (see `draw`)."""
 
     each: int = 8
     steps: int = 25
@@ -44,6 +44,7 @@ class Drawing:
     branches: str = "conditional"
     span: tuple[float, float] = USUAL
     always: bool = False
+    strength: float = 1.0
 
     def __call__(
         self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
@@ -52,7 +53,7 @@ class Drawing:
         return draw(
             base,
             prompts,
-            concepts=concepts,
+            concepts=[(concept, self.strength) for concept in concepts],
             count=self.each * times,
             seed=seed,
             steps=self.steps,

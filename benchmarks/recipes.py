@@ -28,7 +28,7 @@ from .court import Drawing, Figures
 from .method.ledger import Case, Ledger, Outcome
 from .method.tasks import Task
 
-VERSION = 3  # to be raised when the training or the figures change what a result means
+VERSION = 4  # to be raised when the training or the figures change what a result means
 BASE = "base"
 
 
@@ -60,12 +60,7 @@ class Bench:
         seat = pocket.path() / "judge.safetensors"
         self.base, self.judge = load_base("pocket"), Judge.load(seat)
         self.out, self.drawing, self.options = out, drawing, dict(options)
-        setup = {
-            "version": VERSION,
-            "each": drawing.each,
-            "draw_steps": drawing.steps,
-            "options": self.options,
-        }
+        setup = {"version": VERSION, "drawing": repr(replace(drawing, batch=1)), "options": self.options}
         setup |= {"base": self.base.passport.sketch_text(), "judge": sha256(seat.read_bytes()).hexdigest()}
         self.ledger = Ledger(out / "results.jsonl", setup)
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atomdiff.pictures.acting import USUAL
+
 from .court import CONTEXTS, Drawing
 from .method.tasks import tuning_subjects
 from .recipes import PLAIN, Bench, Recipe
 from .report import Target, machine, markdown, one_sentence, option, show, verdict, write_section, written
 
-COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "leak", "drift")
+COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "accessory", "leak", "drift")
 HEADERS = ("tried", "bytes", *COLUMNS)
 NOISE = 0.05  # of likeness, taken for chance; `another seed` shows how far off that is
 HALF, TWICE = 5e-3, 2e-2  # of the usual rate, of Dc as of the trigger
@@ -30,8 +32,10 @@ DEFAULT = _tried("the default")
 FREE = (  # what costs neither bytes nor time, so that the default should have it if it helps
     _tried("concept on both branches", {"branches": "both"}),
     _tried("concept on every prompt", {"always": True}),
-    _tried("concept from a fifth of the way on", {"span": (0.2, 1.0)}),
-    _tried("concept until four fifths", {"span": (0.0, 0.8)}),
+    _tried("concept from the first step on", {"span": (0.0, USUAL[1])}),
+    _tried("concept in the last step too", {"span": (USUAL[0], 1.0)}),
+    _tried("concept until four fifths", {"span": (USUAL[0], 0.8)}),
+    _tried("concept at strength 0.7", {"strength": 0.7}),
     _tried("one vector for the trigger", num_vectors=1),
     _tried("no learned trigger", train_token=False),
     _tried("k, v and out alone", linear_atoms="attn2_kvo"),
@@ -92,7 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for recipe in (PLAIN, *tricks):
         size, figures = bench.mean(recipe, tasks)
-        rows.append((recipe.name, f"{size:,.0f}", *(f"{figures[key]:.2f}" for key in COLUMNS)))
+        rows.append(
+            (
+                recipe.name,
+                f"{size:,.0f}",
+                *(f"{figures[key]:.2f}" if key in figures else "" for key in COLUMNS),
+            )
+        )
     title = f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures of {a.draw_steps} steps"
     show(title, HEADERS, rows)
     if a.docs:
