@@ -80,7 +80,8 @@ VARIANTS = {
     "atoms": _atoms(CONV_ATOMS, "auto"),
     "atoms, map form": _atoms(CONV_ATOMS, "map"),
     "atoms, weight form": _atoms(CONV_ATOMS, "weight"),
-    "atoms + Dc (default)": _atoms(spec_of(TrainingSettings()), "auto"),
+    "atoms + Dc": _atoms(AtomSpec(linear_atoms="attn2"), "auto"),
+    "Dc on cross-attention (default)": _atoms(spec_of(TrainingSettings()), "auto"),
     "LoRA r=4, attention": _lora(ATTENTION),
     "LoRA r=4, convs": _lora(SPATIAL),
 }
