@@ -113,12 +113,12 @@ def with_token(base: Base, concept: Concept) -> Concept:
     return replace(concept, atoms={**concept.atoms, **vectors})
 
 
-def first_noise(base: Base, **settings: Any) -> tuple[torch.Tensor, ...]:
-    """What the UNet answers at the first step for the negative prompts, and for the prompts."""
+def first_noise(base: Base, steps: int = 2, **settings: Any) -> tuple[torch.Tensor, ...]:
+    """What the UNet answers at the first step of so many for the negative prompts, and for the prompts."""
     answers: list[torch.Tensor] = []
     handle = base.unet.register_forward_hook(lambda unet, args, out: answers.append(out[0]))
     try:
-        draw(base, "a sks dog", count=2, steps=1, guidance=3.0, negative="sks rain", **settings)
+        draw(base, "a sks dog", count=2, steps=steps, guidance=3.0, negative="sks rain", **settings)
     finally:
         handle.remove()
     return answers[0].chunk(2)
@@ -136,6 +136,18 @@ def test_on_the_conditional_branch_alone_the_other_one_is_the_plain_base(tiny_ba
     assert min(float((both[i] - plain[i]).abs().max()) for i in (0, 1)) > 1e-2
     assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
     assert not any("forward" in vars(layer) for layer in base.unet.modules())
+
+
+def test_in_the_last_step_what_guidance_amplifies_is_halved(base):
+    """A picture of one step has no other."""
+    concept = concept_for(base)
+    last = first_noise(base, 1, concepts=[concept])
+    half, whole = (
+        first_noise(base, 1, concepts=[(concept, s)], branches="both", span=acting.WHOLE) for s in (0.5, 1.0)
+    )
+    torch.testing.assert_close(last[0], first_noise(base, 1)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last[1], half[1], rtol=1e-4, atol=1e-5)
+    assert float((whole[1] - half[1]).abs().max()) > 1e-2
 
 
 def test_the_conditional_branch_without_guidance_or_strength(base):
@@ -158,7 +170,7 @@ def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
         answers: list[torch.Tensor] = []
         handle = base.unet.register_forward_hook(lambda unet, args, out: answers.append(out[0]))
         try:
-            draw(base, "a sks dog", **({"steps": 4} | settings))
+            draw(base, "a sks dog", steps=4, **settings)
         finally:
             handle.remove()
         return answers
@@ -170,13 +182,8 @@ def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
     assert torch.equal(early[0], whole[0]) and torch.equal(early[1], whole[1])
     assert not torch.equal(early[2], whole[2])
     assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
-    usual = noises(concepts=[concept])  # of few steps, all but the last are those of the concept
-    assert all(torch.equal(one, other) for one, other in zip(usual[:3], whole[:3], strict=True))
-    last = noises(concepts=[concept], span=(0.0, 0.99))
-    assert torch.equal(last[2], whole[2]) and not torch.equal(last[3], whole[3])
-    assert torch.equal(
-        noises(concepts=[concept], steps=1)[0], noises(concepts=[concept], steps=1, span=acting.WHOLE)[0]
-    )
+    usual = noises(concepts=[concept])  # of few steps, all are those of the concept
+    assert all(torch.equal(one, other) for one, other in zip(usual, whole, strict=True))
     never = draw(base, "a sks dog", concepts=[(concept, 0)], span=(0.3, 1.0), steps=2)
     assert np.array_equal(pixels(never[0]), pixels(draw(base, "a sks dog", steps=2)[0]))
     early_on_both = {"branches": "both", "span": (0.0, 0.6)}

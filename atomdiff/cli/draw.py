@@ -66,9 +66,9 @@ def generate(
         typer.Option(
             metavar="FROM UNTIL",
             help="When concepts act: 0 is the noise at the start, where the base lays the picture out, 1 the "
-            "finished picture; without it all but the first sixth and the last step.",
+            "finished picture; without it all but the first sixth.",
         ),
-    ] = (0.17, 0.99),  # acting.USUAL, which would bring torch along
+    ] = (0.17, 1.0),  # acting.USUAL, which would bring torch along
     always: Annotated[
         bool, typer.Option("--always", help="Let concepts act though the prompt does not say their trigger.")
     ] = False,

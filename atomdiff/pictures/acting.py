@@ -8,9 +8,10 @@ branch alone,
 so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
 encoders read it. Training then need not keep ε(n) where it was. A span (a, b) lets concepts act on the UNet
 in the steps that lead to a place in (a, b] on the way from pure noise, 0, where a picture is laid out, to the
-finished picture, 1; it is measured by 1 - t/T. The usual span leaves the layout to the base, and the last
-step, which takes away the last noise: guidance makes too much there of what a concept adds, and what its
-subject was never seen with, a hat, say, is lost. A learned trigger is read in any case.
+finished picture, 1; it is measured by 1 - t/T. The usual span leaves the layout to the base. The last step,
+which no other puts right, halves what concepts add to the weights on the conditional branch: guidance would
+make too much of it, and of what the subject was never seen with, a hat, say, too little. A learned trigger is
+read in any case.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 BRANCHES = ("conditional", "both")
 WHOLE = (0.0, 1.0)
-USUAL = (0.17, 0.99)  # without layout and last step: prompts are followed better, and subjects are as alike
+USUAL = (0.17, 1.0)  # the layout left to the base: prompts are followed better, and subjects are as alike
+ENDING = 0.99  # a step that leads beyond it is the last
 Span = tuple[float, float]
 Weights = dict[nn.Module, nn.Parameter]
 Negatives = Callable[[int], dict[str, Any]]
@@ -107,39 +109,48 @@ def folded(
 
 
 class Step:
-    """Which part of the batch of a step concepts act on."""
+    """Which part of the batch of a step concepts act on, and `share`, how much of them."""
 
     def __init__(self, base: Base, branches: str, span: Span) -> None:
         self._pipe, self._branches, self._span = base.pipe, branches, span
         self._last = int(base.scheduler.config.num_train_timesteps) - 1
-        self._within = True
+        self._within, self.share = True, 1.0
 
     def begin(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
         """Hears of (latents, timestep, ...) before the UNet does."""
-        time, times = float(args[1]), set(self._pipe.scheduler.timesteps.tolist())
+        time, times = float(args[1]), self._pipe.scheduler.timesteps.tolist()
         reached = 1 - max((t for t in times if t < time), default=0.0) / self._last
-        self._within = self._span[0] < reached <= self._span[1] or len(times) == 1  # the only step is theirs
+        self._within = self._span[0] < reached <= self._span[1]
+        self.share = 0.5 if self._amplified() and reached > ENDING else 1.0
 
     def first(self, count: int) -> int:
         """Of `count` rows, negative prompts first, the first that concepts act on."""
         if not self._within:
             return count
-        guided = self._branches == "conditional" and self._pipe.do_classifier_free_guidance
-        return count // 2 if guided else 0
+        return count // 2 if self._amplified() else 0
+
+    def _amplified(self) -> bool:
+        """Whether guidance multiplies what concepts add."""
+        return self._branches == "conditional" and bool(self._pipe.do_classifier_free_guidance)
 
 
 @contextlib.contextmanager
 def _by_parts(layer: nn.Module, plain: nn.Parameter, own: nn.Parameter, step: Step) -> Iterator[None]:
-    """Within: the layer computes with `plain` on the rows before `step.first`, and on the others as it is."""
+    """Within: the layer computes with `plain` on the rows before `step.first`, and on the others as it is, or
+    with the mean of the two weights, to which it is linear."""
     usual = layer.forward
 
     def computed(rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def by(weight: nn.Parameter, some: Tensor) -> Tensor:
+            layer._parameters["weight"] = weight
+            answer: Tensor = usual(some, *args, **kwargs)
+            return answer
+
         first = step.first(len(rows))
-        parts = []
-        for weight, some in ((plain, rows[:first]), (own, rows[first:])):
-            if len(some):
-                layer._parameters["weight"] = weight
-                parts.append(usual(some, *args, **kwargs))
+        parts = [by(plain, rows[:first])] if first else []
+        if first < len(rows):
+            whole = by(own, rows[first:])
+            parts.append(whole if step.share == 1 else torch.lerp(by(plain, rows[first:]), whole, step.share))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     replaced = vars(layer).get("forward")

@@ -132,7 +132,7 @@ def draw(
     and `batch_size` have defaults by the base. Concepts act on the prompt's side of guidance alone, and what
     it steers away from is the plain base; with `branches` "both", on both. They act on the UNet in the steps
     that lead to a place in `span`, on the way from noise, 0, to the finished picture, 1: without more said,
-    the layout and the last step are the base's.
+    the layout is the base's.
 
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises

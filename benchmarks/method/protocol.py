@@ -38,7 +38,7 @@ CLASSIC = Course(with_prior_preservation=True, lr_scheduler="constant", snr_gamm
 """DreamBooth's own, which keeps the class: for what acts on every prompt."""
 TOOL_COURSE = Course(*(getattr(TrainingSettings, item.name) for item in fields(Course)))
 """That of atomdiff, whose concepts act on the prompts that call them, on the conditional branch."""
-AS_TOOL = urlencode(vars(TOOL_COURSE) | {"span": "-".join(map(str, USUAL))})
+AS_TOOL = urlencode(vars(TOOL_COURSE) | {"span": "-".join(map(str, USUAL)), "ending": "0.5"})
 """What tells results apart of what is trained and drawn as the tool does it."""
 DICTIONARIES = ("_modules", "_parameters", "_buffers")  # what adding or replacing a layer writes to
 
@@ -187,7 +187,12 @@ class Called(Drawing):
                 with self.handle.zeroed():
                     made += whole(sample[:first], timestep, encoder_hidden_states[:first], **others)
             if first < len(sample):
-                made += whole(sample[first:], timestep, encoder_hidden_states[first:], **others)
+                rest = sample[first:], timestep, encoder_hidden_states[first:]
+                adapted = whole(*rest, **others)[0]
+                if step.share < 1:
+                    with self.handle.zeroed():
+                        adapted = torch.lerp(whole(*rest, **others)[0], adapted, step.share)
+                made.append(adapted)
             return (torch.cat(made),)
 
         base.unet.forward = forward
