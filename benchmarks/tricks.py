@@ -33,7 +33,7 @@ FREE = (  # what costs neither bytes nor time, so that the default should have i
     _tried("concept on both branches", {"branches": "both"}),
     _tried("concept on every prompt", {"always": True}),
     _tried("concept from the first step on", {"span": (0.0, USUAL[1])}),
-    _tried("concept in the last step too", {"span": (USUAL[0], 1.0)}),
+    _tried("concept in all but the last step", {"span": (USUAL[0], 0.99)}),
     _tried("concept until four fifths", {"span": (USUAL[0], 0.8)}),
     _tried("concept at strength 0.7", {"strength": 0.7}),
     _tried("one vector for the trigger", num_vectors=1),
