@@ -248,7 +248,8 @@ included for peers, everything included for ours.
 
 Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is
 drawn. Ours, and what is marked *as ours*, are trained without class pictures, with a cosine and min-SNR
-weights, and act on prompts that say the trigger, on the conditional branch of guidance: their drift is none.
+weights, and act on prompts that say the trigger, on the conditional branch of guidance, in the last step by
+half: their drift is none.
 *On every prompt* shows what it would be."""
 
 
