@@ -34,9 +34,10 @@ SPECS = [
     AtomSpec(linear_atoms="none"),
     AtomSpec(num_atoms=0),
     AtomSpec(num_atoms=6, linear_family="kronecker"),
+    AtomSpec(num_atoms=5, linear_family="shared", shared_numbers=24),
 ]
 weights = st.floats(-2, 2, allow_nan=False, width=32)
-WHOLE = [0, 1, 2, 5]  # those of SPECS that have atoms in every layer of the others
+WHOLE = [0, 1, 2, 5, 6]  # those of SPECS that have atoms in every layer of the others
 
 
 def made(spec: AtomSpec = SPECS[0], seed: int = 0, **options) -> Concept:

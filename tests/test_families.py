@@ -16,8 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from atomdiff.concepts.concept import Concept
 from atomdiff.concepts.passport import BasePassport
-from atomdiff.core import inject, subspace
-from atomdiff.core.families import BlockAtoms, Coefficients, KroneckerAtoms, RecursiveAtoms, SparseAtoms
+from atomdiff.core import inject, pool, subspace
+from atomdiff.core.families import (
+    BlockAtoms,
+    Coefficients,
+    KroneckerAtoms,
+    RecursiveAtoms,
+    SharedAtoms,
+    SparseAtoms,
+)
 from atomdiff.core.inject import AtomSpec
 from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.errors import ConceptError, SettingsError
@@ -26,6 +33,9 @@ from atomdiff.formats.safetensors_file import from_bytes, to_bytes
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 SPECS = {
     "kronecker": AtomSpec(num_atoms=0, linear_atoms="all", linear_family="kronecker", linear_block=2),
+    "shared": AtomSpec(
+        num_atoms=0, linear_atoms="all", linear_family="shared", linear_block=2, shared_numbers=5
+    ),
     "recursive": AtomSpec(conv_family="recursive", second_atoms=2, linear_atoms="none"),
     "recursive groups": AtomSpec(num_atoms=4, conv_family="recursive", channel_groups=3, linear_atoms="none"),
     "recursive channels": AtomSpec(conv_family="recursive", channel_groups=0, linear_atoms="none"),
@@ -155,6 +165,54 @@ def test_coefficients_of_a_convolution(m: int) -> None:
     _agree(layer, explicit, _normal(2, 4, 5, 5))
 
 
+def test_shared() -> None:
+    """Every layer's map is of the pool's numbers, placed and signed as docs/format.md says."""
+    base, kc, theta = nn.Linear(8, 4).requires_grad_(False), 2, nn.Parameter(_normal(3, 1, 4))
+    for number in range(3):
+        layer = AtomLinear(base, SharedAtoms(kc, theta, number))
+
+        def moved(x: Tensor, numbers: Tensor, number: int = number) -> Tensor:
+            flat, found = numbers.flatten(), []
+            for e in range(kc**4):
+                H = _murmur(number * kc**4 + e)
+                found.append((-1) ** (H % 2) * flat[H // 2 % len(flat)])
+            M = torch.stack(found).view(kc**2, kc**2)
+            return linear(x, base.weight + subspace.apply_block_map(base.weight, M), base.bias)
+
+        _agree(layer, moved, _normal(3, 8))
+        theta.grad = None
+
+
+def _murmur(H: int) -> int:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        H = (H ^ H >> shift) * factor % 2**32
+    return H ^ H >> 16
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.sampled_from([1, 2, 4]), st.integers(1, 40))
+def test_a_pool_s_inner_products_are_those_of_its_maps(layers: int, block: int, numbers: int) -> None:
+    a, b = _normal(layers, 1, numbers), _normal(layers, 1, numbers, seed=1)
+    wanted = (pool.maps(a, block) * pool.maps(b, block)).sum()
+    found = (a * b * pool.uses(layers, block, numbers)).sum()
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
+
+
+def test_a_pool_is_used_evenly_and_with_both_signs() -> None:
+    uses = pool.uses(64, 8, 128)
+    assert uses.sum() == 64 * 8**4 and uses.min() >= 8 and uses.max() <= 64  # 32 in the mean
+    signs = pool.places(64, 8, 128)[1]
+    assert abs(float(signs.mean())) < 0.01 and set(signs.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_layers_that_share_train_one_parameter() -> None:
+    net = _net()
+    attached = inject.attach(net, SPECS["shared"])
+    assert {name: tuple(p.shape) for name, p in attached.named_atoms().items()} == {"*#pool": (2, 1, 5)}
+    net(_normal(2, 3, 7, 7)).square().sum().backward()
+    assert attached.named_atoms()["*#pool"].grad.abs().sum() > 0
+
+
 def test_channel_groups_cover_all_channels() -> None:
     for c_in in range(1, 12):
         for groups in range(1, c_in + 1):
@@ -173,6 +231,10 @@ def _layers() -> dict[str, tuple[AtomLayer, Tensor]]:
     return {
         "kronecker": (AtomLinear(nn.Linear(8, 4), KroneckerAtoms(2)), _normal(3, 8)),
         "kronecker conv": (AtomLinear(_conv(4, 8, 1), KroneckerAtoms(4)), x),
+        "shared": (
+            AtomLinear(nn.Linear(8, 4), SharedAtoms(2, nn.Parameter(torch.zeros(3, 1, 4)), 1)),
+            _normal(3, 8),
+        ),
         "recursive 1": (AtomConv2d(conv, RecursiveAtoms(basis, 1, 3, seeded)), x),
         "recursive 4": (AtomConv2d(conv, RecursiveAtoms(basis, 4, 3, seeded)), x),
         "coefficients": (AtomConv2d(conv, Coefficients(RecursiveAtoms(basis, 2, 1, seeded), 2)), x),
@@ -315,7 +377,11 @@ def test_every_precision_and_the_sizes_of_parts(spec: AtomSpec, dtype: str) -> N
     bound = from_bytes(data).bind(net)
     limit = {"fp16": 1e-3, "int8": 0.02, "int4": 0.3}[dtype]
     for name, values in tensors.items():
-        if not name.endswith("#basis"):
+        if name == "*#pool":
+            maps = torch.stack(list(bound.values()))
+            wanted = pool.maps(values, spec.linear_block)
+            assert (maps - wanted).norm() <= limit * wanted.norm()
+        elif not name.endswith("#basis"):
             assert (bound[name] - values).norm() <= limit * values.norm() + 1e-6
 
 
@@ -359,7 +425,7 @@ def test_older_specs_are_written_as_before() -> None:
     ("change", "message"),
     [
         ({"conv_family": "wavelet"}, "conv_family is one of atoms, recursive, sparse, not 'wavelet'"),
-        ({"linear_family": "lora"}, "linear_family is one of blocks, kronecker, not 'lora'"),
+        ({"linear_family": "lora"}, "linear_family is one of blocks, shared, kronecker, not 'lora'"),
         ({"channel_groups": 4}, "channel_groups means something for conv_family 'recursive' only"),
         ({"conv_family": "recursive", "channel_groups": -1}, "whole number from 0 up, not -1"),
         ({"conv_family": "recursive", "second_atoms": 0}, "second_atoms is a whole number from 1 up"),
@@ -367,6 +433,9 @@ def test_older_specs_are_written_as_before() -> None:
         ({"conv_family": "recursive", "basis": "svd"}, "has the basis 'dct', not 'svd'"),
         ({"num_atoms": 0, "coef_block": 2}, "there are no convolutions"),
         ({"linear_atoms": "none", "linear_family": "kronecker"}, "no layer for linear_family"),
+        ({"linear_family": "shared", "linear_block": 32}, "linear_block is at most 16"),
+        ({"shared_numbers": 5}, "shared_numbers means something for linear_family 'shared'"),
+        ({"linear_family": "shared", "shared_numbers": 0}, "shared_numbers is a whole number from 1"),
     ],
 )
 def test_spec_refuses(change: dict[str, Any], message: str) -> None:

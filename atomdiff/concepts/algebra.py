@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from atomdiff.concepts.concept import Concept
 from atomdiff.concepts.contents import MAX_TEXT, Contents
-from atomdiff.concepts.maps import Maps, aligned, maps_of
+from atomdiff.concepts.maps import Maps, aligned, maps_of, unshared
+from atomdiff.core import pool
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.formats import card, precision, safetensors_file
@@ -47,8 +48,8 @@ def mix(parts: Sequence[tuple[Concept, float]], name: str = "") -> Concept:
     concepts = [concept for concept, _ in parts]
     spec, layers, maps = aligned(concepts)
     bases = _shared_bases(concepts)
-    if bases:
-        spec, maps = concepts[0].spec, [dict(concept.atoms) for concept in concepts]
+    if bases or _share_alike(concepts):
+        spec, maps = concepts[0].spec, [_without_token(concept) for concept in concepts]
     if not layers:
         raise ConceptError(
             f"None of the concepts {', '.join(repr(c.title) for c in concepts)} has all layers of the mix, "
@@ -94,6 +95,17 @@ def _shared_bases(concepts: Sequence[Concept]) -> dict[str, Tensor]:
         for other in concepts
     )
     return dict(first.bases) if shared else {}
+
+
+def _share_alike(concepts: Sequence[Concept]) -> bool:
+    """Whether all are made of pools of one form, which can be added as they are."""
+    first = concepts[0].spec
+    alike = all(concept.spec == first and not concept.bases for concept in concepts)
+    return first.linear_family == "shared" and alike
+
+
+def _without_token(concept: Concept) -> Maps:
+    return {family: a for family, a in concept.atoms.items() if not family.startswith("token")}
 
 
 def _token(parts: Sequence[tuple[Concept, float]]) -> Maps:
@@ -206,12 +218,18 @@ def neighbours(
 
 class _LikenessTo:
     """The similarity of a concept to many files: where one file could be compared, the next of the same base,
-    spec and layers needs only its numbers, since atoms over the DCT are compared as they are."""
+    spec and layers needs only its numbers, since atoms over the DCT are compared as they are, and pools of
+    one form by how often their numbers stand in the maps."""
 
     def __init__(self, concept: Contents) -> None:
         self.concept = concept
         self.own = {key: np.asarray(maps) for key, maps in maps_of(concept).items()}
-        self.norm = math.sqrt(sum(float((M * M).sum()) / M.shape[1] for M in self.own.values()))
+        self.uses: np.ndarray | None = None
+        if concept.spec.linear_family == "shared":
+            self.own["linear"] = np.asarray(concept.atoms["linear"])
+            layers, _, numbers = self.own["linear"].shape
+            self.uses = pool.uses(layers, concept.spec.linear_block, numbers).numpy()
+        self.norm = math.sqrt(sum(self._product(key, own, own) for key, own in self.own.items()))
         self.known: dict[tuple[str | None, ...], bool] = {}
 
     def __call__(self, data: bytes) -> float:
@@ -223,9 +241,12 @@ class _LikenessTo:
             return self._quick(precision.decode(entries, memoryview(data)[start:], shapes)[1])
         said = safetensors_file.contents(data)
         found = similarity(self.concept, said)
-        blocks = "linear" not in self.own or self.own["linear"].shape[1] == said.spec.linear_block**2
+        linear = [
+            (s.linear_family == "shared", s.linear_block, s.shared_numbers)
+            for s in (self.concept.spec, said.spec)
+        ]
         plain = said.spec.is_map and said.spec.basis == "dct" and not said.trimmed
-        self.known[kind] = plain and blocks
+        self.known[kind] = plain and ("linear" not in self.own or linear[0] == linear[1])
         return found
 
     def _quick(self, atoms: Mapping[str, np.ndarray]) -> float:
@@ -235,10 +256,16 @@ class _LikenessTo:
                 own = self.own[key][:, : values.shape[1]]
                 if own.shape != values.shape:
                     raise ConceptError(f"The numbers {key!r} have the shape of another concept's.")
-                inner += float(np.vdot(own, values)) / values.shape[2]
+                inner += self._product(key, own, values)
             if not key.startswith("token"):
-                square += float(np.vdot(values, values)) / values.shape[2]
+                square += self._product(key, values, values)
         return inner / ((self.norm * math.sqrt(square)) or 1.0)
+
+    def _product(self, key: str, a: np.ndarray, b: np.ndarray) -> float:
+        """The inner product of the maps of two arrays, over k²."""
+        if key == "linear" and self.uses is not None:
+            return float(np.vdot(a * self.uses, b)) / self.concept.spec.linear_block**2
+        return float(np.vdot(a, b)) / a.shape[2]
 
 
 # ------------------------------------------------------------------------------------------------ trim
@@ -255,6 +282,11 @@ def trim(concept: Concept, max_bytes: int, dtype: str = "fp16", unet: nn.Module 
     """
     if _size(concept, dtype) <= max_bytes:
         return concept
+    if concept.spec.linear_family == "shared":
+        raise ConceptError(
+            f"The concept {concept.title!r} takes {_size(concept, dtype):,} bytes in {dtype}, and its layers "
+            "share their numbers, so none can be left out: save it in int4, or train with a smaller --size."
+        )
     drifts = relative_changes(concept, unet)
     worth = [
         (math.sqrt(float(drift)) / concept.atoms[family][i].numel(), family, i)
@@ -289,6 +321,7 @@ def trim(concept: Concept, max_bytes: int, dtype: str = "fp16", unet: nn.Module 
 def relative_changes(concept: Concept, unet: nn.Module | None = None) -> dict[str, Tensor]:
     """Family -> ‖ΔW‖²/‖W‖² of each layer (L,): on the weights of `unet`, or what a W without preferred
     directions would have, ‖M‖²/k². Raises ConceptError if the model has other layers."""
+    concept = unshared(concept)
     maps = maps_of(concept)
     if unet is None:
         return {key: M.square().sum((1, 2)) / M.shape[1] for key, M in maps.items()}

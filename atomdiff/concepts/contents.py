@@ -18,6 +18,7 @@ from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 
 MAX_TEXT = 1000  # characters of any one text field: a concept is read by people and shown in lists
+MAX_SHARED = 2**24  # numbers of all the maps that are made of one pool
 Array = TypeVar("Array")  # np.ndarray; of a `Concept`, torch.Tensor
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 
@@ -103,6 +104,11 @@ class Contents(Generic[Array]):
                 f"The concept {self.title!r} holds atoms {shapes} and bases {bases}, which contradicts its "
                 f"{spec}."
             )
+        if spec.linear_family == "shared" and len(held["linear"]) * spec.linear_block**4 > MAX_SHARED:
+            raise ConceptError(
+                f"The concept {self.title!r} shares its numbers among {len(held['linear']):,} layers in "
+                f"blocks of {spec.linear_block}, over {MAX_SHARED:,} numbers in all: take smaller blocks."
+            )
 
 
 def _sides(spec: AtomSpec, key: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
@@ -117,7 +123,8 @@ def _sides(spec: AtomSpec, key: str, shapes: Mapping[str, tuple[int, ...]]) -> t
     if kind == "coef":
         return spec.coef_block**2, spec.coef_block**2
     if kind == "linear" and spec.linear_atoms != "none":
-        return (2 * side, side) if spec.linear_family == "kronecker" else (side**2, side**2)
+        sides = {"blocks": (side**2, side**2), "kronecker": (2 * side, side)}
+        return sides.get(spec.linear_family, (1, spec.shared_numbers))
     return (1, shapes[key][2]) if kind.startswith("token") else (0, 0)
 
 

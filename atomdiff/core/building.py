@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from atomdiff.core import sparse, subspace
 from atomdiff.core.families import (
+    POOL,
     BlockAtoms,
     Coefficients,
     Family,
     KroneckerAtoms,
     RecursiveAtoms,
+    SharedAtoms,
     SparseAtoms,
     SpatialAtoms,
     SpatialFamily,
@@ -22,6 +24,7 @@ from atomdiff.core.layers import why_not_channel_blocks
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 
+SHARED = f"*#{POOL}"  # no layer has this name
 DeltaOf = Callable[[Tensor], Tensor]
 """From a layer's pristine weight to ΔW of the same shape, fp32."""
 
@@ -54,8 +57,19 @@ def conv_family(
     return made
 
 
+def linear_families(
+    layers: Mapping[str, nn.Linear | nn.Conv2d], spec: AtomSpec
+) -> dict[str, BlockAtoms | KroneckerAtoms]:
+    """What `spec` trains in each of its linear and 1×1 layers, by name and in order."""
+    if spec.linear_family == "shared" and layers:
+        device = next(iter(layers.values())).weight.device
+        shared = nn.Parameter(torch.zeros(len(layers), 1, spec.shared_numbers, device=device))
+        return {name: SharedAtoms(spec.linear_block, shared, i) for i, name in enumerate(layers)}
+    return {name: linear_family(layer, spec) for name, layer in layers.items()}
+
+
 def linear_family(layer: nn.Linear | nn.Conv2d, spec: AtomSpec) -> BlockAtoms | KroneckerAtoms:
-    """What `spec` trains in a linear or 1×1 layer."""
+    """What `spec` trains in a linear or 1×1 layer that shares nothing."""
     kind = KroneckerAtoms if spec.linear_family == "kronecker" else BlockAtoms
     return kind(spec.linear_block, layer.weight.device)
 
@@ -66,7 +80,10 @@ def has_coefficients(conv: nn.Conv2d, spec: AtomSpec) -> bool:
 
 
 def entry(layer: str, part: str) -> str:
-    """How a part of a layer's family is named in `Attached.read`: the layer itself, or `LAYER#PART`."""
+    """How a part of a layer's family is named in `Attached.read`: the layer itself, or `LAYER#PART`; what all
+    layers share has one name."""
+    if part == POOL:
+        return SHARED
     return f"{layer}#{part}" if part else layer
 
 

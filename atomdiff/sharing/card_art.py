@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from atomdiff.concepts.concept import Concept
+from atomdiff.concepts.maps import maps_of
 from atomdiff.errors import ImageError
 from atomdiff.formats.card import embed
 from atomdiff.formats.safetensors_file import from_bytes
@@ -291,7 +292,7 @@ def _maps(
     from PIL import Image as Pictures
 
     spatial = [tensor for key, tensor in concept.atoms.items() if key.startswith("conv")]
-    maps = [matrix[:32, :32] for tensor in spatial or [concept.atoms["linear"]] for matrix in tensor]
+    maps = [matrix[:32, :32] for tensor in spatial or [maps_of(concept)["linear"]] for matrix in tensor]
     made = Pictures.new("RGB", (columns * (tile + gap) - gap, rows * (tile + gap) - gap), PAPER)
     blank = _mix(PAPER, accents[0], 0.08)
     for i in range(columns * rows):

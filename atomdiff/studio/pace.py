@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 STEPS = 3  # the first of them, which warms up, does not count
 DECISIVE = (
     "base", "resolution", "train_batch_size", "with_prior_preservation", "num_atoms", "linear_atoms",
-    "linear_block", "train_token", "num_vectors", "precision", "gradient_checkpointing",
+    "linear_block", "linear_family", "shared_numbers", "train_token", "num_vectors", "precision",
+    "gradient_checkpointing",
 )  # fmt: skip
 
 

@@ -37,8 +37,9 @@ class Rung:
             beta = f" m1={spec.second_atoms} for {groups}" if spec.conv_family == "recursive" else ""
             parts.append(f"atoms m={spec.num_atoms}{beta}")
         if spec.linear_atoms != "none":
-            family = {"blocks": "Dc", "kronecker": "Kronecker"}[spec.linear_family]
-            parts.append(f"{family} kc={spec.linear_block} on {spec.linear_atoms}")
+            family = {"blocks": "Dc", "shared": "shared Dc", "kronecker": "Kronecker"}[spec.linear_family]
+            numbers = f" of {spec.shared_numbers} a layer" if spec.linear_family == "shared" else ""
+            parts.append(f"{family} kc={spec.linear_block}{numbers} on {spec.linear_atoms}")
         if self.vectors:
             parts.append("trigger" if self.vectors == 1 else f"trigger of {self.vectors}")
         return " + ".join(parts) + f", {self.precision}"
@@ -60,6 +61,12 @@ def _rung(
     return Rung(spec, vectors, precision)
 
 
+def _shared(numbers: int, vectors: int = 2) -> Rung:
+    """So many numbers a layer in the pool of cross-attention."""
+    spec = AtomSpec(num_atoms=0, linear_family="shared", linear_block=8, shared_numbers=numbers)
+    return Rung(spec, vectors, "int4")
+
+
 # Best first: a budget takes the first rung whose file is small enough. The largest is one of which a timeline
 # of the usual length still fits into its file.
 LADDER = (
@@ -68,12 +75,12 @@ LADDER = (
     _rung("int8", 9, "attn", "blocks", 4, beta=(128, 3)),
     _rung("int8", 0, "attn", "blocks", 4),
     _rung("int4", 0, "attn", "blocks", 4),
-    _rung("int4", 0, "attn2", "blocks", 4),
-    _rung("int4", 0, "attn2_kvo", "blocks", 4),
-    _rung("int4", 0, "attn2", "kronecker", 8),
-    _rung("int4", 0, "attn2", "kronecker", 4),
-    _rung("int4", 0, "attn2_kv", "kronecker", 4),
-    _rung("int4", 0, "attn2_kv", "kronecker", 2, vectors=1),
+    _shared(256),
+    _shared(128),
+    _shared(64),
+    _shared(32),
+    _shared(16, vectors=1),
+    _shared(4, vectors=1),
     _rung("int4", 0, "attn2_kv", "kronecker", 2, vectors=0),
 )
 

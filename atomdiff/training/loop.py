@@ -313,7 +313,13 @@ class Run:
 
 def spec_of(settings: TrainingSettings) -> AtomSpec:
     """The part of the settings that says what is trained where. Raises SettingsError."""
-    return AtomSpec(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)})
+    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)}
+    if settings.linear_atoms == "none":
+        usual = {item.name: item.default for item in dataclasses.fields(AtomSpec)}
+        values |= {name: usual[name] for name in ("linear_family", "linear_block", "shared_numbers")}
+    elif settings.linear_block is None:
+        values["linear_block"] = 4 if settings.linear_family == "blocks" else 8
+    return AtomSpec(**values)
 
 
 def _unheard(done: int, total: int) -> None: ...

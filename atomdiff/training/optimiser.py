@@ -21,19 +21,20 @@ def adam_for(
     settings: TrainingSettings, attached: Attached, vectors: Iterable[nn.Parameter], processes: int
 ) -> torch.optim.AdamW:
     """AdamW in which conv atoms, linear atoms and the vectors of a learned trigger have a rate each."""
-    conv: list[nn.Parameter] = []
-    linear: list[nn.Parameter] = []
+    conv: dict[nn.Parameter, None] = {}  # in order, and once where layers share one
+    linear: dict[nn.Parameter, None] = {}
     for layer in attached.layers.values():
-        (conv if isinstance(layer, AtomConv2d) else linear).extend(layer.family.trained().values())
+        kind = conv if isinstance(layer, AtomConv2d) else linear
+        kind |= dict.fromkeys(layer.family.trained().values())
     scale = _scale(settings, processes)
     rates = (
         settings.learning_rate,
-        settings.linear_learning_rate or 0.0,
+        settings.linear_learning_rate,
         settings.token_learning_rate or 0.0,
     )
     groups: list[dict[str, Any]] = [
         {"params": parameters, "base_lr": rate * scale, "lr": rate * scale}
-        for parameters, rate in zip((conv, linear, list(vectors)), rates, strict=True)
+        for parameters, rate in zip((list(conv), list(linear), list(vectors)), rates, strict=True)
         if parameters
     ]
     return torch.optim.AdamW(

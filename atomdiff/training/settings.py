@@ -16,7 +16,6 @@ from atomdiff.errors import SettingsError
 from atomdiff.training.ladder import CHOSEN, parse_size
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
-CONV_LEARNING_RATE = 5e-3
 MAX_TEXT = 1000  # characters of a name or prompt
 
 
@@ -69,10 +68,8 @@ class TrainingSettings:
     num_train_epochs: int | None = option(None, "rounds over the pictures, instead of --max_train_steps")
     gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
-    learning_rate: float = option(CONV_LEARNING_RATE, "learning rate of the conv atoms")
-    linear_learning_rate: float | None = option(
-        None, "learning rate of the linear atoms (default: 1e-2 for pocket, else 5e-3)"
-    )
+    learning_rate: float = option(5e-3, "learning rate of the conv atoms")
+    linear_learning_rate: float = option(5e-3, "learning rate of the linear atoms")
     token_learning_rate: float | None = option(
         None, "learning rate of the trigger's embedding (default: 1e-2 for pocket, else 1e-3)"
     )
@@ -105,7 +102,9 @@ class TrainingSettings:
         "attn2",
         "linear layers with atoms: none, attn2_kv, attn2_kvo, attn2, attn, all, or a pattern",
     )
-    linear_block: int = option(4, "side of the blocks of the linear atoms")
+    linear_block: int | None = option(
+        None, "side of the blocks of the linear atoms (default: 4 for --linear_family blocks, else 8)"
+    )
     conv_family: str = option("atoms", "how convolutions are decomposed", choices=CONV_FAMILIES)
     channel_groups: int = option(
         1, "recursive atoms: groups of input channels with coefficients of their own; 0: each channel"
@@ -114,8 +113,12 @@ class TrainingSettings:
     sparsity: float = option(0.05, "sparse atoms: weight of the coefficients' size when decomposing")
     coef_block: int = option(0, "train the convolutions' coefficients too, in blocks of this side; 0: no")
     linear_family: str = option(
-        "blocks", "linear atoms: maps of blocks, or two matrices around the weight", choices=LINEAR_FAMILIES
+        "shared",
+        "linear atoms: maps of blocks, out of one pool of numbers or each its own, or two matrices around "
+        "the weight",
+        choices=LINEAR_FAMILIES,
     )
+    shared_numbers: int = option(128, "shared linear atoms: numbers that each layer adds to the pool")
     train_token: bool = option(True, "train the trigger's word embedding too, kept in the same file")
     num_vectors: int = option(
         2, "embeddings of the trained trigger, at least: a word of fewer tokens is read several times over"

@@ -89,7 +89,7 @@ def zeros(unet: nn.Module, spec: AtomSpec) -> dict[str, Tensor]:
     families: dict[str, Family] = {
         name: building.conv_family(layer, spec, generator) for name, layer in selection.conv.items()
     }
-    families |= {name: building.linear_family(layer, spec) for name, layer in selection.linear.items()}
+    families |= building.linear_families(selection.linear, spec)
     return {
         building.entry(name, part): torch.zeros(tensor.shape)
         for name, family in families.items()
@@ -102,7 +102,7 @@ def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int
     summary: dict[str, str | int | float] = {
         "steps": steps,
         "learning_rate": s.learning_rate,
-        "linear_learning_rate": s.linear_learning_rate or 0.0,
+        "linear_learning_rate": s.linear_learning_rate,
         "pictures": pictures,
         "class_pictures": class_pictures,
         "resolution": int(s.resolution or 0),

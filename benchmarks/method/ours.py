@@ -27,7 +27,7 @@ from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
-LINEAR_RATE = POCKET.linear_learning_rate / DEFAULT.learning_rate
+LINEAR_RATE = DEFAULT.linear_learning_rate / DEFAULT.learning_rate
 VECTORS = DEFAULT.num_vectors if DEFAULT.train_token else 0
 TOKEN_RATE = POCKET.token_learning_rate / DEFAULT.learning_rate
 # What the tool writes beside the numbers, so that a file here is as large as one of the tool's.
@@ -38,7 +38,7 @@ ABOUT: dict[str, Any] = {
     "training": {
         "steps": 300,
         "learning_rate": DEFAULT.learning_rate,
-        "linear_learning_rate": POCKET.linear_learning_rate,
+        "linear_learning_rate": DEFAULT.linear_learning_rate,
         "pictures": 5,
         "class_pictures": POCKET.num_class_images if DEFAULT.with_prior_preservation else 0,
         "resolution": 64,
