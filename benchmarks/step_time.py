@@ -81,7 +81,7 @@ VARIANTS = {
     "atoms, map form": _atoms(CONV_ATOMS, "map"),
     "atoms, weight form": _atoms(CONV_ATOMS, "weight"),
     "atoms + Dc": _atoms(AtomSpec(linear_atoms="attn2"), "auto"),
-    "Dc on cross-attention (default)": _atoms(spec_of(TrainingSettings()), "auto"),
+    "shared Dc on cross-attention (default)": _atoms(spec_of(TrainingSettings()), "auto"),
     "LoRA r=4, attention": _lora(ATTENTION),
     "LoRA r=4, convs": _lora(SPATIAL),
 }

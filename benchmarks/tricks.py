@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from atomdiff.pictures.acting import USUAL
+from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.suiting import POCKET
 
 from .court import CONTEXTS, Drawing
 from .method.tasks import tuning_subjects
@@ -21,7 +23,7 @@ from .report import Target, machine, markdown, one_sentence, option, show, verdi
 COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "accessory", "leak", "drift")
 HEADERS = ("tried", "bytes", *COLUMNS)
 NOISE = 0.05  # of likeness, taken for chance; `another seed` shows how far off that is
-HALF, TWICE = 5e-3, 2e-2  # of the usual rate, of Dc as of the trigger
+RATE, WORD_RATE = TrainingSettings.linear_learning_rate, POCKET.token_learning_rate
 
 
 def _tried(name: str, drawing: Mapping[str, Any] | None = None, **settings: Any) -> Recipe:
@@ -39,11 +41,14 @@ FREE = (  # what costs neither bytes nor time, so that the default should have i
     _tried("one vector for the trigger", num_vectors=1),
     _tried("no learned trigger", train_token=False),
     _tried("k, v and out alone", linear_atoms="attn2_kvo"),
-    _tried("Kronecker kc=8", linear_family="kronecker", linear_block=8),
-    _tried("Dc kc=2 on attn", linear_atoms="attn", linear_block=2),
-    _tried("twice Dc's rate", linear_learning_rate=TWICE),
-    _tried("twice the trigger's rate", token_learning_rate=TWICE),
-    _tried("half the rates", linear_learning_rate=HALF, token_learning_rate=HALF),
+    _tried("half the numbers shared", shared_numbers=64),
+    _tried("Kronecker kc=8", linear_family="kronecker"),
+    _tried("shared on attn", linear_atoms="attn", shared_numbers=64),
+    _tried("shared in blocks of 4", linear_block=4),
+    _tried("shared in blocks of 16", linear_block=16),
+    _tried("twice the atoms' rate", linear_learning_rate=2 * RATE),
+    _tried("twice the trigger's rate", token_learning_rate=2 * WORD_RATE),
+    _tried("half the rates", linear_learning_rate=RATE / 2, token_learning_rate=WORD_RATE / 2),
     _tried("constant rates", lr_scheduler="constant"),
     _tried("mean of the last quarter", average_last=0.25),
     _tried("no min-SNR weights", snr_gamma=0.0),
@@ -56,7 +61,8 @@ DEARER = (
     _tried("prior preservation, on both branches", {"branches": "both"}, with_prior_preservation=True),
     _tried("eight pictures a step", train_batch_size=8),
     _tried("four vectors for the trigger", num_vectors=4),
-    _tried("Dc on attn", linear_atoms="attn"),
+    _tried("Dc of each layer, kc=4", linear_family="blocks"),
+    _tried("twice the numbers shared", shared_numbers=256),
     _tried("one conv atom beside it", num_atoms=1),
     _tried("nine conv atoms beside it", num_atoms=9),
     _tried("nine conv atoms, SVD basis", num_atoms=9, basis="svd"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,6 +204,20 @@ def test_a_pool_is_used_evenly_and_with_both_signs() -> None:
     assert uses.sum() == 64 * 8**4 and uses.min() >= 8 and uses.max() <= 64  # 32 in the mean
     signs = pool.places(64, 8, 128)[1]
     assert abs(float(signs.mean())) < 0.01 and set(signs.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_a_pool_for_too_large_maps_is_refused_before_training_and_in_a_file() -> None:
+    net, spec = _net(64), AtomSpec(num_atoms=0, linear_atoms="6", linear_family="shared", linear_block=4)
+    attached, tensors = _trained(net, spec)
+    attached.detach()
+    concept = Concept.of(net, spec, tensors, PASSPORT)
+    with pytest.raises(ConceptError, match="over 4,194,304 numbers in all"):
+        replace(concept, spec=replace(spec, linear_block=64))
+    wide = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
+    with pytest.raises(SettingsError, match="take smaller blocks or fewer layers"):
+        inject.attach(
+            wide, AtomSpec(num_atoms=0, linear_atoms="all", linear_family="shared", linear_block=64)
+        )
 
 
 def test_layers_that_share_train_one_parameter() -> None:
@@ -433,7 +448,6 @@ def test_older_specs_are_written_as_before() -> None:
         ({"conv_family": "recursive", "basis": "svd"}, "has the basis 'dct', not 'svd'"),
         ({"num_atoms": 0, "coef_block": 2}, "there are no convolutions"),
         ({"linear_atoms": "none", "linear_family": "kronecker"}, "no layer for linear_family"),
-        ({"linear_family": "shared", "linear_block": 32}, "linear_block is at most 16"),
         ({"shared_numbers": 5}, "shared_numbers means something for linear_family 'shared'"),
         ({"linear_family": "shared", "shared_numbers": 0}, "shared_numbers is a whole number from 1"),
     ],

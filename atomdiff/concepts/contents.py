@@ -14,11 +14,10 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from atomdiff.concepts.passport import BasePassport
-from atomdiff.core.spec import AtomSpec
+from atomdiff.core.spec import MOST_SHARED, AtomSpec
 from atomdiff.errors import ConceptError
 
 MAX_TEXT = 1000  # characters of any one text field: a concept is read by people and shown in lists
-MAX_SHARED = 2**24  # numbers of all the maps that are made of one pool
 Array = TypeVar("Array")  # np.ndarray; of a `Concept`, torch.Tensor
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
 
@@ -104,10 +103,10 @@ class Contents(Generic[Array]):
                 f"The concept {self.title!r} holds atoms {shapes} and bases {bases}, which contradicts its "
                 f"{spec}."
             )
-        if spec.linear_family == "shared" and len(held["linear"]) * spec.linear_block**4 > MAX_SHARED:
+        if spec.linear_family == "shared" and len(held["linear"]) * spec.linear_block**4 > MOST_SHARED:
             raise ConceptError(
                 f"The concept {self.title!r} shares its numbers among {len(held['linear']):,} layers in "
-                f"blocks of {spec.linear_block}, over {MAX_SHARED:,} numbers in all: take smaller blocks."
+                f"blocks of {spec.linear_block}, over {MOST_SHARED:,} numbers in all: take smaller blocks."
             )
 
 

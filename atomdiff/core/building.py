@@ -21,8 +21,8 @@ from atomdiff.core.families import (
     SpatialFamily,
 )
 from atomdiff.core.layers import why_not_channel_blocks
-from atomdiff.core.spec import AtomSpec
-from atomdiff.errors import ConceptError
+from atomdiff.core.spec import MOST_SHARED, AtomSpec
+from atomdiff.errors import ConceptError, SettingsError
 
 SHARED = f"*#{POOL}"  # no layer has this name
 DeltaOf = Callable[[Tensor], Tensor]
@@ -60,8 +60,14 @@ def conv_family(
 def linear_families(
     layers: Mapping[str, nn.Linear | nn.Conv2d], spec: AtomSpec
 ) -> dict[str, BlockAtoms | KroneckerAtoms]:
-    """What `spec` trains in each of its linear and 1×1 layers, by name and in order."""
+    """What `spec` trains in each of its linear and 1×1 layers, by name and in order. Raises SettingsError if
+    the maps of a pool would be larger than a concept may be."""
     if spec.linear_family == "shared" and layers:
+        if len(layers) * spec.linear_block**4 > MOST_SHARED:
+            raise SettingsError(
+                f"Shared atoms in blocks of {spec.linear_block} fill {spec.linear_block**4:,} places in each of "
+                f"{len(layers)} layers, over {MOST_SHARED:,} in all: take smaller blocks or fewer layers."
+            )
         device = next(iter(layers.values())).weight.device
         shared = nn.Parameter(torch.zeros(len(layers), 1, spec.shared_numbers, device=device))
         return {name: SharedAtoms(spec.linear_block, shared, i) for i, name in enumerate(layers)}

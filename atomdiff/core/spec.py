@@ -9,7 +9,7 @@ from atomdiff.errors import SettingsError
 
 CONV_FAMILIES = ("atoms", "recursive", "sparse")
 LINEAR_FAMILIES = ("blocks", "shared", "kronecker")
-LARGEST_SHARED_BLOCK = 16  # a map of it has 65,536 numbers
+MOST_SHARED = 2**22  # numbers of all maps of one pool together
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,6 @@ class AtomSpec:
         ):
             if getattr(self, chooser) != family and getattr(self, name) != getattr(AtomSpec, name):
                 raise SettingsError(f"{name} means something for {chooser} {family!r} only; drop it.")
-        if self.linear_family == "shared" and self.linear_block > LARGEST_SHARED_BLOCK:
-            raise SettingsError(
-                f"linear_block is at most {LARGEST_SHARED_BLOCK} for linear_family 'shared', not "
-                f"{self.linear_block}: a map has as many numbers as its fourth power."
-            )
         if self.conv_family != "atoms" and self.basis != "dct":
             raise SettingsError(f"conv_family {self.conv_family!r} has the basis 'dct', not {self.basis!r}.")
         if self.num_atoms == 0 and (self.conv_family != "atoms" or self.coef_block):

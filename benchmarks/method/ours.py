@@ -63,7 +63,7 @@ class Concepts(Handle):
         """Rates relative to that of conv atoms, in the proportions of the tool's own defaults."""
         layers = self.attached.layers
         rates = {
-            name: 1.0 if isinstance(layers[name.partition("#")[0]], AtomConv2d) else LINEAR_RATE
+            name: 1.0 if isinstance(layers.get(name.partition("#")[0]), AtomConv2d) else LINEAR_RATE
             for name in self.attached.named_atoms()
         }
         return rates | dict.fromkeys(words, TOKEN_RATE)
