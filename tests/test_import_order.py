@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parent.parent / "atomdiff"
 
 ORDER = [
     "errors",
-    "core.blocks", "core.spec", "core.subspace", "core.sparse", "core.families", "core.forms", "core.layers",
-    "core.building", "core.selection", "core.inject",
-    "concepts.passport", "concepts.contents",
+    "core.blocks", "core.spec", "core.subspace", "core.sparse", "core.pool", "core.families", "core.forms",
+    "core.layers", "core.building", "core.selection", "core.inject",
+    "concepts.passport", "concepts.contents", "concepts.maps",
     "formats.files", "formats.header", "formats.precision", "formats.present", "formats.query",
     "concepts.concept", "formats.safetensors_file", "concepts.timeline", "formats.timeline_file",
-    "formats.text", "formats.modelspec", "formats.card", "concepts.maps", "concepts.algebra", "formats.qr",
+    "formats.text", "formats.modelspec", "formats.card", "concepts.algebra", "formats.qr",
     "pocket", "models.loading", "models.base", "models.token",
     "pictures.generation_text", "pictures.previews", "pictures.images", "pictures.acting",
     "pictures.sampling", "pictures.remarks", "pictures.lettering", "pictures.sheets", "pictures.grids",

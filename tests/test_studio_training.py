@@ -149,7 +149,7 @@ def test_a_number_left_blank_on_the_page_is_left_open(pictures):
     from atomdiff.studio.course import MORE
     from atomdiff.studio.tabs import train
 
-    blank = {"max_train_steps": 0, "linear_learning_rate": 0, "seed": 0, "num_atoms": 0}  # as a page sends it
+    blank = {"max_train_steps": 0, "seed": 0, "num_atoms": 0}  # as a page sends it
     values = [list(pictures), "dog", "", "good", "tiny-sd1", "", "", *(blank.get(name) for name in MORE)]
     assert train.wish(values).more == {"trigger": "", "validation_prompt": "", "seed": 0, "num_atoms": 0}
 

@@ -283,9 +283,10 @@ def trim(concept: Concept, max_bytes: int, dtype: str = "fp16", unet: nn.Module 
     if _size(concept, dtype) <= max_bytes:
         return concept
     if concept.spec.linear_family == "shared":
+        coarser = "" if dtype == "int4" else "save it in int4, or "
         raise ConceptError(
             f"The concept {concept.title!r} takes {_size(concept, dtype):,} bytes in {dtype}, and its layers "
-            "share their numbers, so none can be left out: save it in int4, or train with a smaller --size."
+            f"share their numbers, so none can be left out: {coarser}train with a smaller --size."
         )
     drifts = relative_changes(concept, unet)
     worth = [

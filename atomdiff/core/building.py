@@ -65,8 +65,8 @@ def linear_families(
     if spec.linear_family == "shared" and layers:
         if len(layers) * spec.linear_block**4 > MOST_SHARED:
             raise SettingsError(
-                f"Shared atoms in blocks of {spec.linear_block} fill {spec.linear_block**4:,} places in each of "
-                f"{len(layers)} layers, over {MOST_SHARED:,} in all: take smaller blocks or fewer layers."
+                f"Shared atoms in blocks of {spec.linear_block} fill {spec.linear_block**4:,} places in each "
+                f"of {len(layers)} layers, over {MOST_SHARED:,} in all: take smaller blocks or fewer layers."
             )
         device = next(iter(layers.values())).weight.device
         shared = nn.Parameter(torch.zeros(len(layers), 1, spec.shared_numbers, device=device))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.maps import maps_of
 from atomdiff.errors import ImageError
 from atomdiff.formats.card import embed
 from atomdiff.formats.safetensors_file import from_bytes
@@ -26,6 +26,7 @@ from atomdiff.sharing import symbols
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 Colour = tuple[int, int, int]
 
@@ -273,7 +274,9 @@ def _band(card: Image, concept: Concept, accents: tuple[Colour, Colour], y: int)
     band = _maps(concept, accents, 10, 1, 90, 4)
     card.paste(band, (INSET + (WIDTH - band.width) // 2, y), _rounded(band.size, 12))
     count = sum(len(tensor) for key, tensor in concept.atoms.items() if key[:4] in ("conv", "line"))
-    line = f"all it learned: {concept.num_parameters():,} numbers in {count} maps like these"
+    where = "numbers like these, which" if _is_pool(concept) else "numbers in"
+    what = "layers share" if _is_pool(concept) else "maps like these"
+    line = f"all it learned: {concept.num_parameters():,} {where} {count} {what}"
     ImageDraw.Draw(card).text((INSET, y + 120), line, FAINT, _font(24), "ls")
 
 
@@ -292,7 +295,7 @@ def _maps(
     from PIL import Image as Pictures
 
     spatial = [tensor for key, tensor in concept.atoms.items() if key.startswith("conv")]
-    maps = [matrix[:32, :32] for tensor in spatial or [maps_of(concept)["linear"]] for matrix in tensor]
+    maps = [matrix[:32, :32] for tensor in spatial or [_tiles(concept.atoms["linear"])] for matrix in tensor]
     made = Pictures.new("RGB", (columns * (tile + gap) - gap, rows * (tile + gap) - gap), PAPER)
     blank = _mix(PAPER, accents[0], 0.08)
     for i in range(columns * rows):
@@ -308,6 +311,18 @@ def _maps(
         place = (i % columns * (tile + gap), i // columns * (tile + gap))
         made.paste(small.resize((tile, tile), Pictures.Resampling.NEAREST), place)
     return made
+
+
+def _is_pool(concept: Concept) -> bool:
+    return concept.spec.linear_family == "shared" and concept.spec.num_atoms == 0
+
+
+def _tiles(linear: Tensor) -> Tensor:
+    """Block maps, or the rows of a pool (L, 1, c) as near to squares as c lets them be."""
+    if linear.shape[1] > 1:
+        return linear
+    rows = max(r for r in range(1, math.isqrt(linear.shape[2]) + 1) if linear.shape[2] % r == 0)
+    return linear.unflatten(2, (rows, -1)).squeeze(1)
 
 
 def _footer(card: Image, data: bytes) -> None:
