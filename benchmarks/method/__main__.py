@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = [in_precisions(method, a.precisions) for method in chosen(a.methods)]
     tasks, seeds = [*subjects(a.subjects), *styles(a.styles)], range(a.seeds)
     bench = open_bench(a)
-    rates = run(bench, methods, tasks, seeds, a)
+    rates = rates_of(methods, a) if a.report else run(bench, methods, tasks, seeds, a)
     peaks = measure(methods, a.device, a.batch, a.out / "memory.json") if a.memory else {}
     finish(bench, methods, tasks, seeds, rates, peaks, a)
 
@@ -87,25 +87,32 @@ def run(
     if a.tune:
         for method in track(methods, "learning rates"):
             tuned_rate(bench, method, others, file)
-    rates = {method.name: known_rate(method, file) for method in methods}
+    rates = rates_of(methods, a)
     work = [(seed, task, method) for seed in seeds for task in tasks for method in methods]
     for seed, task, method in track(work, "cases"):
         bench.run(method, task, seed, rates[method.name])
     return rates
 
 
+def rates_of(methods: Sequence[Method], a: argparse.Namespace) -> dict[str, float]:
+    return {method.name: known_rate(method, a.out / "rates.json") for method in methods}
+
+
 def rows_of(
     bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], seeds: range, rates: dict[str, float]
 ) -> list[Row]:
-    """A row for every method and precision over `tasks`, the smallest file first."""
-    rows = []
+    """A row for every method and precision, over the seeds of which all `tasks` are done, the smallest file
+    first."""
+    rows, known = [], bench.ledger.outcomes
     for method in methods:
         for precision in method.precisions:
             cases = [
                 [case_of(method, precision, task, seed, rates[method.name]) for task in tasks]
                 for seed in (seeds[:1] if method is BASE else seeds)
             ]
-            groups = [[bench.ledger.outcomes[case] for case in some] for some in cases]
+            groups = [[known[case] for case in some] for some in cases if known.keys() >= set(some)]
+            if not groups:
+                continue
             by_seed = [statistics.fmean(o.likeness for o in group) for group in groups]
             outcomes = [o for group in groups for o in group]
             rows.append(Row(method.label(precision), method.name, method.family, outcomes, by_seed))
@@ -125,12 +132,12 @@ def finish(
     named, styled = [t for t in tasks if not t.is_style], [t for t in tasks if t.is_style]
     rows = rows_of(bench, methods, named, seeds, rates)
     shown = [
-        (counted(named, "subject") + ", " + counted(seeds, "seed"), tables.likeness_table(rows)),
+        (counted(named, "subject"), tables.likeness_table(rows)),
         ("What it costs", tables.cost_table(rows, peaks)),
     ]
     if styled:
         made = tables.style_table(rows_of(bench, methods, styled, seeds, rates))
-        shown.append((counted(styled, "style") + ", " + counted(seeds, "seed"), made))
+        shown.append((counted(styled, "style"), made))
     for title, (headers, cells) in shown:
         show(title, headers, cells)
     tables.sheets(rows, tasks, bench.out)
@@ -179,6 +186,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("outputs/method"))
     add("--quick", action="store_true", help="few methods, subjects and steps: under 10 minutes on two cores")
     add("--docs", action="store_true", help="write the section of docs/results.md and its pictures")
+    add("--report", action="store_true", help="train nothing: the tables of what OUT holds")
     add("--check", action="store_true", help="exit 1 if a target is missed")
     add("--peak-of", help=argparse.SUPPRESS)
     a = parser.parse_args(arguments)

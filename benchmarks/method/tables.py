@@ -69,12 +69,13 @@ class Row:
 
 
 def likeness_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    headers = ("method", "bytes", "numbers", "likeness", "± seeds", *FIRST)
+    headers = ("method", "bytes", "numbers", "seeds", "likeness", "±", *FIRST)
     return headers, [
         (
             r.label,
             f"{r.bytes:,}",
             f"{r.outcomes[0].numbers:,}",
+            str(len(r.by_seed)),
             f"{r.likeness:.3f}",
             r.spread,
             *_cells(r, FIRST),
@@ -98,7 +99,8 @@ def cost_table(rows: Sequence[Row], peaks: dict[str, float]) -> tuple[tuple[str,
 
 
 def style_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    return ("method", "bytes", *STYLE), [(r.label, f"{r.bytes:,}", *_cells(r, STYLE)) for r in rows]
+    headers = ("method", "bytes", "seeds", *STYLE)
+    return headers, [(r.label, f"{r.bytes:,}", str(len(r.by_seed)), *_cells(r, STYLE)) for r in rows]
 
 
 def _cells(row: Row, figures: Sequence[str]) -> list[str]:
@@ -239,18 +241,17 @@ def _cut(path: Path) -> list[Image.Image]:
 
 LEGEND = """Likeness is the mean of first colour, second colour, pattern (shares that the judge names right)
 and identity (cosine of its embedding to renders of the subject); *five* is the mean cosine to the five
-pictures trained on. Class, context and accessory are shares right. Diversity is the root mean square
-difference between pictures of one prompt. Leak is the share of pictures of the bare class, without the
-trigger, that show the subject's colour or pattern, drift is 1 - cosine between those pictures before and
-after; *others* are four other classes. A step is given as a multiple of the frozen model's forward and
-backward with class pictures, memory is what training adds. Bytes are those of a file as it is written: names
-included for peers, everything included for ours.
+pictures trained on; ± is the standard deviation of its means over seeds. Class, context and accessory are
+shares right. Diversity is the root mean square difference between pictures of one prompt. Leak is the
+share of pictures of the bare class, without the trigger, that show the subject's colour or pattern, drift
+is 1 - cosine between those pictures before and after; *others* are four other classes. A step is given as
+a multiple of the frozen model's forward and backward with class pictures, memory is what training adds.
+Bytes are those of a file as it is written: names included for peers, everything included for ours.
 
 Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is
 drawn. Ours, and what is marked *as ours*, are trained without class pictures, with a cosine and min-SNR
-weights, and act on prompts that say the trigger, on the conditional branch of guidance, in the last step by
-half: their drift is none.
-*On every prompt* shows what it would be."""
+weights, and act on prompts that say the trigger, on the conditional branch of guidance, in the last step
+by half: their drift is none. *On every prompt* shows what it would be."""
 
 
 def write_docs(
