@@ -17,7 +17,7 @@ from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
 from benchmarks.method import running, tables, tasks
-from benchmarks.method.__main__ import in_precisions
+from benchmarks.method.__main__ import in_precisions, rows_of
 from benchmarks.method.catalogue import METHODS, QUICK, chosen
 from benchmarks.method.fitting import train
 from benchmarks.method.handmade import BASE, FULL
@@ -156,6 +156,10 @@ def test_what_differs_in_its_drawing_alone_is_trained_once(bench, monkeypatch):
     assert called.figures["identity"] == everywhere.figures["identity"]
     bench.run(pair[0], task, 1, 1e-1)
     assert len(trained) == 2
+    rates = dict.fromkeys((method.name for method in pair), 1e-1)
+    undone = BASE
+    rows = rows_of(bench, [*pair, undone], [task], range(3), rates | {undone.name: 0.0})
+    assert {row.label: len(row.by_seed) for row in rows} == {pair[0].name: 2, pair[1].name: 1}
 
 
 def test_a_training_that_broke_is_a_result_too(bench, monkeypatch):
