@@ -28,8 +28,8 @@ from atomdiff.formats.header import MAX_DATA, parse_header
 
 CLASH = 0.3
 """Above this two concepts are said to clash: each then acts, in what they share, as if at a strength 0.3
-higher or lower. Concepts of different subjects overlap by 0.1 to 0.2 (chance gives maps of this size 0.05 to
-0.1); `benchmarks.clash` prints it."""
+higher or lower. Concepts of different subjects overlap by 0.02 to 0.2; `benchmarks.clash`
+prints it."""
 
 # ----------------------------------------------------------------------------------------------- sums
 
