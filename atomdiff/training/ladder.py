@@ -73,8 +73,8 @@ LADDER = (
     #     numbers  m  linear layers, family, kc   (vectors; groups of channels with a β, 0: each channel; m1)
     _rung("int8", 9, "attn", "blocks", 4, beta=(0, 2)),
     _rung("int8", 9, "attn", "blocks", 4, beta=(128, 3)),
-    _rung("int8", 0, "attn", "blocks", 4),
-    _rung("int4", 0, "attn", "blocks", 4),
+    _shared(1024),
+    _shared(512),
     _shared(256),
     _shared(128),
     _shared(64),
