@@ -1,6 +1,6 @@
 """The benchmarks of the capacity dial and of single tricks, without their trainings."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -46,15 +46,17 @@ def untrained(tiny_base, monkeypatch):
     return trained, judged
 
 
-def test_rungs_are_judged_from_their_files_and_kept(untrained, tmp_path, capsys):
+def test_rungs_are_judged_from_their_files_and_kept(untrained, tmp_path, capsys, monkeypatch):
     trained, judged = untrained
-    asked = ["--subjects", "1", "--rungs", "2", "3", "8", "--out", str(tmp_path), "--check"]
+    coarse, other = size.LADDER[5], size.LADDER[8]
+    monkeypatch.setattr(size, "LADDER", (replace(coarse, precision="int8"), coarse, other))
+    asked = ["--subjects", "1", "--out", str(tmp_path), "--check"]
     for _ in range(2):  # the second time everything is known
         size.main(asked)
         shown = capsys.readouterr().out
         assert shown.count("1,000") == 3 and "all targets met" in shown
     assert [concepts for concepts, _ in judged] == [0, 1, 1, 1]
-    assert len(trained) == 2  # 2 and 3 differ in precision alone
+    assert len(trained) == 2  # the first two differ in precision alone
 
 
 def test_tricks_of_drawing_share_a_training_and_chance_decides_nothing(untrained, tmp_path, capsys):
