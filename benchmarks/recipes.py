@@ -1,7 +1,7 @@
 """Recipes of the tool's own training, each judged on subjects of the pocket's world from its file.
 
 What is finished is kept in OUT/results.jsonl, so that a run goes on where it was ended, and runs on other
-subjects may go on beside it.
+subjects may go on beside it; what the docs say is published in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from atomdiff.pocket.judge import Judge
 from atomdiff.training.settings import TrainingSettings
 
 from .court import Drawing, Figures
-from .method.ledger import Case, Ledger, Outcome
+from .method.ledger import PUBLISHED, Case, Ledger, Outcome
 from .method.tasks import Task
 
 VERSION = 5  # to be raised when the training or the figures change what a result means
@@ -54,15 +54,15 @@ PLAIN = Recipe(BASE, precision="")
 
 class Bench:
     """The pocket, its judge, and the results of one setup. `options` are training settings for every recipe
-    that does not set them itself."""
+    that does not set them itself; `name` is that of the published results."""
 
-    def __init__(self, out: Path, drawing: Drawing, options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, out: Path, drawing: Drawing, options: Mapping[str, Any]) -> None:
         seat = pocket.path() / "judge.safetensors"
         self.base, self.judge = load_base("pocket"), Judge.load(seat)
         self.out, self.drawing, self.options = out, drawing, dict(options)
         setup = {"version": VERSION, "drawing": repr(replace(drawing, batch=1)), "options": self.options}
         setup |= {"base": self.base.passport.sketch_text(), "judge": sha256(seat.read_bytes()).hexdigest()}
-        self.ledger = Ledger(out / "results.jsonl", setup)
+        self.ledger = Ledger(out / "results.jsonl", setup, PUBLISHED / f"{name}.jsonl")
 
     def judge_all(self, recipes: Sequence[Recipe], tasks: Sequence[Task]) -> None:
         """Fills the ledger with the base and the recipes on every task."""

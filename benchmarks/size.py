@@ -92,12 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", action="store_true", help="write docs/size.md")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args(arguments)
-    bench = Bench(a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
+    bench = Bench("size", a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
     rungs, tasks = [LADDER[i] for i in sorted(set(a.rungs))], subjects(a.subjects)
     bench.judge_all([recipe_of(rung) for rung in rungs], tasks)
     rows = rows_of(bench, rungs, tasks)
     show(f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures", HEADERS, rows)
     if a.docs:
+        bench.ledger.publish()
         Path("docs/size.md").write_text(
             f"# What bytes buy\n\n{written()}: {len(tasks)} subjects, {len(CONTEXTS)} contexts x {a.each} "
             f"pictures of {a.draw_steps} steps.\n\n{markdown(HEADERS, rows)}\n{LEGEND}\n"

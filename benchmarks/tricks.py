@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--docs", action="store_true", help="write the section of docs/results.md")
     add("--check", action="store_true", help="exit 1 if a trick is better than the default")
     a = parser.parse_args(arguments)
-    bench = Bench(a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
+    bench = Bench("tricks", a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
     tricks = [trick for trick in TRICKS if trick.name in a.tricks]
     tasks = [task for number, task in enumerate(tuning_subjects(4), 1) if number in a.subjects]
     bench.judge_all(tricks, tasks)
@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures of {a.draw_steps} steps"
     show(title, HEADERS, rows)
     if a.docs:
+        bench.ledger.publish()
         told = f"{written()}: {title}, one seed."
         write_section(
             Path("docs/results.md"),

@@ -277,6 +277,21 @@ def test_ledger_keys_tell_recipes_apart(tmp_path):
     assert outcome.drift == pytest.approx(0.3)
 
 
+def test_what_is_published_goes_on_in_another_clone(tmp_path):
+    published = tmp_path / "published.jsonl"
+    ledger = Ledger(tmp_path / "a" / "r.jsonl", {"steps": 1}, published)
+    case, more = (Case("α", "", "fp16", task, 0, 1e-2) for task in ("a dog", "a cat"))
+    ledger.add(case, Outcome({"colour": 1 / 3, "drift": 0.5}, 10, 8, 3, 2 / 3))
+    ledger.publish()
+    other = Ledger(tmp_path / "b" / "r.jsonl", {"steps": 1}, published)
+    assert other.outcomes[case].figures == {"colour": 0.33333, "drift": 0.5}
+    other.add(more, Outcome({"colour": 0.5}, 10, 8, 3, 1.0))
+    other.publish()
+    assert len(published.read_text().splitlines()) == 2 and "α" in published.read_text()
+    assert set(Ledger(tmp_path / "c" / "r.jsonl", {"steps": 1}, published).outcomes) == {case, more}
+    assert Ledger(tmp_path / "c" / "r.jsonl", {"steps": 2}, published).outcomes == {}
+
+
 def test_methods_are_judged_in_the_precisions_asked_for_where_they_have_them():
     atoms, lora = chosen(["atoms m=9", "LoRA r=1, attention"])
     assert in_precisions(atoms, ["int4"]).precisions == ("int4",)

@@ -3,7 +3,8 @@
     python -m benchmarks.method [--quick] [--methods NAME ...] [--subjects N] [--seeds N] [--steps N] [--tune]
 
 What is finished is kept in OUT/results.jsonl, so that a run goes on where it was ended; pictures are in a
-folder of their setup's name. `--tune` first finds each method's learning rate on other subjects
+folder of their setup's name. `--docs` publishes results in benchmarks/results, from where any run of the same
+setup goes on. `--tune` first finds each method's learning rate on other subjects
 (OUT/rates.json); without it the rates found before are used, and where there are none the methods' first.
 """
 
@@ -27,7 +28,7 @@ from ..report import machine, one_sentence, show, verdict
 from . import tables
 from .catalogue import QUICK, chosen
 from .handmade import BASE
-from .ledger import Ledger
+from .ledger import PUBLISHED, Ledger
 from .memory import measure, report_peak
 from .ours import PRECISIONS, default_bytes_on_sd15
 from .protocol import Method
@@ -75,7 +76,7 @@ def open_bench(a: argparse.Namespace) -> Bench:
         "drawn": [a.each, a.draw_steps],
     }
     drawing = Drawing(a.each, a.draw_steps, a.draw_batch)
-    ledger = Ledger(a.out / "results.jsonl", setup)
+    ledger = Ledger(a.out / "results.jsonl", setup, PUBLISHED / "method.jsonl")
     return Bench(base, judge, ledger, drawing, a.steps, a.batch, a.class_pictures, a.out / ledger.setup)
 
 
@@ -145,6 +146,7 @@ def finish(
     setup = f"{a.steps} steps of {a.batch} pictures, {a.each} pictures a prompt of {a.draw_steps} steps"
     if a.docs:
         docs = Path("docs")
+        bench.ledger.publish()
         tables.plot(rows, docs / "results-method.png")
         tables.comparison(rows, named[0], bench.out, docs / "results-method.jpg")
         tables.write_docs(shown, setup, docs)

@@ -1,7 +1,8 @@
 """Results as lines of JSON, one a finished case, that survive a kill at any moment.
 
 Every line says the setup it was made with; lines of another setup (base, judge, steps, pictures, ...) stay in
-the file but are not seen.
+the file but are not seen. What the docs say is published beside the benchmarks, so that a long campaign goes
+on in any clone.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from atomdiff.formats.files import write_atomically
+
 from ..court import Figures, likeness
+
+PUBLISHED = Path(__file__).parent.parent / "results"
+DIGITS = 5  # of the figures that are published
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,13 @@ class Outcome:
 
 
 class Ledger:
-    """The file of outcomes of one setup; whatever was cut off in mid-line is dropped when it is opened."""
+    """The outcomes of one setup: those that were published, and those in the file `path`.
 
-    def __init__(self, path: Path, setup: dict[str, object]) -> None:
-        self.path = path
+    Whatever was cut off in mid-line is dropped from the file when it is opened.
+    """
+
+    def __init__(self, path: Path, setup: dict[str, object], published: Path | None = None) -> None:
+        self.path, self.published = path, published
         self.setup = hashlib.blake2b(json.dumps(setup, sort_keys=True).encode(), digest_size=4).hexdigest()
         self.outcomes: dict[Case, Outcome] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,16 +70,35 @@ class Ledger:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(path, whole)
-        for line in data[:whole].splitlines():
+        if published and published.exists():
+            self._read(published.read_bytes())
+        self._read(data[:whole])
+
+    def _read(self, lines: bytes) -> None:
+        for line in lines.splitlines():
             entry = json.loads(line)
             if entry["setup"] == self.setup:
                 self.outcomes[Case(**entry["case"])] = Outcome(**entry["outcome"])
 
     def add(self, case: Case, outcome: Outcome) -> None:
         """Keeps an outcome, on the disk before this returns."""
-        line = json.dumps({"setup": self.setup, "case": asdict(case), "outcome": asdict(outcome)})
         with self.path.open("a") as file:
-            file.write(line + "\n")
+            file.write(self._line(case, outcome))
             file.flush()
             os.fsync(file.fileno())
         self.outcomes[case] = outcome
+
+    def publish(self) -> None:
+        """Writes the outcomes of this setup, in order, where they are published."""
+        assert self.published
+        lines = (self._line(case, rounded(outcome)) for case, outcome in self.outcomes.items())
+        write_atomically(self.published, "".join(sorted(lines)).encode())
+
+    def _line(self, case: Case, outcome: Outcome) -> str:
+        entry = {"setup": self.setup, "case": asdict(case), "outcome": asdict(outcome)}
+        return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def rounded(outcome: Outcome) -> Outcome:
+    figures = {name: round(value, DIGITS) for name, value in outcome.figures.items()}
+    return replace(outcome, figures=figures, step=round(outcome.step, DIGITS))

@@ -224,11 +224,14 @@ def sheets(rows: Sequence[Row], tasks: Sequence[Task], out: Path) -> None:
 
 
 def comparison(rows: Sequence[Row], task: Task, out: Path, path: Path) -> None:
-    """One task, a row for each method."""
+    """One task, a row for each method; the picture stays as it is where a row was drawn in another place."""
     strips = [(row.label, strip_path(out, row.label, task.name)) for row in rows]
-    there = [(label, _cut(strip)) for label, strip in strips if strip.exists()]
-    if there:
-        save_picture(contact_sheet([("the five pictures", task.pictures), *there]), path)
+    missing = [label for label, strip in strips if not strip.exists()]
+    if missing:
+        print(f"{path} stays as it is: the pictures of {', '.join(missing)} are not in {out}")
+        return
+    there = [(label, _cut(strip)) for label, strip in strips]
+    save_picture(contact_sheet([("the five pictures", task.pictures), *there]), path)
 
 
 def _cut(path: Path) -> list[Image.Image]:

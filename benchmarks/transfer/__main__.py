@@ -4,7 +4,8 @@
 
 A small ResNet and a small ConvNeXt learn the classes and colours of the pocket world, then, as in VTAB-1k,
 each new task with 800 pictures to train on and 200 to choose the learning rate by. Reported are accuracy on
-1,000 others and the gap between training and those. What is finished is kept in OUT/results.json.
+1,000 others and the gap between training and those. What is finished is kept in OUT/results.json; `--docs`
+publishes it in benchmarks/results, and writes a section of docs/results.md for each network.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.progress import track
 
 from atomdiff.formats.files import write_atomically
 
+from ..method import ledger
 from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section, written
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet
@@ -26,6 +28,7 @@ from .tasks import TASKS
 
 PAPER_SHARE = 4e-5  # atoms of ResNet-50's weights, as the paper counts them
 RATES = (3e-4, 3e-3, 3e-2)
+PUBLISHED = ledger.PUBLISHED / "transfer.json"
 Shown = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]
 
 
@@ -49,15 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counted = {name: atom_share(make) for name, make in (("ResNet-50", resnet), ("ConvNeXt-T", convnext))}
     rows = [(n, f"{k:,}", f"{w:,}", f"{k / w:.4%}") for n, (k, w) in counted.items()]
     title = f"Atoms, m ≤ 9 (the paper: {PAPER_SHARE:.3%} of ResNet-50)"
-    shown: list[Shown] = [(title, ("network", "atoms", "of", "share"), rows)]
+    shares: Shown = title, ("network", "atoms", "of", "share"), rows
     results = run(networks, names, count, pretraining, a)
     headers = ("method", "numbers", *names, "mean", "gap")
-    shown += [(n, headers, table(results, n, names, a.seeds)) for n in networks]
-    for part in shown:
+    learnt: list[Shown] = [(n, headers, table(results, n, names, a.seeds)) for n in networks]
+    for part in (shares, *learnt):
         show(*part)
     if a.docs:
         setup = f"{a.epochs} epochs, best of {len(a.rates)} rates, {a.seeds} seed{'s' * (a.seeds > 1)}"
-        write_docs(shown, setup)
+        write_docs(shares, learnt, setup)
     print(machine())
     atoms, weights = counted["ResNet-50"]
     verdict(
@@ -70,20 +73,24 @@ pictures trained on, less that. Numbers: what is trained beside the last linear 
 ones that were pretrained on the classes and colours of the pocket's world."""
 
 
-def write_docs(shown: Sequence[Shown], setup: str) -> None:
-    text = "## Other networks, other tasks\n\n"
-    text += f"{written()}: {setup}.\n\n{LEGEND}\n"
-    for title, headers, rows in shown:
-        text += f"\n### {title}\n\n{markdown(headers, rows)}"
-    write_section(Path("docs/results.md"), "transfer", text)
+def write_docs(shares: Shown, learnt: Sequence[Shown], setup: str) -> None:
+    page = Path("docs/results.md")
+    title, headers, rows = shares
+    text = f"## Other networks, other tasks\n\n{LEGEND}\n\n### {title}\n\n{markdown(headers, rows)}"
+    write_section(page, "transfer", text)
+    for network, headers, rows in learnt:
+        text = f"### {network}\n\n{written()}: {setup}.\n\n{markdown(headers, rows)}"
+        write_section(page, f"transfer {network}", text)
 
 
 def run(
     networks: list[str], names: list[str], count: int, pretraining: int, a: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """Everything that is missing from OUT/results.json."""
+    """Everything that is missing from what was published and from OUT/results.json."""
     file = a.out / "results.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known: dict[str, dict[str, float]] = {}
+    for some in (PUBLISHED, file):
+        known |= json.loads(some.read_text()) if some.exists() else {}
     wanted = {}
     for network in networks:
         model = pretrained(network, a.out, count, pretraining)
@@ -95,6 +102,8 @@ def run(
                 known[setup] = transfer(model, method, task, seed, a)
                 write_atomically(file, json.dumps(known, indent=0, ensure_ascii=False).encode())
             wanted[key] = known[setup]
+    if a.docs:
+        write_atomically(PUBLISHED, json.dumps(known, indent=0, ensure_ascii=False).encode())
     return wanted
 
 
