@@ -147,9 +147,9 @@ def finish(
     if a.docs:
         docs = Path("docs")
         bench.ledger.publish()
-        tables.plot(rows, docs / "results-method.png")
-        tables.comparison(rows, named[0], bench.out, docs / "results-method.jpg")
-        tables.write_docs(shown, setup, docs)
+        tables.plot(rows, docs / f"results-{a.section}.png")
+        tables.comparison(rows, named[0], bench.out, docs / f"results-{a.section}.jpg")
+        tables.write_docs(a.section, shown, setup, docs)
     print(f"{machine()}; {setup}; pictures in {bench.out}")
     small = tables.best_small(rows)
     if small:
@@ -187,7 +187,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--judge", type=Path, default=pocket.path() / "judge.safetensors", help="the judge's weights")
     add("--out", type=Path, default=Path("outputs/method"))
     add("--quick", action="store_true", help="few methods, subjects and steps: under 10 minutes on two cores")
-    add("--docs", action="store_true", help="write the section of docs/results.md and its pictures")
+    add("--docs", action="store_true", help="write a section of docs/results.md and its pictures")
+    add("--section", choices=tables.SECTIONS, default="method", help="which (default method)")
     add("--report", action="store_true", help="train nothing: the tables of what OUT holds")
     add("--check", action="store_true", help="exit 1 if a target is missed")
     add("--peak-of", help=argparse.SUPPRESS)

@@ -242,6 +242,7 @@ def _cut(path: Path) -> list[Image.Image]:
 
 # ---------------------------------------------------------------------------------------------------- docs
 
+SECTIONS = {"method": "The method", "peers": "Every family, every peer"}
 LEGEND = """Likeness is the mean of first colour, second colour, pattern (shares that the judge names right)
 and identity (cosine of its embedding to renders of the subject); *five* is the mean cosine to the five
 pictures trained on; ± is the standard deviation of its means over seeds. Class, context and accessory are
@@ -258,19 +259,20 @@ by half: their drift is none. *On every prompt* shows what it would be."""
 
 
 def write_docs(
+    section: str,
     tables: Sequence[tuple[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]],
     setup: str,
     docs: Path,
 ) -> None:
     """The section of docs/results.md between its marks, made if it is missing; other sections stay."""
     parts = [
-        "## The method",
+        f"## {SECTIONS[section]}",
         f"{written()}: {setup}.",
-        LEGEND,
-        "![likeness against bytes](results-method.png)",
-        "![the same subject by every method](results-method.jpg)",
+        LEGEND if section == "method" else "Columns, and how each is trained and drawn, are as above.",
+        f"![likeness against bytes](results-{section}.png)",
+        f"![the same subject by every method](results-{section}.jpg)",
     ]
     text = "\n\n".join(parts) + "\n"
     for title, (headers, rows) in tables:
         text += f"\n### {title}\n\n{markdown(headers, rows)}"
-    write_section(docs / "results.md", "method", text)
+    write_section(docs / "results.md", section, text)
