@@ -17,6 +17,7 @@ from collections.abc import Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.progress import track
 
 from atomdiff import pocket
@@ -68,6 +69,7 @@ def open_bench(a: argparse.Namespace) -> Bench:
     base, judge = load_base("pocket", device=a.device), Judge.load(a.judge)
     setup = {
         "recipe": RECIPE,
+        "device": torch.device(a.device).type,  # step times of one table are of one kind of machine
         "base": [base.passport.architecture, base.passport.sketch_text()],
         "judge": hashlib.sha256(a.judge.read_bytes()).hexdigest(),
         "steps": a.steps,
