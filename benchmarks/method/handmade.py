@@ -177,6 +177,7 @@ FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference
 WORDED = (
     _with_words("LoRA r=1, attention + word", lora(1, ATTENTION), 4e-3, 1),
     _with_words("LoRA r=1, attention + 2 words", lora(1, ATTENTION), 4e-3, 2),
+    _with_words("LoRA r=4, attention + 2 words", lora(4, ATTENTION), 4e-3, 2),
     _with_words("Uni-LoRA 4608 + 2 words", uni_lora(4608), 4e-2, 2),
     _with_words("LoRA-XS r=8, attention + 2 words", lora_xs(8), 5e-3, 2),
 )
