@@ -26,7 +26,7 @@ def convnext(full: bool = False) -> Any:
     """ConvNeXt-T, or a small one for pictures of 64 pixels."""
     from transformers import ConvNextConfig, ConvNextModel
 
-    small = {"hidden_sizes": [32, 64, 128], "depths": [2, 2, 2], "num_stages": 3, "patch_size": 2}
+    small = {"hidden_sizes": [32, 64, 128], "depths": [2, 2, 2], "num_stages": 3}
     return ConvNextModel(ConvNextConfig(**({} if full else small)))
 
 
