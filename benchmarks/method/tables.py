@@ -201,13 +201,19 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _label(axes: Any, rows: Sequence[Row]) -> None:
-    """Names each point: away from the nearer edge, and no name on that of a point close below."""
+    """Names each point, away from the nearer edge; a name that would be on another is higher, on a stem."""
     low, high = axes.get_ylim()
-    middle = math.sqrt(math.prod(axes.get_xlim()))
-    highest = {"left": low, "right": low}
+    middle, line = math.sqrt(math.prod(axes.get_xlim())), 0.022 * (high - low)
+    written: list[tuple[float, float, float]] = []  # from, to, height of every name, widths as log10 of bytes
     for row in sorted(rows, key=lambda row: row.likeness):
         side = "left" if row.bytes < middle else "right"
-        height = highest[side] = max(row.likeness, highest[side] + 0.022 * (high - low))
+        at, width = math.log10(row.bytes), 0.045 * len(row.label)
+        begin, end = (at, at + width) if side == "left" else (at - width, at)
+        height = row.likeness
+        while any(begin < e and b < end and abs(height - h) < line for b, e, h in written):
+            height += line / 4
+        written.append((begin, end, height))
+        axes.plot([row.bytes] * 2, [row.likeness, height], color="#b8b4ae", linewidth=0.6, zorder=0)
         offset = (7 if side == "left" else -7, -3)
         axes.annotate(
             row.label, (row.bytes, height), xytext=offset, textcoords="offset points", fontsize=8, ha=side
@@ -231,7 +237,8 @@ def comparison(rows: Sequence[Row], task: Task, out: Path, path: Path) -> None:
         print(f"{path} stays as it is: the pictures of {', '.join(missing)} are not in {out}")
         return
     there = [(label, _cut(strip)) for label, strip in strips]
-    save_picture(contact_sheet([("the five pictures", task.pictures), *there]), path)
+    sheet = contact_sheet([("the five pictures", task.pictures), *there])
+    save_picture(sheet.reduce(2) if len(there) > 20 else sheet, path)  # many rows make a page heavy
 
 
 def _cut(path: Path) -> list[Image.Image]:
