@@ -23,6 +23,7 @@ from atomdiff.models.base import Base, load_base
 from atomdiff.pictures.sheets import save_picture
 from atomdiff.pocket.judge import Judge
 from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.suiting import suit_base
 
 from .court import Drawing, Figures
 from .method.ledger import PUBLISHED, Case, Ledger, Outcome
@@ -43,7 +44,7 @@ class Recipe:
 
     def case(self, task: Task, seed: int = 0) -> Case:
         """Where the result is kept: told apart by every setting, those left to the tool's defaults too."""
-        settings = replace(TrainingSettings(), **self.settings)
+        settings = suit_base(replace(TrainingSettings(), **self.settings), "pocket", 64, 1)
         said = repr((sorted(asdict(settings).items()), sorted(self.drawing.items())))
         digest = sha256(said.encode()).hexdigest()[:12]
         return Case(self.name, digest, self.precision, task.name, seed, 0.0)

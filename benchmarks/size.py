@@ -17,7 +17,7 @@ from atomdiff.concepts.passport import BasePassport
 from atomdiff.training.ladder import LADDER, Rung, parse_size
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, texts_of
-from atomdiff.training.suiting import name_everything
+from atomdiff.training.suiting import name_everything, suit_base
 
 from .court import CONTEXTS, Drawing
 from .method.tasks import Task, subjects
@@ -43,7 +43,7 @@ def bytes_on_sd15(rungs: Sequence[Rung]) -> list[int]:
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    settings = name_everything(TrainingSettings(instance_data_dir="dog"))
+    settings = suit_base(name_everything(TrainingSettings(instance_data_dir="dog")), "sd15", 512, 8)
     passport, texts = BasePassport("sd1-00000000", (0.5,) * 16, "sd15"), texts_of(settings, MANY, MANY, MANY)
     token = {"token": torch.zeros(1, 1, 768)}
     return [file_size(unet, passport, rung, token, texts) for rung in rungs]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from atomdiff.pictures.acting import USUAL
-from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.suiting import POCKET
 
 from .court import CONTEXTS, Drawing
@@ -23,7 +22,7 @@ from .report import Target, machine, markdown, one_sentence, option, show, verdi
 COLUMNS = ("likeness", "colour", "second", "pattern", "identity", "context", "accessory", "leak", "drift")
 HEADERS = ("tried", "bytes", *COLUMNS)
 NOISE = 0.05  # of likeness, taken for chance; `another seed` shows how far off that is
-RATE, WORD_RATE = TrainingSettings.linear_learning_rate, POCKET.token_learning_rate
+RATE, WORD_RATE = POCKET.linear_learning_rate, POCKET.token_learning_rate
 
 
 def _tried(name: str, drawing: Mapping[str, Any] | None = None, **settings: Any) -> Recipe:

@@ -19,10 +19,18 @@ from atomdiff.training.ladder import CHOSEN, LADDER, parse_size
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, pick, suit_size, texts_of
-from atomdiff.training.suiting import FULL_SIZE, name_everything, numerical
+from atomdiff.training.suiting import FULL_SIZE, name_everything, numerical, suit_base
 
 PASSPORT = BasePassport("sd1-00000000", (0.5,) * 16, "sd15")
-TEXTS = texts_of(name_everything(TrainingSettings(instance_data_dir="dog")), MANY, MANY, MANY)
+
+
+def suited(**given):
+    return suit_base(
+        name_everything(TrainingSettings(**({"instance_data_dir": "dog"} | given))), "sd1", 64, 8
+    )
+
+
+TEXTS = texts_of(suited(), MANY, MANY, MANY)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def test_a_trained_file_has_the_bytes_that_were_counted(tiny_base, tmp_path, kin
     once = {key: torch.zeros(1, 1, 32) for key in ("token", "token2")}
     counted = file_size(base.unet, base.passport, rung, once, TEXTS)
     token = {key: torch.randn(rung.vectors, 1, 32, generator=generator) for key in once}
-    texts = texts_of(name_everything(TrainingSettings(instance_data_dir="dog")), 300, 5, 48)
+    texts = texts_of(suited(), 300, 5, 48)
     concept = Concept.of(
         base.unet, rung.spec, learned, base.passport, token=token if rung.vectors else None, **texts
     )
@@ -151,26 +159,23 @@ def test_a_model_without_the_layers_of_any_rung():
 
 def test_the_dial_fills_the_settings_and_long_prompts_count(tiny_base):
     base = tiny_base("sd1")
-    asked = name_everything(TrainingSettings(instance_data_dir="dog", size="5KB", resolution=64))
+    asked = suited(size="5KB")
     short, told = suit_size(asked, base)
     assert short.size == "" and told.startswith("Size: at most ")
     tight = dataclasses.replace(asked, size=_counted(told))
     assert suit_size(tight, base)[0] == short
     wordy, _ = suit_size(dataclasses.replace(tight, class_prompt="a dog " * 150), base)
     assert LADDER.index(_rung_of(wordy)) > LADDER.index(_rung_of(short))
-    plain = name_everything(TrainingSettings(instance_data_dir="dog"))
+    plain = suited()
     assert suit_size(plain, base) == (plain, "")
-    by_hand = name_everything(
-        TrainingSettings(instance_data_dir="dog", resolution=64, **_rung_of(short).settings())
-    )
+    by_hand = suited(**_rung_of(short).settings())
     assert numerical(by_hand, 1) == numerical(short, 1)  # a run may go on without the dial
 
 
 def test_a_trigger_that_cannot_be_learned_takes_no_bytes(tiny_base):
     base = tiny_base("sd1")
-    settings = {"instance_data_dir": "dog", "size": "3MB"}
-    usual = suit_size(name_everything(TrainingSettings(**settings)), base)[1]
-    shared = suit_size(name_everything(TrainingSettings(**settings, trigger="dog")), base)[1]
+    usual = suit_size(suited(size="3MB"), base)[1]
+    shared = suit_size(suited(size="3MB", trigger="dog"), base)[1]
     assert _counted(shared) < _counted(usual)
 
 

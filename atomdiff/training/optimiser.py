@@ -29,7 +29,7 @@ def adam_for(
     scale = _scale(settings, processes)
     rates = (
         settings.learning_rate,
-        settings.linear_learning_rate,
+        settings.linear_learning_rate or 0.0,
         settings.token_learning_rate or 0.0,
     )
     groups: list[dict[str, Any]] = [

@@ -69,7 +69,9 @@ class TrainingSettings:
     gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
     learning_rate: float = option(5e-3, "learning rate of the conv atoms")
-    linear_learning_rate: float = option(5e-3, "learning rate of the linear atoms")
+    linear_learning_rate: float | None = option(
+        None, "learning rate of the linear atoms (default: 1e-2 for pocket, else 5e-3)"
+    )
     token_learning_rate: float | None = option(
         None, "learning rate of the trigger's embedding (default: 1e-2 for pocket, else 1e-3)"
     )

@@ -98,11 +98,11 @@ def zeros(unet: nn.Module, spec: AtomSpec) -> dict[str, Tensor]:
 
 
 def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int) -> Texts:
-    """What the concept of a run says beside its numbers."""
+    """What the concept of a run says beside its numbers; `suit_base` must have been asked."""
     summary: dict[str, str | int | float] = {
         "steps": steps,
         "learning_rate": s.learning_rate,
-        "linear_learning_rate": s.linear_learning_rate,
+        "linear_learning_rate": s.linear_learning_rate or 0.0,
         "pictures": pictures,
         "class_pictures": class_pictures,
         "resolution": int(s.resolution or 0),

@@ -21,6 +21,7 @@ class FamilyDefaults:
     max_train_steps: int
     train_batch_size: int
     num_class_images: int
+    linear_learning_rate: float
     token_learning_rate: float
 
 
@@ -28,12 +29,14 @@ POCKET = FamilyDefaults(
     max_train_steps=300,
     train_batch_size=4,
     num_class_images=48,
+    linear_learning_rate=1e-2,
     token_learning_rate=1e-2,
 )
 FULL_SIZE = FamilyDefaults(
     max_train_steps=600,
     train_batch_size=1,
     num_class_images=100,
+    linear_learning_rate=5e-3,
     token_learning_rate=1e-3,
 )
 

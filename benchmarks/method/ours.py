@@ -27,7 +27,7 @@ from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
-LINEAR_RATE = DEFAULT.linear_learning_rate / DEFAULT.learning_rate
+LINEAR_RATE = POCKET.linear_learning_rate / DEFAULT.learning_rate
 VECTORS = DEFAULT.num_vectors if DEFAULT.train_token else 0
 TOKEN_RATE = POCKET.token_learning_rate / DEFAULT.learning_rate
 # What the tool writes beside the numbers, so that a file here is as large as one of the tool's.
@@ -38,7 +38,7 @@ ABOUT: dict[str, Any] = {
     "training": {
         "steps": 300,
         "learning_rate": DEFAULT.learning_rate,
-        "linear_learning_rate": DEFAULT.linear_learning_rate,
+        "linear_learning_rate": POCKET.linear_learning_rate,
         "pictures": 5,
         "class_pictures": POCKET.num_class_images if DEFAULT.with_prior_preservation else 0,
         "resolution": 64,
@@ -52,18 +52,21 @@ ABOUT: dict[str, Any] = {
 class Concepts(Handle):
     """A base with atoms, which goes through the concept file to be drawn."""
 
-    def __init__(self, base: Base, spec: AtomSpec, vectors: int) -> None:
+    def __init__(self, base: Base, spec: AtomSpec, vectors: int, linear_rate: float = LINEAR_RATE) -> None:
+        """`linear_rate`: the rate of linear atoms, as a multiple of that of conv atoms."""
         kept = Kept(base.unet)
         self.attached = inject.attach(base.unet, spec)
         token = TriggerToken(base, TRIGGER, vectors=vectors) if vectors else None
         words: Mapping[str, nn.Parameter] = token.vectors if token else {}
-        super().__init__(base, kept, self.attached.named_atoms() | dict(words), self._relative(words), token)
+        super().__init__(
+            base, kept, self.attached.named_atoms() | dict(words), self._relative(words, linear_rate), token
+        )
 
-    def _relative(self, words: Mapping[str, nn.Parameter]) -> dict[str, float]:
-        """Rates relative to that of conv atoms, in the proportions of the tool's own defaults."""
+    def _relative(self, words: Mapping[str, nn.Parameter], linear_rate: float) -> dict[str, float]:
+        """Rates relative to that of conv atoms."""
         layers = self.attached.layers
         rates = {
-            name: 1.0 if isinstance(layers.get(name.partition("#")[0]), AtomConv2d) else LINEAR_RATE
+            name: 1.0 if isinstance(layers.get(name.partition("#")[0]), AtomConv2d) else linear_rate
             for name in self.attached.named_atoms()
         }
         return rates | dict.fromkeys(words, TOKEN_RATE)
@@ -92,21 +95,25 @@ class Concepts(Handle):
         super().detach()
 
 
-def _method(name: str, spec: AtomSpec, vectors: int, rate: float, precisions: tuple[str, ...]) -> Method:
-    text = f"{recipe(spec, vectors)}&{AS_TOOL}"
-    return Method(
-        name, lambda base: Concepts(base, spec, vectors), rate, "ours", precisions, text, TOOL_COURSE
-    )
+def _method(
+    name: str, spec: AtomSpec, vectors: int, rate: float, linear_rate: float, precisions: tuple[str, ...]
+) -> Method:
+    text = f"{recipe(spec, vectors, linear_rate)}&{AS_TOOL}"
+
+    def attach(base: Base) -> Concepts:
+        return Concepts(base, spec, vectors, linear_rate)
+
+    return Method(name, attach, rate, "ours", precisions, text, TOOL_COURSE)
 
 
 def _ours(name: str, vectors: int = 0, rate: float = DEFAULT.learning_rate, **spec: Any) -> Method:
-    """Where nothing else is said: m=9 DCT atoms and Dc kc=4 on cross-attention, whatever the tool's default
-    is."""
+    """Where nothing else is said: m=9 DCT atoms and Dc kc=4 on cross-attention at one rate, whatever the
+    tool's default is."""
     plain: dict[str, Any] = {"num_atoms": 9, "basis": "dct", "linear_atoms": "attn2", "linear_block": 4}
-    return _method(name, AtomSpec(**(plain | spec)), vectors, rate, PRECISIONS)
+    return _method(name, AtomSpec(**(plain | spec)), vectors, rate, 1.0, PRECISIONS)
 
 
-def recipe(spec: AtomSpec, vectors: int) -> str:
+def recipe(spec: AtomSpec, vectors: int, linear_rate: float) -> str:
     """What is trained, as text: the first choices always, later families where they are used, and the rates
     of linear atoms and token relative to the convolutions'; a token's vectors where there are several."""
     chosen = {item.name: getattr(spec, item.name) for item in fields(spec)}
@@ -114,7 +121,7 @@ def recipe(spec: AtomSpec, vectors: int) -> str:
     used = {key: value for key, value in chosen.items() if key in always or value != getattr(AtomSpec, key)}
     token = {"token": f"{TOKEN_RATE:g}"} if vectors else {}
     several = {"vectors": str(vectors)} if vectors > 1 else {}
-    return urlencode(used | {"linear_rate": f"{LINEAR_RATE:g}"} | token | several)
+    return urlencode(used | {"linear_rate": f"{linear_rate:g}"} | token | several)
 
 
 TOOL = _method(
@@ -122,6 +129,7 @@ TOOL = _method(
     spec_of(DEFAULT),
     VECTORS,
     DEFAULT.learning_rate,
+    LINEAR_RATE,
     (DEFAULT.precision,),
 )
 TOOL = replace(TOOL, training=TOOL.name)
