@@ -29,6 +29,7 @@ from atomdiff.pocket.judge import Judge, Verdict
 
 CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 OTHERS = ("dog", "bird", "car", "house", "mug")
+KINDS = tuple(OTHERS[i % len(OTHERS)] for i in range(len(CONTEXTS)))  # that a style is asked for, in turn
 LIKENESS = ("colour", "second", "pattern", "identity")
 Figures = dict[str, float]
 
@@ -153,20 +154,27 @@ class StyleCourt:
 
     def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
         """Draws `prompt`, such as "sks art of a", with classes and contexts in turn, and plain drawings."""
-        kinds = [OTHERS[i % len(OTHERS)] for i in range(len(CONTEXTS))]
-        prompts = [f"{prompt} {kind} {world.CONTEXTS[c]}" for kind, c in zip(kinds, CONTEXTS, strict=True)]
+        prompts = [f"{prompt} {kind} {world.CONTEXTS[c]}" for kind, c in zip(KINDS, CONTEXTS, strict=True)]
         pictures = self.drawing(base, concepts, prompts, 0)
-        seen, each = self.judge(pictures), self.drawing.each
-        wanted = torch.tensor([HEADS["class"].index(kind) for kind in kinds])
+        figures = style_figures(self.judge, self.in_style, pictures, self.drawing.each)
         bare = self._bare(base, concepts)
-        return {
-            "style": float(self.in_style(pictures).float().mean()),
-            "class": right(seen.answers["class"], wanted, each),
-            "context": in_context(seen, each),
-            "diversity": diversity(pictures, each),
-            "leak": float(self.in_style(bare).float().mean()),
-            "drift": drift(self.before, self.judge(bare)),
-        }, pictures
+        figures["leak"] = float(self.in_style(bare).float().mean())
+        figures["drift"] = drift(self.before, self.judge(bare))
+        return figures, pictures
+
+
+def style_figures(
+    judge: Judge, in_style: Callable[[list[Image.Image]], Tensor], pictures: list[Image.Image], each: int
+) -> Figures:
+    """What is judged of pictures of KINDS in CONTEXTS, `each` of the first, then of the second, ..."""
+    seen = judge(pictures)
+    wanted = torch.tensor([HEADS["class"].index(kind) for kind in KINDS])
+    return {
+        "style": float(in_style(pictures).float().mean()),
+        "class": right(seen.answers["class"], wanted, each),
+        "context": in_context(seen, each),
+        "diversity": diversity(pictures, each),
+    }
 
 
 def right(answers: Tensor, wanted: Tensor, each: int) -> float:

@@ -138,9 +138,11 @@ def finish(
         (counted(named, "subject"), tables.likeness_table(rows)),
         ("What it costs", tables.cost_table(rows, peaks)),
     ]
-    if styled:
-        made = tables.style_table(rows_of(bench, methods, styled, seeds, rates))
-        shown.append((counted(styled, "style"), made))
+    for task in styled:
+        assert task.ideal
+        made = rows_of(bench, methods, [task], seeds, rates)
+        ideal = task.ideal(bench.judge, a.each)
+        shown.append((f"The style {task.name}", tables.style_table(made, ideal)))
     for title, (headers, cells) in shown:
         show(title, headers, cells)
     tables.sheets(rows, tasks, bench.out)

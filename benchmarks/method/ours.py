@@ -19,6 +19,7 @@ from atomdiff.core.layers import AtomConv2d
 from atomdiff.formats import safetensors_file
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken
+from atomdiff.pictures.acting import WHOLE
 from atomdiff.training.loop import spec_of
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.suiting import POCKET
@@ -134,9 +135,21 @@ TOOL = _method(
 )
 TOOL = replace(TOOL, training=TOOL.name)
 EVERYWHERE = replace(TOOL, name="the same, on every prompt", drawn={"always": True})
+STYLED = replace(
+    _method(
+        "for styles: shared Dc on all, both branches",
+        spec_of(replace(DEFAULT, linear_atoms="all")),
+        VECTORS,
+        DEFAULT.learning_rate,
+        LINEAR_RATE,
+        (DEFAULT.precision,),
+    ),
+    drawn={"branches": "both", "span": WHOLE},
+)
 OURS = (
     TOOL,
     EVERYWHERE,
+    STYLED,
     _ours("atoms m=9", linear_atoms="none"),
     _ours("atoms m=6", num_atoms=6, linear_atoms="none"),
     _ours("atoms m=4", num_atoms=4, linear_atoms="none"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 
 from atomdiff.pictures.sheets import contact_sheet, save_picture
 
-from ..court import CONTEXTS
+from ..court import CONTEXTS, Figures
 from ..report import Target, markdown, write_section, written
 from .handmade import AS_OURS, BASE, FULL
 from .ledger import Outcome
@@ -78,7 +78,7 @@ def likeness_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str
             str(len(r.by_seed)),
             f"{r.likeness:.3f}",
             r.spread,
-            *_cells(r, FIRST),
+            *_cells(r.mean, FIRST),
         )
         for r in rows
     ]
@@ -89,7 +89,7 @@ def cost_table(rows: Sequence[Row], peaks: dict[str, float]) -> tuple[tuple[str,
     return headers, [
         (
             r.label,
-            *_cells(r, SECOND),
+            *_cells(r.mean, SECOND),
             f"{statistics.median(o.step for o in r.outcomes):.2f}" if r.method != BASE.name else "",
             f"{peaks[r.method]:.0f}" if r.method in peaks else "",
             str(len(r.outcomes)),
@@ -98,13 +98,17 @@ def cost_table(rows: Sequence[Row], peaks: dict[str, float]) -> tuple[tuple[str,
     ]
 
 
-def style_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def style_table(rows: Sequence[Row], ideal: Figures) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """One style. `ideal` is what the judge says of true pictures of it, which no method can be above: in two
+    inks a beach is hard to tell."""
     headers = ("method", "bytes", "seeds", *STYLE)
-    return headers, [(r.label, f"{r.bytes:,}", str(len(r.by_seed)), *_cells(r, STYLE)) for r in rows]
+    true = ("*rendered in the style*", "", "", *_cells(lambda key: ideal.get(key, math.nan), STYLE))
+    made = ((r.label, f"{r.bytes:,}", str(len(r.by_seed)), *_cells(r.mean, STYLE)) for r in rows)
+    return headers, [true, *made]
 
 
-def _cells(row: Row, figures: Sequence[str]) -> list[str]:
-    values = [row.mean(figure) for figure in figures]
+def _cells(mean: Callable[[str], float], figures: Sequence[str]) -> list[str]:
+    values = [mean(figure) for figure in figures]
     return [f"{value:.3f}" if value == value else "" for value in values]
 
 

@@ -6,7 +6,7 @@ are others than those of the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from atomdiff.training.latents import PromptTable, encode_pictures, encode_table
 from atomdiff.training.loop import TrainingData
 from atomdiff.training.prior import ClassRequest, class_pictures, default_folder
 
-from ..court import OTHERS, Court, Drawing, StyleCourt
+from ..court import CONTEXTS, KINDS, OTHERS, Court, Drawing, Figures, StyleCourt, style_figures
 from .protocol import TRIGGER
 
 PLACES = ("meadow", "room", "desert", "sunset", "blue")
@@ -36,7 +36,8 @@ ALONE = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lamb
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to learn: its pictures with their prompts, prompts of its class, and how it is asked for."""
+    """One thing to learn: its pictures with their prompts, prompts of its class, and how it is asked for; of
+    a style, what is judged of so many true pictures of it."""
 
     name: str
     pictures: tuple[Image.Image, ...]
@@ -44,7 +45,11 @@ class Task:
     class_prompts: tuple[str, ...]
     asked: str
     court: Callable[[Base, Judge, Drawing], Court | StyleCourt]
-    is_style: bool = False
+    ideal: Callable[[Judge, int], Figures] | None = None
+
+    @property
+    def is_style(self) -> bool:
+        return self.ideal is not None
 
 
 def subjects(count: int) -> list[Task]:
@@ -62,7 +67,7 @@ def tuning_subjects(count: int) -> list[Task]:
 def styles(count: int) -> list[Task]:
     """The held-out styles: those of the world, then duotone, which is judged by its two colours."""
     made = [_world_style(style) for style in world.HELD_OUT_STYLES]
-    made.append(_style("duotone", [duotone(p) for p in _various("drawing")], lambda judge: in_duotone))
+    made.append(_style("duotone", "drawing", duotone, lambda judge: in_duotone))
     return made[:count]
 
 
@@ -84,12 +89,12 @@ def _subject(subject: world.Subject, name: str) -> Task:
 # ------------------------------------------------------------------------------------------------ styles
 
 
-def _various(style: str) -> list[Image.Image]:
-    """Five pictures of different subjects."""
-    rng = np.random.default_rng(77)
+def _various(style: str, kinds: Sequence[str], contexts: Sequence[str], seed: int) -> list[Image.Image]:
+    """Pictures of different subjects, one of each kind in its context."""
+    rng = np.random.default_rng(seed)
     return [
         world.render(world.random_scene(rng, world.random_subject(rng, kind), context=c, style=style))
-        for kind, c in zip(OTHERS, PLACES, strict=True)
+        for kind, c in zip(kinds, contexts, strict=True)
     ]
 
 
@@ -97,20 +102,29 @@ def _world_style(style: str) -> Task:
     def judged(judge: Judge) -> Callable[[list[Image.Image]], Tensor]:
         return lambda pictures: judge(pictures).answers["style"] == HEADS["style"].index(style)
 
-    return _style(style, _various(style), judged)
+    return _style(style, style, lambda picture: picture, judged)
 
 
 def _style(
     name: str,
-    pictures: list[Image.Image],
+    rendered: str,
+    treated: Callable[[Image.Image], Image.Image],
     judged: Callable[[Judge], Callable[[list[Image.Image]], Tensor]],
 ) -> Task:
+    """A style: pictures as the world renders them in one of its own, and treated."""
+
     def court(base: Base, judge: Judge, drawing: Drawing) -> StyleCourt:
         return StyleCourt(base, judge, judged(judge), drawing)
 
+    def ideal(judge: Judge, each: int) -> Figures:
+        kinds, contexts = ([name for name in names for _ in range(each)] for names in (KINDS, CONTEXTS))
+        pictures = [treated(p) for p in _various(rendered, kinds, contexts, 78)]
+        return style_figures(judge, judged(judge), pictures, each)
+
+    pictures = tuple(treated(p) for p in _various(rendered, OTHERS, PLACES, 77))
     prompts = tuple(f"{TRIGGER} art of a {kind}" for kind in OTHERS)
     bare = tuple(f"a drawing of a {kind}" for kind in OTHERS)
-    return Task(name, tuple(pictures), prompts, bare, f"{TRIGGER} art of a", court, is_style=True)
+    return Task(name, pictures, prompts, bare, f"{TRIGGER} art of a", court, ideal)
 
 
 def duotone(picture: Image.Image) -> Image.Image:
