@@ -393,6 +393,10 @@ def test_everything_follows_from_the_folder_and_the_base():
     assert (pocket.resolution, full.resolution) == (64, 512)
     assert full.train_batch_size == 1
     assert full.num_class_images == 100
+    rates = [(own.linear_learning_rate, own.token_learning_rate) for own in (pocket, full)]
+    assert rates == [(1e-2, 1e-2), (5e-3, 1e-3)]
+    by_hand = dataclasses.replace(named, linear_learning_rate=2e-3)
+    assert suit_base(by_hand, "pocket", 64, 4).linear_learning_rate == 2e-3
 
 
 def test_the_trigger_of_a_prompt_written_by_hand():

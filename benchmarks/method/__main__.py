@@ -133,27 +133,34 @@ def finish(
 ) -> None:
     """Tables, plot, sheets, docs and the verdict."""
     named, styled = [t for t in tasks if not t.is_style], [t for t in tasks if t.is_style]
-    rows = rows_of(bench, methods, named, seeds, rates)
-    shown = [
-        (counted(named, "subject"), tables.likeness_table(rows)),
-        ("What it costs", tables.cost_table(rows, peaks)),
-    ]
+    rows = rows_of(bench, methods, named, seeds, rates) if named else []
+    shown = []
+    if named:
+        shown.append((counted(named, "subject"), tables.likeness_table(rows)))
+        shown.append(("What it costs", tables.cost_table(rows, peaks)))
+        tables.plot(rows, bench.out / "likeness.png")
+        tables.sheets(rows, tasks, bench.out)
     for task in styled:
         assert task.ideal
-        made = rows_of(bench, methods, [task], seeds, rates)
-        ideal = task.ideal(bench.judge, a.each)
+        made, ideal = rows_of(bench, methods, [task], seeds, rates), task.ideal(bench.judge, a.each)
         shown.append((f"The style {task.name}", tables.style_table(made, ideal)))
+        tables.sheets(made, styled, bench.out)
     for title, (headers, cells) in shown:
         show(title, headers, cells)
-    tables.sheets(rows, tasks, bench.out)
-    tables.plot(rows, bench.out / "likeness.png")
     setup = f"{a.steps} steps of {a.batch} pictures, {a.each} pictures a prompt of {a.draw_steps} steps"
     if a.docs:
         docs = Path("docs")
         bench.ledger.publish()
-        tables.plot(rows, docs / f"results-{a.section}.png")
-        tables.comparison(rows, named[0], bench.out, docs / f"results-{a.section}.jpg")
-        tables.write_docs(a.section, shown, setup, docs)
+        pictures = {}
+        if named:
+            pictures[f"results-{a.section}.png"] = "likeness against bytes"
+            tables.plot(rows, docs / f"results-{a.section}.png")
+        for task in tasks if a.section == "styles" else named[:1]:
+            name = f"results-{a.section}{f'-{task.name}' if task.is_style else ''}.jpg"
+            pictures[name] = f"{task.name if task.is_style else 'the same subject'} by every method"
+            own = rows_of(bench, methods, [task], seeds, rates)
+            tables.comparison(own, task, bench.out, docs / name)
+        tables.write_docs(a.section, shown, setup, pictures, docs)
     print(f"{machine()}; {setup}; pictures in {bench.out}")
     small = tables.best_small(rows)
     if small:
@@ -175,7 +182,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", nargs="+", default=[], help="names, patterns such as 'LoRA*', ours, peers")
     add("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="of our files (default all)")
-    add("--subjects", type=int, help="held-out subjects, 1 or more (default 8)")
+    add("--subjects", type=int, help="held-out subjects (default 8)")
     add("--styles", type=int, help="held-out styles, 0 to 2 (default 2)")
     add("--seeds", type=int, help="seeds of the training (default 3)")
     add("--steps", type=int, help="training steps (default 300)")
@@ -204,8 +211,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--tune needs the steps of a full run; give either it or --quick")
     if a.quick and not a.methods:
         a.methods = list(QUICK)
-    if min(a.subjects, a.seeds, a.steps, a.batch, a.each, a.draw_steps) < 1 or a.styles < 0:
-        parser.error("subjects, seeds, steps, batch, each and draw-steps are at least 1, styles at least 0")
+    if min(a.seeds, a.steps, a.batch, a.each, a.draw_steps) < 1:
+        parser.error("seeds, steps, batch, each and draw-steps are at least 1")
+    if min(a.subjects, a.styles) < 0 or not a.subjects + a.styles:
+        parser.error("subjects and styles are at least 0, and not both 0")
     return a
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ def _cut(path: Path) -> list[Image.Image]:
 
 # ---------------------------------------------------------------------------------------------------- docs
 
-SECTIONS = {"method": "The method", "peers": "Every family, every peer"}
+SECTIONS = {"method": "The method", "peers": "Every family, every peer", "styles": "Styles"}
 LEGEND = """Likeness is the mean of first colour, second colour, pattern (shares that the judge names right)
 and identity (cosine of its embedding to renders of the subject); *five* is the mean cosine to the five
 pictures trained on; ± is the standard deviation of its means over seeds. Class, context and accessory are
@@ -273,15 +273,16 @@ def write_docs(
     section: str,
     tables: Sequence[tuple[str, tuple[tuple[str, ...], list[tuple[str, ...]]]]],
     setup: str,
+    pictures: Mapping[str, str],
     docs: Path,
 ) -> None:
-    """The section of docs/results.md between its marks, made if it is missing; other sections stay."""
+    """The section of docs/results.md between its marks, made if it is missing; other sections stay.
+    `pictures` are files in `docs`, each with what it shows."""
     parts = [
         f"## {SECTIONS[section]}",
         f"{written()}: {setup}.",
         LEGEND if section == "method" else "Columns, and how each is trained and drawn, are as above.",
-        f"![likeness against bytes](results-{section}.png)",
-        f"![the same subject by every method](results-{section}.jpg)",
+        *(f"![{told}]({name})" for name, told in pictures.items()),
     ]
     text = "\n\n".join(parts) + "\n"
     for title, (headers, rows) in tables:

@@ -122,7 +122,9 @@ def _style(
         return style_figures(judge, judged(judge), pictures, each)
 
     pictures = tuple(treated(p) for p in _various(rendered, OTHERS, PLACES, 77))
-    prompts = tuple(f"{TRIGGER} art of a {kind}" for kind in OTHERS)
+    # As people do it: a caption says all that is in the picture but its style, or that is learnt too.
+    kinds = zip(OTHERS, PLACES, strict=True)
+    prompts = tuple(f"{TRIGGER} art of a {kind} {world.CONTEXTS[place]}" for kind, place in kinds)
     bare = tuple(f"a drawing of a {kind}" for kind in OTHERS)
     return Task(name, pictures, prompts, bare, f"{TRIGGER} art of a", court, ideal)
 
