@@ -148,8 +148,24 @@ def test_captions_flips_and_no_prior(base, tmp_path):
         caption_extension="txt", random_flip=True, num_atoms=0, train_batch_size=2,
     )  # fmt: skip
     assert concept.class_word == "cat"
+    assert (
+        "Pictures: 2, 1 by their texts, such as 'a sks cat asleep'; the others as 'a sks cat'"
+        in heard.notices
+    )
+    assert not heard.warnings
     assert all(record.prior_loss == 0 for record in heard.records)
     assert concept.training["class_pictures"] == 0
+
+
+def test_a_caption_that_does_not_say_the_trigger_is_told(base, tmp_path):
+    own = pictures(tmp_path / "cat", 2)
+    for number, text in enumerate(("a SKS cat asleep", "a cat asleep")):
+        (own / f"{number}.txt").write_text(text)
+    heard = Recorder()
+    train(own, tmp_path / "out", base, reporter=heard, max_train_steps=1, caption_extension="txt")
+    assert "Pictures: 2, 2 by their texts, such as 'a SKS cat asleep'" in heard.notices
+    (said,) = heard.warnings
+    assert said.startswith("1 of 2 texts beside the pictures do not say 'sks', such as 'a cat asleep': ")
 
 
 def test_a_prompt_too_long_is_told_with_what_was_cut(run):

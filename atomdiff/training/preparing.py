@@ -9,7 +9,7 @@ from typing import Any
 from atomdiff.concepts.passport import BasePassport
 from atomdiff.errors import SettingsError, TrainingError
 from atomdiff.models.base import Base, truncated_part
-from atomdiff.models.token import TriggerToken
+from atomdiff.models.token import TriggerToken, calls
 from atomdiff.pictures.images import Picture, Skipped, load_folder
 from atomdiff.training import latents, prior
 from atomdiff.training.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
@@ -59,7 +59,17 @@ def _tell_pictures(
         told.notice(f"Skipped {len(skipped) - 10} more")
     small = sum(min(picture.original_size) < int(settings.resolution or 0) for picture in pictures)
     enlarged = f"; {small} smaller than {settings.resolution} pixels and enlarged" if small else ""
-    told.notice(f"Pictures: {len(pictures)}, as '{settings.instance_prompt}'{enlarged}")
+    captions = [picture.caption for picture in pictures if picture.caption]
+    own = f"{len(captions)} by their texts, such as '{captions[0]}'" if captions else ""
+    usual = f"as '{settings.instance_prompt}'" if len(captions) < len(pictures) else ""
+    told.notice(f"Pictures: {len(pictures)}, {'; the others '.join(filter(None, (own, usual)))}{enlarged}")
+    silent = [caption for caption in captions if not calls(caption, settings.trigger)]
+    if silent:
+        told.warn(
+            f"{len(silent)} of {len(captions)} texts beside the pictures do not say '{settings.trigger}', "
+            f"such as '{silent[0]}': the concept is called by that word, and learns less of it from those "
+            "pictures; write it into them, or choose the word with --trigger."
+        )
 
 
 def _class_pictures(
