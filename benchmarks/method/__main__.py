@@ -134,17 +134,16 @@ def finish(
     """Tables, plot, sheets, docs and the verdict."""
     named, styled = [t for t in tasks if not t.is_style], [t for t in tasks if t.is_style]
     rows = rows_of(bench, methods, named, seeds, rates) if named else []
+    tables.sheets(rows or rows_of(bench, methods, styled, seeds, rates), tasks, bench.out)
     shown = []
     if named:
         shown.append((counted(named, "subject"), tables.likeness_table(rows)))
         shown.append(("What it costs", tables.cost_table(rows, peaks)))
         tables.plot(rows, bench.out / "likeness.png")
-        tables.sheets(rows, tasks, bench.out)
     for task in styled:
         assert task.ideal
         made, ideal = rows_of(bench, methods, [task], seeds, rates), task.ideal(bench.judge, a.each)
         shown.append((f"The style {task.name}", tables.style_table(made, ideal)))
-        tables.sheets(made, styled, bench.out)
     for title, (headers, cells) in shown:
         show(title, headers, cells)
     setup = f"{a.steps} steps of {a.batch} pictures, {a.each} pictures a prompt of {a.draw_steps} steps"
