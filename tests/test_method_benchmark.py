@@ -16,7 +16,7 @@ from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
-from benchmarks.method import running, tables, tasks
+from benchmarks.method import rates, running, tables, tasks
 from benchmarks.method.__main__ import in_precisions, rows_of
 from benchmarks.method.catalogue import METHODS, QUICK, chosen
 from benchmarks.method.fitting import train
@@ -24,7 +24,8 @@ from benchmarks.method.handmade import BASE, FULL
 from benchmarks.method.ledger import Case, Ledger, Outcome
 from benchmarks.method.ours import TOOL
 from benchmarks.method.protocol import TOOL_COURSE, Called, fingerprint
-from benchmarks.method.running import Bench, known_rate, payload, tuned_rate
+from benchmarks.method.rates import Rates
+from benchmarks.method.running import Bench, payload
 from benchmarks.method.tables import Row
 from benchmarks.report import write_section
 
@@ -156,9 +157,9 @@ def test_what_differs_in_its_drawing_alone_is_trained_once(bench, monkeypatch):
     assert called.figures["identity"] == everywhere.figures["identity"]
     bench.run(pair[0], task, 1, 1e-1)
     assert len(trained) == 2
-    rates = dict.fromkeys((method.name for method in pair), 1e-1)
-    undone = BASE
-    rows = rows_of(bench, [*pair, undone], [task], range(3), rates | {undone.name: 0.0})
+    found = {method.name: {"recipe": method.recipe, "rate": 1e-1} for method in pair}
+    (bench.out / "rates.json").write_text(json.dumps(found))
+    rows = rows_of(bench, [*pair, BASE], [task], range(3), Rates(bench.out / "rates.json"))
     assert {row.label: len(row.by_seed) for row in rows} == {pair[0].name: 2, pair[1].name: 1}
 
 
@@ -179,15 +180,26 @@ def test_the_rate_is_searched_beyond_the_edge_and_kept(bench, monkeypatch, tmp_p
 
     def score(bench, method, tasks, rate):
         tried.append(rate)
-        return -abs(math.log(rate / (16 * TOOL.rate)))
+        return -abs(math.log(rate / (16 * method.rate)))
 
-    monkeypatch.setattr(running, "_score", score)
-    file = tmp_path / "rates.json"
-    assert known_rate(TOOL, file) == TOOL.rate
-    assert tuned_rate(bench, TOOL, [], file) == pytest.approx(16 * TOOL.rate)
-    assert tried == [factor * TOOL.rate for factor in (0.25, 1, 4, 16, 64)]
-    assert known_rate(TOOL, file) == json.loads(file.read_text())[TOOL.name]["rate"]
-    assert tuned_rate(bench, BASE, [], file) == 0.0
+    monkeypatch.setattr(rates, "score", score)
+    (method,), file = chosen(["atoms m=9"]), tmp_path / "rates.json"
+    found = Rates(file)
+    assert found.of(method) == method.rate and not found.searched(method)
+    found.search(bench, method, [])
+    assert tried == [factor * method.rate for factor in (0.25, 1, 4, 16, 64)]
+    assert found.of(method) == pytest.approx(16 * method.rate)
+    found.search(bench, BASE, [])
+    assert found.of(BASE) == 0.0 and not found.searched(BASE)
+    for known in (Rates(file), _published(found, tmp_path)):
+        assert known.of(method) == found.of(method) and known.searched(method)
+        assert not known.searched(dataclasses.replace(method, recipe="another"))
+
+
+def _published(found, folder):
+    found.published = folder / "published.json"
+    found.publish()
+    return Rates(folder / "elsewhere.json", found.published)
 
 
 def test_tasks_are_held_out_and_apart():

@@ -3,9 +3,9 @@
     python -m benchmarks.method [--quick] [--methods NAME ...] [--subjects N] [--seeds N] [--steps N] [--tune]
 
 What is finished is kept in OUT/results.jsonl, so that a run goes on where it was ended; pictures are in a
-folder of their setup's name. `--docs` publishes results in benchmarks/results, from where any run of the same
-setup goes on. `--tune` first finds each method's learning rate on other subjects
+folder of their setup's name. `--tune` first finds each method's learning rate on other subjects
 (OUT/rates.json); without it the rates found before are used, and where there are none the methods' first.
+`--docs` publishes results and rates in benchmarks/results, from where any run of the same setup goes on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from .catalogue import QUICK, chosen
 from .handmade import BASE
 from .ledger import PUBLISHED, Ledger
 from .memory import measure, report_peak
-from .ours import PRECISIONS, default_bytes_on_sd15
+from .ours import PRECISIONS, TOOL, default_bytes_on_sd15
 from .protocol import Method
-from .running import Bench, case_of, known_rate, tuned_rate
+from .rates import Rates
+from .running import Bench, case_of
 from .tables import Row
 from .tasks import Task, styles, subjects, tuning_subjects
 
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = [in_precisions(method, a.precisions) for method in chosen(a.methods)]
     tasks, seeds = [*subjects(a.subjects), *styles(a.styles)], range(a.seeds)
     bench = open_bench(a)
-    rates = rates_of(methods, a) if a.report else run(bench, methods, tasks, seeds, a)
+    rates = Rates(a.out / "rates.json", PUBLISHED / "rates.json")
+    if not a.report:
+        run(bench, methods, tasks, seeds, rates, tuning_subjects(a.tune_subjects) if a.tune else [])
     peaks = measure(methods, a.device, a.batch, a.out / "memory.json") if a.memory else {}
     finish(bench, methods, tasks, seeds, rates, peaks, a)
 
@@ -83,26 +86,25 @@ def open_bench(a: argparse.Namespace) -> Bench:
 
 
 def run(
-    bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], seeds: range, a: argparse.Namespace
-) -> dict[str, float]:
-    """Everything that is missing: rates, then seed by seed all tasks with all methods. Method -> its rate."""
-    file, others = a.out / "rates.json", tuning_subjects(a.tune_subjects)
-    if a.tune:
-        for method in track(methods, "learning rates"):
-            tuned_rate(bench, method, others, file)
-    rates = rates_of(methods, a)
+    bench: Bench,
+    methods: Sequence[Method],
+    tasks: Sequence[Task],
+    seeds: range,
+    rates: Rates,
+    others: Sequence[Task],
+) -> None:
+    """Everything that is missing: rates, on `others` if there are any, then seed by seed all tasks with all
+    methods."""
+    for method in track(methods if others else (), "learning rates"):
+        if method is not TOOL:  # which is judged as it is given to people
+            rates.search(bench, method, others)
     work = [(seed, task, method) for seed in seeds for task in tasks for method in methods]
     for seed, task, method in track(work, "cases"):
-        bench.run(method, task, seed, rates[method.name])
-    return rates
-
-
-def rates_of(methods: Sequence[Method], a: argparse.Namespace) -> dict[str, float]:
-    return {method.name: known_rate(method, a.out / "rates.json") for method in methods}
+        bench.run(method, task, seed, rates.of(method))
 
 
 def rows_of(
-    bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], seeds: range, rates: dict[str, float]
+    bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], seeds: range, rates: Rates
 ) -> list[Row]:
     """A row for every method and precision, over the seeds of which all `tasks` are done, the smallest file
     first."""
@@ -110,7 +112,7 @@ def rows_of(
     for method in methods:
         for precision in method.precisions:
             cases = [
-                [case_of(method, precision, task, seed, rates[method.name]) for task in tasks]
+                [case_of(method, precision, task, seed, rates.of(method)) for task in tasks]
                 for seed in (seeds[:1] if method is BASE else seeds)
             ]
             groups = [[known[case] for case in some] for some in cases if known.keys() >= set(some)]
@@ -118,7 +120,8 @@ def rows_of(
                 continue
             by_seed = [statistics.fmean(o.likeness for o in group) for group in groups]
             outcomes = [o for group in groups for o in group]
-            rows.append(Row(method.label(precision), method.name, method.family, outcomes, by_seed))
+            rate = f"{rates.of(method):g}{' ✓' * rates.searched(method)}" if method.rate else ""
+            rows.append(Row(method.label(precision), method.name, method.family, outcomes, by_seed, rate))
     return sorted(rows, key=lambda row: row.bytes)
 
 
@@ -127,7 +130,7 @@ def finish(
     methods: Sequence[Method],
     tasks: Sequence[Task],
     seeds: range,
-    rates: dict[str, float],
+    rates: Rates,
     peaks: dict[str, float],
     a: argparse.Namespace,
 ) -> None:
@@ -150,6 +153,7 @@ def finish(
     if a.docs:
         docs = Path("docs")
         bench.ledger.publish()
+        rates.publish()
         pictures = {}
         if named:
             pictures[f"results-{a.section}.png"] = "likeness against bytes"

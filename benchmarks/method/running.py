@@ -1,9 +1,8 @@
-"""Running cases: attach, train, and for each precision file, draw and judge; and the search for a rate."""
+"""Running cases: attach, train, and for each precision file, draw and judge."""
 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from atomdiff.errors import ConceptError, SettingsError, TrainingError
-from atomdiff.formats.files import write_atomically
 from atomdiff.models.base import Base
 from atomdiff.pictures.sheets import save_picture
 from atomdiff.pocket.judge import Judge
@@ -25,10 +23,6 @@ from .handmade import BASE
 from .ledger import Case, Ledger, Outcome
 from .protocol import Called, Handle, Method, fingerprint
 from .tasks import Task, prepare
-
-GRID = (0.25, 1.0, 4.0)  # of a method's first rate; the better edge is followed for EDGES steps more
-EDGES = 2
-CONTEXT_LOSS, LEAK_GAIN = 0.03, 0.10  # what a rate may cost at most before it counts against it
 
 
 @dataclass
@@ -144,47 +138,3 @@ def slug(label: str) -> str:
 def payload(file: bytes) -> int:
     """Bytes of a safetensors file that are numbers."""
     return len(file) - 8 - int.from_bytes(file[:8], "little")
-
-
-# ------------------------------------------------------------------------------------------ learning rates
-
-
-def tuned_rate(bench: Bench, method: Method, tasks: Sequence[Task], rates: Path) -> float:
-    """The rate of the grid with the best score on `tasks`; kept in the JSON file `rates` with all scores."""
-    if not method.rate:
-        return 0.0
-    scores = {factor * method.rate: _score(bench, method, tasks, factor * method.rate) for factor in GRID}
-    for _ in range(EDGES):
-        best = max(scores, key=lambda rate: scores[rate])
-        if min(scores) < best < max(scores):
-            break
-        ratio = GRID[1] / GRID[0]
-        further = best / ratio if best == min(scores) else best * ratio
-        scores[further] = _score(bench, method, tasks, further)
-    best = max(scores, key=lambda rate: scores[rate])
-    known = json.loads(rates.read_text()) if rates.exists() else {}
-    shown = {f"{rate:g}": scores[rate] for rate in sorted(scores)}
-    known[method.name] = {"recipe": method.recipe, "rate": best, "scores": shown}
-    write_atomically(rates, json.dumps(known, indent=1, ensure_ascii=False).encode())
-    return best
-
-
-def known_rate(method: Method, rates: Path) -> float:
-    """The rate found before for this very recipe, else the method's first."""
-    known = json.loads(rates.read_text()) if rates.exists() else {}
-    found = known.get(method.name, {})
-    return found["rate"] if found.get("recipe") == method.recipe else method.rate
-
-
-def _score(bench: Bench, method: Method, tasks: Sequence[Task], rate: float) -> float:
-    """Mean likeness, less what context is lost and leak gained beyond what is allowed, in the first
-    precision."""
-    first = replace(method, precisions=method.precisions[:1])
-    scores = []
-    for task in tasks:
-        (plain,) = bench.run(BASE, task, 0, 0.0).values()
-        (made,) = bench.run(first, task, 0, rate).values()
-        lost = plain.figures["context"] - made.figures["context"] - CONTEXT_LOSS
-        leaked = made.figures["leak"] - plain.figures["leak"] - LEAK_GAIN
-        scores.append(made.likeness - max(0.0, lost) - max(0.0, leaked))
-    return sum(scores) / len(scores)

@@ -38,6 +38,7 @@ class Row:
     family: str
     outcomes: Sequence[Outcome]
     by_seed: Sequence[float]  # mean likeness of each seed
+    rate: str = ""
 
     def mean(self, figure: str) -> float:
         known = [o.figures[figure] for o in self.outcomes if figure in o.figures]
@@ -85,10 +86,11 @@ def likeness_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str
 
 
 def cost_table(rows: Sequence[Row], peaks: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    headers = ("method", *SECOND, "step × floor", "memory MB", "cases")
+    headers = ("method", "rate", *SECOND, "step × floor", "memory MB", "cases")
     return headers, [
         (
             r.label,
+            r.rate if r.method not in (TOOL.name, EVERYWHERE.name) else "the tool's",
             *_cells(r.mean, SECOND),
             f"{statistics.median(o.step for o in r.outcomes):.2f}" if r.method != BASE.name else "",
             f"{peaks[r.method]:.0f}" if r.method in peaks else "",
@@ -261,6 +263,7 @@ shares right. Diversity is the root mean square difference between pictures of o
 share of pictures of the bare class, without the trigger, that show the subject's colour or pattern, drift
 is 1 - cosine between those pictures before and after; *others* are four other classes. A step is given as
 a multiple of the frozen model's forward and backward with class pictures, memory is what training adds.
+A learning rate with ✓ was searched by `--tune` on a subject that is in no result.
 Bytes are those of a file as it is written: names included for peers, everything included for ours.
 
 Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is
