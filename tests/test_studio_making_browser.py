@@ -131,7 +131,7 @@ def test_what_was_learned_and_a_strength_for_each_block(page):
     assert not page.locator("#status .error").count()
 
 
-def test_five_pictures_become_a_concept(page):
+def test_five_pictures_become_a_concept(page, tmp_path):
     page.get_by_role("tab", name="Train").click()
     page.get_by_role("heading", name="Teach it your subject").wait_for()
     page.locator("#train-go").click()
@@ -139,8 +139,12 @@ def test_five_pictures_become_a_concept(page):
     page.locator("#train-more button").first.click()
     page.locator("#train-max_train_steps input").fill("3")
     page.locator("#train-with_prior_preservation input").uncheck()
-    page.locator("#train-files input[type=file]").set_input_files(sorted((ROOT / "assets/dog").glob("*.png")))
+    pictures = sorted((ROOT / "assets/dog").glob("*.png"))
+    caption = tmp_path / f"{pictures[2].stem}.txt"
+    caption.write_text("a sks dog in a room")
+    page.locator("#train-files input[type=file]").set_input_files([*pictures, caption])
     page.locator("#train-tiles img").nth(4).wait_for()
+    assert page.locator("#train-tiles figcaption").inner_text() == "a sks dog in a room"
     page.get_by_text(
         re.compile(r"3 steps, about .* on this machine; the concept will have about \d+ KB")
     ).wait_for()

@@ -16,6 +16,7 @@ from atomdiff.studio.course import Course, Wish
 from atomdiff.studio.desk import Desk
 from atomdiff.studio.drawing import Order
 from atomdiff.studio.pace import Pace
+from atomdiff.studio.tabs import train
 
 ROOT = Path(__file__).parent.parent
 FEW = {"max_train_steps": 3, "with_prior_preservation": False, "num_atoms": 9, "linear_atoms": "none"}
@@ -26,8 +27,8 @@ def pictures() -> tuple[Path, ...]:
     return tuple(sorted((ROOT / "assets" / "dog").glob("*.png")))
 
 
-def wish(files, **changes) -> Wish:
-    return Wish(**({"pictures": files, "class_word": "dog", "base": "tiny-sd1", "more": FEW} | changes))
+def wish(dropped, **changes) -> Wish:
+    return Wish(**({"files": dropped, "class_word": "dog", "base": "tiny-sd1", "more": FEW} | changes))
 
 
 def finished(studio, course, seconds: float = 60):
@@ -59,6 +60,28 @@ def test_a_training_keeps_states_with_pictures_and_gives_a_concept(studio, train
     assert look.state == "done", look.error
     with pytest.raises(ConceptError, match="no state of step 9"):
         studio.trainings.keep("me", trained.ident, 9)
+
+
+def test_texts_of_the_pictures_names_are_their_captions(studio, pictures, tmp_path):
+    files = [tmp_path / name for name in ("b.png", "a.png", "b.txt")]
+    for file, picture in zip(files, pictures, strict=False):
+        file.write_bytes(picture.read_bytes())
+    files[2].write_text("sks art of a dog\nin a meadow", "utf-8")
+    asked = wish(tuple(files), class_word="art")
+    assert asked.pictures == tuple(files[:2]) and set(asked.captions) == {"b"}
+    course = studio.trainings.start("captions", asked)
+    view = finished(studio, course)
+    assert view.state == "done", view.error
+    assert [path.name for path in course.pictures()] == ["000.png", "001.png"]
+    assert (course.folder / "pictures" / "000.txt").read_text("utf-8") == files[2].read_text("utf-8")
+    shown = train._tiles(studio, list(map(str, files)), "tiny-sd1")
+    assert shown.count("<img") == 2 and shown.count("sks art of a dog in a meadow</figcaption>") == 1
+    files[2].write_bytes(b"\xff\xfe\x00")
+    assert "b.txt&#x27; is not UTF-8" in train._tiles(studio, list(map(str, files)), "tiny-sd1")
+    with pytest.raises(SettingsError, match="says what is in a picture called 'b'"):
+        wish((files[1], files[2]))
+    with pytest.raises(SettingsError, match="There are no pictures"):
+        wish((files[2],))
 
 
 def test_trainings_are_their_owners(studio, trained):
@@ -126,8 +149,8 @@ def test_a_training_that_cannot_work_is_told_and_can_be_deleted(studio, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pictures": ()}, "There are no pictures"),
-        ({"pictures": (Path("x.png"),) * 101}, "101 pictures are more"),
+        ({"files": ()}, "There are no pictures"),
+        ({"files": (Path("x.png"),) * 101}, "101 pictures are more"),
         ({"class_word": " "}, "Say what is in the pictures"),
         ({"quality": "perfect"}, "fast, good, best"),
         ({"more": {"output_dir": "/etc"}}, "no setting 'output_dir'"),

@@ -212,11 +212,14 @@ def _caption(path: Path, extension: str) -> str:
     if not extension:
         return ""
     beside = path.with_suffix(f".{extension.lstrip('.')}")
-    if not beside.is_file():
-        return ""
+    return read_caption(beside) if beside.is_file() else ""
+
+
+def read_caption(path: Path) -> str:
+    """The text of a caption file, in one line. Raises ImageError for one that is no text."""
     try:
-        return " ".join(beside.read_text(encoding="utf-8-sig").split())
+        return " ".join(path.read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError):
         raise ImageError(
-            f"The caption '{beside}' is not UTF-8 text; save it as UTF-8 or remove it."
+            f"The caption '{path.name}' is not UTF-8 text; save it as UTF-8 or remove it."
         ) from None

@@ -37,14 +37,16 @@ MORE = (
     "random_flip", "learning_rate", "linear_learning_rate", "precision", "seed",
 )  # fmt: skip
 TEXTS = ("trigger", "validation_prompt")
+CAPTION = ".txt"  # ending of a file that says what is in the picture of its name
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What someone wants trained. `pictures` are files; `more` are fields of TrainingSettings, of MORE and
-    TEXTS: what writes elsewhere is not for visitors. Raises SettingsError for what cannot work."""
+    """What someone wants trained. `files` are pictures and the captions of some of them; `more` are fields of
+    TrainingSettings, of MORE and TEXTS: what writes elsewhere is not for visitors. Raises SettingsError for
+    what cannot work."""
 
-    pictures: tuple[Path, ...]
+    files: tuple[Path, ...]
     class_word: str
     name: str = ""
     base: str = "pocket"
@@ -62,11 +64,28 @@ class Wish:
             raise SettingsError("Say what is in the pictures, in a word: dog, cup, person.")
         if self.quality not in QUALITIES:
             raise SettingsError(f"The quality is {', '.join(QUALITIES)}, not {self.quality[:20]!r}.")
+        stems = {path.stem for path in self.pictures}
+        for stem, path in self.captions.items():
+            if stem not in stems:
+                raise SettingsError(
+                    f"'{path.name}' says what is in a picture called '{stem}', but there is none: drop that "
+                    "picture too."
+                )
         for name in self.more:
             if name not in MORE + TEXTS:
                 raise SettingsError(
                     f"The studio has no setting {str(name)[:40]!r}: {', '.join(MORE + TEXTS)}."
                 )
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """The files that are no captions."""
+        return tuple(path for path in self.files if path.suffix.lower() != CAPTION)
+
+    @property
+    def captions(self) -> dict[str, Path]:
+        """Name of a picture, without its ending -> the text that says what is in it."""
+        return {path.stem: path for path in self.files if path.suffix.lower() == CAPTION}
 
     def settings(self, facts: Facts, folder: Path) -> TrainingSettings:
         """All choices, for a base and a folder. Raises SettingsError for what cannot work."""
@@ -77,6 +96,7 @@ class Wish:
         fixed: dict[str, Any] = {
             "instance_data_dir": str(folder / "pictures"),
             "output_dir": str(folder),
+            "caption_extension": CAPTION.lstrip(".") if self.captions else "",
             "base": self.base,
             "class_word": self.class_word.strip(),
             "name": self.name.strip() or self.class_word.strip(),
@@ -168,7 +188,7 @@ class Course:
 
     def pictures(self) -> list[Path]:
         """The subject's."""
-        return sorted((self.folder / "pictures").iterdir())
+        return sorted(p for p in (self.folder / "pictures").iterdir() if p.suffix != CAPTION)
 
     def save(self) -> None:
         """Writes what a later studio needs to know."""

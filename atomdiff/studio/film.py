@@ -6,6 +6,7 @@ import base64
 import functools
 import io
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT = 640, 150
@@ -46,10 +47,16 @@ def strip(frames: Mapping[int, Sequence[Path]], rows: int = 2) -> str:
     return f'<div class="film" tabindex="0" aria-label="Pictures by step">{columns}</div>' if columns else ""
 
 
-def tiles(pictures: Sequence[bytes]) -> str:
-    """Pictures (PNG or JPEG files) side by side."""
-    shown = "".join(f'<img alt="" src="{_uri(data)}">' for data in pictures)
+def tiles(pictures: Sequence[tuple[bytes, str]]) -> str:
+    """Pictures (PNG or JPEG files) side by side, each above its caption."""
+    shown = "".join(map(_tile, pictures))
     return f'<div class="tiles">{shown}</div>' if shown else ""
+
+
+def _tile(captioned: tuple[bytes, str]) -> str:
+    data, caption = captioned[0], escape(captioned[1])
+    under = f'<figcaption title="{caption}">{caption}</figcaption>' if caption else ""
+    return f'<figure><img alt="{caption}" src="{_uri(data)}">{under}</figure>'
 
 
 @functools.lru_cache(maxsize=512)

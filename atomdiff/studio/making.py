@@ -88,8 +88,9 @@ def _offer_training(studio: Studio) -> None:
     def train(
         pictures: list[str], class_word: str, name: str, quality: str, more: dict, request: gr.Request
     ) -> dict:
-        """Begins a training on uploaded pictures and gives it as `training` does. Quality is fast, good or
-        best; `more` has settings by their names: {"max_train_steps": 100, "trigger": "sks"}."""
+        """Begins a training on uploaded pictures and gives it as `training` does; text files named like the
+        pictures are their captions. Quality is fast, good or best; `more` has settings by their names:
+        {"max_train_steps": 100, "trigger": "sks"}."""
         with sentences():
             more = dict(more or {})
             base = str(more.pop("base", "") or studio.default)

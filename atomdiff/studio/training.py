@@ -13,13 +13,12 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.errors import SettingsError
-from atomdiff.studio.course import Course, View, Wish
+from atomdiff.studio.course import CAPTION, Course, View, Wish
 from atomdiff.studio.desk import Job
 from atomdiff.studio.pace import measuring
 from atomdiff.studio.teaching import trained
@@ -65,7 +64,7 @@ class Trainings:
         folder = self.folder / secrets.token_hex(16)
         settings = wish.settings(self._studio.facts(wish.base), folder)
         try:
-            _copy(wish.pictures, folder / "pictures")
+            _copy(wish, folder / "pictures")
             course = Course(folder, self._mark(owner), settings, time.time())
             course.save()
         except OSError as error:
@@ -85,7 +84,7 @@ class Trainings:
         folder = Path(tempfile.mkdtemp(prefix="atomdiff-"))
         settings = wish.settings(self._studio.facts(wish.base), folder)
         try:
-            _copy(wish.pictures, folder / "pictures")
+            _copy(replace(wish, files=wish.pictures), folder / "pictures")
         except OSError as error:
             raise SettingsError(f"The pictures cannot be read: {error.strerror}.") from None
         measured = measuring(self._studio, settings)
@@ -177,8 +176,10 @@ class Trainings:
         course.job = self._studio.desk.submit(LIVE + course.owner, work, patient=True)
 
 
-def _copy(pictures: Sequence[Path], folder: Path) -> None:
-    """Keeps the pictures, in order and under names of our own. Raises OSError."""
+def _copy(wish: Wish, folder: Path) -> None:
+    """Keeps the pictures, in order and under names of our own, with their captions. Raises OSError."""
     folder.mkdir(parents=True)
-    for i, path in enumerate(pictures):
+    for i, path in enumerate(wish.pictures):
         shutil.copyfile(path, folder / f"{i:03d}{path.suffix.lower()[:10]}")
+        if path.stem in wish.captions:
+            shutil.copyfile(wish.captions[path.stem], folder / f"{i:03d}{CAPTION}")

@@ -11,7 +11,7 @@ import gradio as gr
 
 from atomdiff.errors import AtomdiffError, ImageError
 from atomdiff.studio import film, parts, pieces
-from atomdiff.studio.course import MORE, QUALITIES, Wish, steps_of
+from atomdiff.studio.course import CAPTION, MAX_PICTURES, MORE, QUALITIES, Wish, steps_of
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import watching
@@ -63,7 +63,10 @@ def _wishes(page: Page) -> None:
         elem_classes="drop",
     )  # fmt: skip
     shared["train.tiles"] = gr.HTML(
-        pieces.hint("JPEG, PNG, WebP and more; they are turned upright and cropped to squares."),
+        pieces.hint(
+            "JPEG, PNG, WebP and more; they are turned upright and cropped to squares. Text files named like "
+            "the pictures are their captions."
+        ),
         elem_id="train-tiles",
     )
     with gr.Row(elem_classes="line"):
@@ -187,15 +190,22 @@ def _connect_wishes(page: Page) -> None:
 
 def _tiles(studio: Studio, files: list[str], base: str) -> str:
     """The pictures as they will be used, and why some will not."""
-    from atomdiff.pictures.images import read_picture
+    from atomdiff.pictures.images import read_caption, read_picture
 
     side = min(film.SIDE, studio.facts(base).resolution)
-    made, problems = [], []
-    for name in files[:100]:
+    paths, made, problems = [Path(name) for name in files], [], []
+    captions = {path.stem: path for path in paths if path.suffix.lower() == CAPTION}
+    for path in [path for path in paths if path not in captions.values()][:MAX_PICTURES]:
         try:
-            made.append(film.packed(read_picture(Path(name), side)[0]))
+            picture = read_picture(path, side)[0]
         except ImageError as error:
-            problems.append(f"{Path(name).name} is left out: {error}.")
+            problems.append(f"{path.name} is left out: {error}.")
+            continue
+        try:
+            caption = read_caption(captions[path.stem]) if path.stem in captions else ""
+        except ImageError as error:
+            caption, problems = "", [*problems, str(error)]
+        made.append((film.packed(picture), caption))
     return film.tiles(made) + "".join(map(pieces.error, problems[:5]))
 
 
