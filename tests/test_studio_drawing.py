@@ -120,6 +120,8 @@ def test_a_base_that_was_not_given_is_refused(studio):
         ({"concepts": (("x", {"up": 11.0}),)}, "from -10 to 10"),
         ({"sampler": "magic"}, "no sampler"),
         ({"prompt": "x" * 20_000}, "longer than 10000"),
+        ({"acting": "loudly"}, "not by 'loudly'"),
+        ({"acting": "0.8-0.2"}, "until a later one"),
     ],
 )
 def test_orders_that_cannot_work(change, message):
@@ -130,7 +132,7 @@ def test_orders_that_cannot_work(change, message):
 def test_the_form_reads_what_a_browser_sends_and_back():
     values = dict.fromkeys(form.FIELDS, 1.0) | {
         "prompt": "a sks dog", "concepts": ["id"], "strength 0": 0.8, "negative": None, "size": "64×48",
-        "seed": " ", "steps": 5, "count": 2, "sampler": "dpm++", "base": "pocket", "batch": 4,
+        "seed": " ", "steps": 5, "count": 2, "sampler": "dpm++", "base": "pocket", "batch": 4, "acting": None,
     }  # fmt: skip
     order = form.order_from(list(values.values()))
     assert order == Order("pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4)
@@ -138,6 +140,24 @@ def test_the_form_reads_what_a_browser_sends_and_back():
     for name, wrong in (("seed", "x"), ("size", "big"), ("steps", "many"), ("strength 0", None)):
         with pytest.raises(SettingsError):
             form.order_from(list((values | {name: wrong}).values()))
+
+
+def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, tmp_path):
+    base = tiny_base("sd1")
+    attached = inject.attach(base.unet, AtomSpec(linear_atoms="none"))
+    atoms = {name: torch.ones_like(t) for name, t in attached.read().items()}
+    concept = Concept.of(base.unet, attached.spec, atoms, base.passport, trigger="sks", class_word="dog")
+    entry = studio.library.add(to_bytes(concept))
+    order = Order("tiny-sd1", "a dog", ((entry.id, 1.0),), steps=2, seed=3, acting="Both, 0-1, always")
+    assert order.scene(studio).acting == {"branches": "both", "span": (0.0, 1.0), "always": True}
+    look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+    assert look.state == "done" and not any("lacks" in note for note in look.notes)
+    again = drawing.order_of(parse(look.results[0].text), studio)
+    assert drawing.acting_of(again.acting) == order.scene(studio).acting
+    assert form.values_of(again)["acting"] == again.acting == "both, 0-1, always"
+    usual = studio.desk.submit("me", drawing.drawn(studio, "me", replace(order, acting=""))).wait(60)
+    with Image.open(look.results[0].file) as one, Image.open(usual.results[0].file) as other:
+        assert one.tobytes() != other.tobytes()
 
 
 def test_triggers_are_filled_in_and_taken_out():

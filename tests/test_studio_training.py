@@ -284,6 +284,7 @@ def test_strengths_by_block_go_through_the_form():
     values = dict.fromkeys(form.FIELDS, 1.0) | {
         "prompt": "a dog", "concepts": ["id"], "strength 0": 0.5, "negative": "", "size": "64x48", "seed": "",
         "steps": 5, "count": 1, "sampler": "dpm++", "base": "pocket", "blocks": "down=0.5 up=1",
+        "acting": "",
     }  # fmt: skip
     order = form.order_from(list(values.values()))
     assert order.concepts == (("id", {"down": 0.25, "up": 0.5}),)

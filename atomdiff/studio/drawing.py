@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, check_strength, parse_strength
 from atomdiff.errors import SettingsError
@@ -53,6 +54,8 @@ class Order:
     count: int = 1
     batch: int | None = None
     carry: bool = False
+    acting: str = ""
+    """How concepts act: see `acting_of`."""
 
     def __post_init__(self) -> None:
         from atomdiff.pictures.sampling import DrawSettings
@@ -72,7 +75,10 @@ class Order:
             if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
                 raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
         guidance = 1.0 if self.guidance is None else self.guidance
-        DrawSettings(self.seed or 0, self.steps, guidance, self.negative, self.size or (8, 8), self.sampler)
+        DrawSettings(
+            self.seed or 0, self.steps, guidance, self.negative, self.size or (8, 8), self.sampler,
+            **acting_of(self.acting),
+        )  # fmt: skip
 
     def seeded(self) -> Order:
         """The same with a seed, random if none was given."""
@@ -89,7 +95,28 @@ class Order:
             self.guidance,
             self.size,
             self.sampler,
+            acting_of(self.acting),
         )
+
+
+def acting_of(text: str) -> dict[str, Any]:
+    """What a text says of `branches`, `span` and `always` (see `draw`) that is not usual: "both", "always"
+    and a part of the steps such as "0-0.8", separated by commas. Raises SettingsError."""
+    said: dict[str, Any] = {}
+    for part in filter(None, text.lower().replace(" ", "").split(",")):
+        ends = re.fullmatch(r"(\d(?:\.\d+)?)-(\d(?:\.\d+)?)", part)
+        if ends:
+            said["span"] = (float(ends[1]), float(ends[2]))
+        elif part == "both":
+            said["branches"] = "both"
+        elif part == "always":
+            said["always"] = True
+        else:
+            raise SettingsError(
+                "How concepts act is said by 'both' (sides of guidance), 'always' (whatever the prompt says) "
+                f"and a part of the steps such as '0-0.8', separated by commas, not by {part[:40]!r}."
+            )
+    return said
 
 
 def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
@@ -118,7 +145,18 @@ def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
         guidance=generation.number("CFG scale"),
         size=generation.size,
         sampler=titles.get(sampler, "dpm++"),
+        acting=_acted(generation.fields),
     )
+
+
+def _acted(fields: Mapping[str, str]) -> str:
+    """How concepts acted, by a picture's text."""
+    said = [
+        "both" if fields.get("Concept branches") == "both" else "",
+        fields.get("Concept span", ""),
+        "always" if fields.get("Concepts always") == "yes" else "",
+    ]
+    return ", ".join(filter(None, said))
 
 
 def drawn(studio: Studio, owner: str, order: Order, kind: str = "picture") -> Callable[[Job], None]:
@@ -241,7 +279,9 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
 
 def _remarks(job: Job, base: Base, scene: Scene) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    for remark in before_drawing(base, scene.prompt, scene.negative, scene.concepts):
+    for remark in before_drawing(
+        base, scene.prompt, scene.negative, scene.concepts, scene.acting.get("always", False)
+    ):
         job.note(str(remark))
 
 

@@ -41,10 +41,12 @@ def _offer_drawing(studio: Studio) -> None:
         count: int = 1,
         base: str = "",
         carry: bool = False,
+        acting: str = "",
     ) -> list[dict]:
         """Draws pictures. `concepts` are [name, strength] pairs of the library, a strength being a number or
         "down=0.5 up=1"; -1 and "" stand for a random seed and the base's own defaults; with `carry` each
-        picture has its concept inside. Gives, for each, its file, id, seed and generation text."""
+        picture has its concept inside; `acting` says how concepts act: both, always, 0-0.8. Gives, for each,
+        its file, id, seed and generation text."""
         me = owner(request)
         with sentences():
             order = drawing.Order(
@@ -59,6 +61,7 @@ def _offer_drawing(studio: Studio) -> None:
                 sampler,
                 count,
                 carry=carry is True,
+                acting=acting,
             )
             job = studio.desk.submit(me, drawing.drawn(studio, me, order))
         return [_told(entry) for entry in await _finished(studio, job)]

@@ -26,6 +26,7 @@ FIELDS = (
     "base",
     "blocks",
     "carry",
+    "acting",
 )
 
 
@@ -51,6 +52,7 @@ def order_from(values: Sequence[Any]) -> Order:
         count=int(_number(given["count"], "The number of pictures")),
         batch=int(_number(given["batch"], "The batch size")) or None,
         carry=given["carry"] is True,
+        acting=str(given["acting"] or ""),
     )
 
 
@@ -69,6 +71,7 @@ def values_of(order: Order) -> dict[str, Any]:
         "guidance": order.guidance,
         "sampler": order.sampler,
         "base": order.base,
+        "acting": order.acting,
         "blocks": next((strength_text(s) for _, s in concepts if isinstance(s, Mapping)), ""),
     }
 

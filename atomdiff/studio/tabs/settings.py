@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 SHAPES = {(1, 1): "Square", (3, 4): "Portrait 3:4", (4, 3): "Landscape 4:3", (2, 3): "Portrait 2:3",
           (3, 2): "Landscape 3:2", (9, 16): "Tall 9:16", (16, 9): "Wide 16:9"}  # fmt: skip
 STRENGTHS, GUIDANCES = (0, 2), (0, 20)  # the ends of the sliders
+ACTING = [
+    ("As usual", ""),
+    ("From the first step on", "0-1"),
+    ("From the first step on, on both sides of guidance", "both, 0-1"),
+    ("Whatever the prompt says", "always"),
+]
 EXAMPLES = {
     "pocket": (
         "a teal dog on the beach",
@@ -127,7 +133,16 @@ def _advanced(studio: Studio, facts: Facts) -> dict[str, Any]:
             elem_id="base",
             info="Another base is loaded with the next picture.",
         )
+    acting = gr.Dropdown(
+        ACTING,
+        value="",
+        label="How concepts act",
+        allow_custom_value=True,
+        info="Or write it: both, always, and a part of the steps such as 0-0.8.",
+        elem_id="acting",
+    )
     return {
+        "acting": acting,
         "negative": negative,
         "steps": steps,
         "guidance": guidance,
