@@ -194,6 +194,7 @@ def test_the_rate_is_searched_beyond_the_edge_and_kept(bench, monkeypatch, tmp_p
     for known in (Rates(file), _published(found, tmp_path)):
         assert known.of(method) == found.of(method) and known.searched(method)
         assert not known.searched(dataclasses.replace(method, recipe="another"))
+    assert Rates(file, aside=True).of(method) == method.rate
 
 
 def _published(found, folder):

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = [in_precisions(method, a.precisions) for method in chosen(a.methods)]
     tasks, seeds = [*subjects(a.subjects), *styles(a.styles)], range(a.seeds)
     bench = open_bench(a)
-    rates = Rates(a.out / "rates.json", PUBLISHED / "rates.json")
+    files = a.out / "rates.json", PUBLISHED / "rates.json"
+    rates = Rates(*files, aside=a.first_rates)
     if not a.report:
         run(bench, methods, tasks, seeds, rates, tuning_subjects(a.tune_subjects) if a.tune else [])
     peaks = measure(methods, a.device, a.batch, a.out / "memory.json") if a.memory else {}
@@ -196,6 +197,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--draw-batch", type=int, default=16, help="pictures drawn at once; raise it on a GPU")
     add("--tune", action="store_true", help="find learning rates first")
     add("--tune-subjects", type=int, default=2, help="subjects to find them on, 1 to 4 (default 2)")
+    add("--first-rates", action="store_true", help="leave aside the rates that were found, for comparison")
     add("--memory", action="store_true", help="measure the memory of each method too")
     add("--device", default="cpu")
     add("--judge", type=Path, default=pocket.path() / "judge.safetensors", help="the judge's weights")
@@ -212,6 +214,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             setattr(a, name, value)
     if a.quick and a.tune:
         parser.error("--tune needs the steps of a full run; give either it or --quick")
+    if a.first_rates and a.tune:
+        parser.error("--first-rates leaves aside what --tune finds; give either")
     if a.quick and not a.methods:
         a.methods = list(QUICK)
     if min(a.seeds, a.steps, a.batch, a.each, a.draw_steps) < 1:

@@ -23,11 +23,11 @@ CONTEXT_LOSS, LEAK_GAIN = 0.03, 0.10  # what a rate may cost at most before it c
 class Rates:
     """The rates that were found, those published and those in the JSON file `path`, with all their scores.
 
-    One that was found for another recipe of the method is not seen.
+    One that was found for another recipe of the method is not seen, and with `aside` none.
     """
 
-    def __init__(self, path: Path, published: Path | None = None) -> None:
-        self.path, self.published = path, published
+    def __init__(self, path: Path, published: Path | None = None, aside: bool = False) -> None:
+        self.path, self.published, self._aside = path, published, aside
         self._found: dict[str, dict[str, Any]] = {}
         for file in (published, path):
             if file and file.exists():
@@ -36,7 +36,7 @@ class Rates:
     def searched(self, method: Method) -> bool:
         """Whether the method's rate was found by a search."""
         found = self._found.get(method.name)
-        return found is not None and found["recipe"] == method.recipe
+        return found is not None and found["recipe"] == method.recipe and not self._aside
 
     def of(self, method: Method) -> float:
         """The rate found, else the method's first."""
