@@ -255,7 +255,12 @@ def _cut(path: Path) -> list[Image.Image]:
 
 # ---------------------------------------------------------------------------------------------------- docs
 
-SECTIONS = {"method": "The method", "peers": "Every family, every peer", "styles": "Styles"}
+SECTIONS = {
+    "method": "The method",
+    "first": "At rates set by hand",
+    "peers": "Every family, every peer",
+    "styles": "Styles",
+}
 LEGEND = """Likeness is the mean of first colour, second colour, pattern (shares that the judge names right)
 and identity (cosine of its embedding to renders of the subject); *five* is the mean cosine to the five
 pictures trained on; ± is the standard deviation of its means over seeds. Class, context and accessory are
