@@ -179,6 +179,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     high = max([r.drift for r in shown], default=1.0)
     for family, (marker, named) in FAMILIES.items():
         some = [r for r in shown if r.family == family]
+        if shown and not some:
+            continue
         points = axes.scatter(
             [r.bytes for r in some],
             [r.likeness for r in some],
@@ -268,7 +270,7 @@ shares right. Diversity is the root mean square difference between pictures of o
 share of pictures of the bare class, without the trigger, that show the subject's colour or pattern, drift
 is 1 - cosine between those pictures before and after; *others* are four other classes. A step is given as
 a multiple of the frozen model's forward and backward with class pictures, memory is what training adds.
-A learning rate with ✓ was searched by `--tune` on a subject that is in no result.
+A learning rate with ✓ was searched by `--tune` on subjects that are in no result.
 Bytes are those of a file as it is written: names included for peers, everything included for ours.
 
 Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is
