@@ -3,9 +3,9 @@
 import elsewhere
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
 from atomdiff.pictures.sampling import draw
 from atomdiff.pocket.judge import Judge, JudgeNet
@@ -35,11 +35,7 @@ JUDGED = ("atomdiff's default", "LoRA r=1, attention + 2 words, as ours", "full 
 
 @pytest.fixture(scope="module")
 def dog(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i in range(2):
-        pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
+    return tiny_models.save_pictures(tmp_path_factory.mktemp("pictures") / "dog", 2, 40, 40)
 
 
 @pytest.fixture

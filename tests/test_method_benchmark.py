@@ -269,8 +269,8 @@ def test_tables_and_pictures(tmp_path):
     assert dict(zip(headers, cells[1], strict=True))["likeness"] == "0.750"
     headers, cells = tables.cost_table(rows, {TOOL.name: 12.3})
     assert dict(zip(headers, cells[1], strict=True))["memory MB"] == "12"
-    tables.plot(rows, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as plotted:
+    tables.plot(rows, tmp_path / "new" / "plot.png")
+    with Image.open(tmp_path / "new" / "plot.png") as plotted:
         assert plotted.width > 500
     page = tmp_path / "results.md"
     for text in ("first", "second"):

@@ -154,6 +154,7 @@ def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, t
     assert look.state == "done" and not any("lacks" in note for note in look.notes)
     again = drawing.order_of(parse(look.results[0].text), studio)
     assert drawing.acting_of(again.acting) == order.scene(studio).acting
+    assert drawing.order_of(parse("x\nSteps: 2, Concept span: soon"), studio).acting == ""
     assert form.values_of(again)["acting"] == again.acting == "both, 0-1, always"
     usual = studio.desk.submit("me", drawing.drawn(studio, "me", replace(order, acting=""))).wait(60)
     with Image.open(look.results[0].file) as one, Image.open(usual.results[0].file) as other:

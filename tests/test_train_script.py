@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tiny_models
 import torch
 from PIL import Image
 
@@ -46,12 +46,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    made = tmp_path_factory.mktemp("pictures") / "dog"
-    made.mkdir()
-    for i in range(4):
-        pixels = np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(made / f"{i}.png")
-    return made
+    return tiny_models.save_pictures(tmp_path_factory.mktemp("pictures") / "dog", 4, 64, 64)
 
 
 @pytest.fixture

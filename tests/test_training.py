@@ -5,8 +5,8 @@ import math
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
+import tiny_models
 import torch
 from PIL import Image
 
@@ -44,11 +44,7 @@ class Recorder(Reporter):
 
 
 def pictures(folder: Path, count: int, side: int = 70) -> Path:
-    folder.mkdir()
-    for i in range(count):
-        pixels = np.random.default_rng(i).integers(0, 255, (side, side + 10, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
+    return tiny_models.save_pictures(folder, count, side + 10, side)
 
 
 @pytest.fixture(scope="module")

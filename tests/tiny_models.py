@@ -2,7 +2,8 @@
 
 `pipeline("sd1" | "sd2" | "sdxl")` is the whole family in miniature: the same block types, head layout,
 projections, prediction type, text encoders and size conditioning, with a few channels; native size 64 x 64.
-`save_single_file` writes such a pipeline in the layout of the original Stable Diffusion checkpoints.
+`save_single_file` writes such a pipeline in the layout of the original Stable Diffusion checkpoints, and
+`save_pictures` random pictures to train on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,6 +57,15 @@ def pipeline(kind: str = "sd1", seed: int = 0) -> Any:
 def save_folder(kind: str, folder: Path, seed: int = 0, **save_options: Any) -> Path:
     """A tiny pipeline as a diffusers folder."""
     pipeline(kind, seed).save_pretrained(folder, **save_options)
+    return folder
+
+
+def save_pictures(folder: Path, count: int, width: int, height: int) -> Path:
+    """A folder of random pictures."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
     return folder
 
 

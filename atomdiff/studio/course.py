@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +80,12 @@ class Wish:
     @property
     def pictures(self) -> tuple[Path, ...]:
         """The files that are no captions."""
-        return tuple(path for path in self.files if path.suffix.lower() != CAPTION)
+        return parted(self.files)[0]
 
     @property
     def captions(self) -> dict[str, Path]:
         """Name of a picture, without its ending -> the text that says what is in it."""
-        return {path.stem: path for path in self.files if path.suffix.lower() == CAPTION}
+        return parted(self.files)[1]
 
     def settings(self, facts: Facts, folder: Path) -> TrainingSettings:
         """All choices, for a base and a folder. Raises SettingsError for what cannot work."""
@@ -96,7 +96,7 @@ class Wish:
         fixed: dict[str, Any] = {
             "instance_data_dir": str(folder / "pictures"),
             "output_dir": str(folder),
-            "caption_extension": CAPTION.lstrip(".") if self.captions else "",
+            "caption_extension": CAPTION if self.captions else "",
             "base": self.base,
             "class_word": self.class_word.strip(),
             "name": self.name.strip() or self.class_word.strip(),
@@ -186,10 +186,6 @@ class Course:
         except ConceptError:
             return None
 
-    def pictures(self) -> list[Path]:
-        """The subject's."""
-        return sorted(p for p in (self.folder / "pictures").iterdir() if p.suffix != CAPTION)
-
     def save(self) -> None:
         """Writes what a later studio needs to know."""
         view = self.look()
@@ -216,6 +212,12 @@ class Course:
             **dataclasses.asdict(replace(view, losses=losses, notes=tuple(view.notes), state=state))
         )
         return course
+
+
+def parted(files: Sequence[Path]) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """Pictures, and captions by the names, without endings, of the pictures that they are of."""
+    captions = {path.stem: path for path in files if path.suffix.lower() == CAPTION}
+    return tuple(path for path in files if path.suffix.lower() != CAPTION), captions
 
 
 def steps_of(quality: str, family: str) -> int:

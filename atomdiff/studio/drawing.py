@@ -31,6 +31,7 @@ MAX_COUNT = 64  # pictures of one order
 MAX_STEPS = 200
 MAX_SIDE = 2048
 MAX_PROMPT = 10_000  # letters
+_SPAN = re.compile(r"(\d(?:\.\d+)?)-(\d(?:\.\d+)?)")
 SEEDS = 2**32  # a random seed is below: short enough to read out, exact in a browser
 
 
@@ -104,7 +105,7 @@ def acting_of(text: str) -> dict[str, Any]:
     and a part of the steps such as "0-0.8", separated by commas. Raises SettingsError."""
     said: dict[str, Any] = {}
     for part in filter(None, text.lower().replace(" ", "").split(",")):
-        ends = re.fullmatch(r"(\d(?:\.\d+)?)-(\d(?:\.\d+)?)", part)
+        ends = _SPAN.fullmatch(part)
         if ends:
             said["span"] = (float(ends[1]), float(ends[2]))
         elif part == "both":
@@ -150,10 +151,11 @@ def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
 
 
 def _acted(fields: Mapping[str, str]) -> str:
-    """How concepts acted, by a picture's text."""
+    """How concepts acted, by a picture's text, which may be a stranger's."""
+    span = fields.get("Concept span", "")
     said = [
         "both" if fields.get("Concept branches") == "both" else "",
-        fields.get("Concept span", ""),
+        span if _SPAN.fullmatch(span) else "",
         "always" if fields.get("Concepts always") == "yes" else "",
     ]
     return ", ".join(filter(None, said))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.errors import SettingsError
-from atomdiff.studio.course import CAPTION, Course, View, Wish
+from atomdiff.studio.course import CAPTION, Course, View, Wish, parted
 from atomdiff.studio.desk import Job
 from atomdiff.studio.pace import measuring
 from atomdiff.studio.teaching import trained
@@ -179,7 +179,8 @@ class Trainings:
 def _copy(wish: Wish, folder: Path) -> None:
     """Keeps the pictures, in order and under names of our own, with their captions. Raises OSError."""
     folder.mkdir(parents=True)
-    for i, path in enumerate(wish.pictures):
+    pictures, captions = parted(wish.files)
+    for i, path in enumerate(pictures):
         shutil.copyfile(path, folder / f"{i:03d}{path.suffix.lower()[:10]}")
-        if path.stem in wish.captions:
-            shutil.copyfile(wish.captions[path.stem], folder / f"{i:03d}{CAPTION}")
+        if path.stem in captions:
+            shutil.copyfile(captions[path.stem], folder / f"{i:03d}{CAPTION}")

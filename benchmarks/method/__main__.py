@@ -54,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods = [in_precisions(method, a.precisions) for method in chosen(a.methods)]
     tasks, seeds = [*subjects(a.subjects), *styles(a.styles)], range(a.seeds)
     bench = open_bench(a)
-    files = a.out / "rates.json", PUBLISHED / "rates.json"
-    rates = Rates(*files, aside=a.first_rates)
+    rates = Rates(a.out / "rates.json", PUBLISHED / "rates.json", a.first_rates)
     if not a.report:
         run(bench, methods, tasks, seeds, rates, tuning_subjects(a.tune_subjects) if a.tune else [])
     peaks = measure(methods, a.device, a.batch, a.out / "memory.json") if a.memory else {}

@@ -11,6 +11,7 @@ from typing import Any
 from atomdiff.formats.files import write_atomically
 
 from .handmade import BASE
+from .ledger import DIGITS
 from .protocol import Method
 from .running import Bench
 from .tasks import Task
@@ -55,8 +56,9 @@ class Rates:
             further = best / ratio if best == min(scores) else best * ratio
             scores[further] = score(bench, method, tasks, further)
         best = max(scores, key=lambda rate: scores[rate])
-        shown = {f"{rate:g}": scores[rate] for rate in sorted(scores)}
-        self._found[method.name] = {"recipe": method.recipe, "rate": best, "scores": shown}
+        shown = {f"{rate:g}": round(scores[rate], DIGITS) for rate in sorted(scores)}
+        on = [task.name for task in tasks]
+        self._found[method.name] = {"recipe": method.recipe, "rate": best, "scores": shown, "on": on}
         self._write(self.path)
 
     def publish(self) -> None:

@@ -205,6 +205,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.axvline(SMALL, color="#8a8680", linewidth=0.8, linestyle=":")
     axes.legend(loc="upper left")
     figure.colorbar(points, label="drift")
+    path.parent.mkdir(parents=True, exist_ok=True)  # of a report that nothing was drawn for
     figure.savefig(path, dpi=120)
 
 
@@ -270,7 +271,8 @@ shares right. Diversity is the root mean square difference between pictures of o
 share of pictures of the bare class, without the trigger, that show the subject's colour or pattern, drift
 is 1 - cosine between those pictures before and after; *others* are four other classes. A step is given as
 a multiple of the frozen model's forward and backward with class pictures, memory is what training adds.
-A learning rate with ✓ was searched by `--tune` on subjects that are in no result.
+A learning rate with ✓ was searched by `--tune`; on which subjects, none of them here, is in
+`benchmarks/results/rates.json`, with all scores.
 Bytes are those of a file as it is written: names included for peers, everything included for ours.
 
 Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is

@@ -11,7 +11,7 @@ import gradio as gr
 
 from atomdiff.errors import AtomdiffError, ImageError
 from atomdiff.studio import film, parts, pieces
-from atomdiff.studio.course import CAPTION, MAX_PICTURES, MORE, QUALITIES, Wish, steps_of
+from atomdiff.studio.course import MAX_PICTURES, MORE, QUALITIES, Wish, parted, steps_of
 from atomdiff.studio.house import Studio
 from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import watching
@@ -193,9 +193,9 @@ def _tiles(studio: Studio, files: list[str], base: str) -> str:
     from atomdiff.pictures.images import read_caption, read_picture
 
     side = min(film.SIDE, studio.facts(base).resolution)
-    paths, made, problems = [Path(name) for name in files], [], []
-    captions = {path.stem: path for path in paths if path.suffix.lower() == CAPTION}
-    for path in [path for path in paths if path not in captions.values()][:MAX_PICTURES]:
+    made, problems = [], []
+    pictures, captions = parted([Path(name) for name in files])
+    for path in pictures[:MAX_PICTURES]:
         try:
             picture = read_picture(path, side)[0]
         except ImageError as error:
