@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from atomdiff.errors import SettingsError
@@ -16,7 +18,7 @@ from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
-from benchmarks.method import rates, running, tables, tasks
+from benchmarks.method import peer_file, rates, running, tables, tasks
 from benchmarks.method.__main__ import in_precisions, rows_of
 from benchmarks.method.catalogue import METHODS, QUICK, chosen
 from benchmarks.method.fitting import train
@@ -91,9 +93,27 @@ def test_a_peer_drawn_as_ours_leaves_the_base_to_prompts_that_do_not_call_it(met
             everywhere = drawn(base, [], ["a cat"], 0)[0].tobytes()
     finally:
         handle.detach()
-    assert after["a cat"] == before["a cat"] != everywhere
+    assert after["a cat"] == before["a cat"]
+    assert (everywhere == before["a cat"]) == method.name.startswith("textual inversion")
     assert after["a sks cat"] != before["a sks cat"]
     assert "forward" not in vars(base.unet)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=4), st.sampled_from(["fp16", "int8", "int4"]))
+def test_a_peer_is_read_as_its_file_has_it(sizes, precision):
+    rng = torch.Generator().manual_seed(sum(sizes))
+    trained = {f"layer {i}": torch.randn(2, n, generator=rng) for i, n in enumerate(sizes)}
+    data = peer_file.to_bytes(trained, precision)
+    read = peer_file.from_bytes(data, trained)
+    step = {"fp16": 2**-10, "int8": 1 / 127, "int4": 0.4}[precision]  # int4 may cut the largest by so much
+    for name, tensor in trained.items():
+        assert read[name].shape == tensor.shape
+        assert (read[name] - tensor).abs().max() <= step * max(t.abs().max() for t in trained.values())
+    again = peer_file.from_bytes(peer_file.to_bytes(read, precision), read)
+    assert all(torch.equal(again[name], read[name]) for name in trained)
+    numbers = 2 * sum(sizes)
+    blocks = -(-numbers // 64)
+    assert payload(data) == {"fp16": 2 * numbers, "int8": 66 * blocks, "int4": 34 * blocks}[precision]
 
 
 def test_a_course_says_whether_the_class_is_trained_on(base, data):

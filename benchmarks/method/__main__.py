@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def in_precisions(method: Method, wanted: Sequence[str]) -> Method:
-    """The method judged in those of its precisions that are wanted; in its own where it has none of them."""
-    kept = tuple(p for p in method.precisions if p in wanted)
+    """One of ours judged in those of its precisions that are wanted; in its own where it has none of them."""
+    kept = tuple(p for p in method.precisions if p in wanted) if method.family == "ours" else ()
     return replace(method, precisions=kept) if kept and kept != method.precisions else method
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from atomdiff.concepts.concept import Concept
 from atomdiff.models.base import Base
 from atomdiff.models.token import TriggerToken, added
 
@@ -21,18 +19,24 @@ from .peers import ATTENTION, lora, uni_lora
 from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 
-def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:
-    """Trains those of the UNet's own parameters whose name is chosen."""
+class InPlace(Handle):
+    """Those of the UNet's own parameters whose name is chosen, trained where they are."""
 
-    def attach(base: Base) -> Handle:
+    def __init__(self, base: Base, chosen: Callable[[str], bool]) -> None:
         kept = Kept(base.unet)
         trained = {name: p for name, p in base.unet.named_parameters() if chosen(name)}
         kept.values_of(list(trained.values()))
+        self.own = {name: parameter.detach().clone() for name, parameter in trained.items()}
         for parameter in trained.values():
             parameter.requires_grad_(True)
-        return Handle(base, kept, trained)
+        super().__init__(base, kept, trained)
 
-    return attach
+    def nothing(self, name: str) -> Tensor:
+        return self.own[name]
+
+
+def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:
+    return partial(InPlace, chosen=chosen)
 
 
 # ------------------------------------------------------------------------------------ textual inversion
@@ -47,10 +51,10 @@ class Words(Handle):
         self.reading = trigger.reading()
 
     @contextmanager
-    def filed(self, data: bytes) -> Iterator[list[Concept]]:
-        vectors = {key: vector.float().to(self.base.device) for key, vector in load(data).items()}
+    def holding(self, numbers: Mapping[str, Tensor]) -> Iterator[None]:
+        vectors = {key: vector.to(self.base.device) for key, vector in numbers.items()}
         with added(self.base, [replace(self.reading, vectors=vectors)]):
-            yield []
+            yield
 
     def asked(self, prompt: str) -> str:
         return self.reading.spoken(prompt)
@@ -73,13 +77,11 @@ class WordsAnd(Words):
             yield
 
     @contextmanager
-    def filed(self, data: bytes) -> Iterator[list[Concept]]:
-        numbers = load(data)
-        with torch.no_grad():
-            for name, parameter in self.other.trained.items():
-                parameter.copy_(numbers.pop(name))
-        with super().filed(save(numbers)) as concepts:
-            yield concepts
+    def holding(self, numbers: Mapping[str, Tensor]) -> Iterator[None]:
+        others = {name: values for name, values in numbers.items() if name in self.other.trained}
+        words = {name: values for name, values in numbers.items() if name not in others}
+        with self.other.holding(others), super().holding(words):
+            yield
 
 
 # ----------------------------------------------------------------------------------------------- SVDiff
@@ -157,12 +159,14 @@ def _nothing(base: Base) -> Handle:
 
 AS_OURS = "as ours"
 WORD_RATE = 5e-3  # of embeddings beside a peer
+EQUAL_BYTES = ("fp16", "int4")  # of the strongest peers: as they are shared, and as atomdiff writes its own
 
 
 def _with_words(name: str, attach: Callable[[Base], Handle], rate: float, vectors: int) -> Method:
     """A peer together with embeddings, which learn at WORD_RATE when the peer does at `rate`."""
     words = WORD_RATE / rate
-    return Method(name, partial(WordsAnd, attach=attach, words=words, vectors=vectors), rate)
+    worded = partial(WordsAnd, attach=attach, words=words, vectors=vectors)
+    return Method(name, worded, rate, precisions=EQUAL_BYTES)
 
 
 def _as_ours(method: Method) -> Method:
@@ -174,6 +178,11 @@ def _as_ours(method: Method) -> Method:
 BASE = Method("base", _nothing, 0.0, "reference")
 # Its rate is better than 3e-4 on tuning subjects, and than 3e-5 on those of `benchmarks.likeness`.
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
+FULL_WORDED = replace(
+    _with_words("full fine-tuning + 2 words", FULL.attach, FULL.rate, 2),
+    family="reference",
+    precisions=("fp16",),
+)
 WORDED = (
     _with_words("LoRA r=1, attention + word", lora(1, ATTENTION), 4e-3, 1),
     _with_words("LoRA r=1, attention + 2 words", lora(1, ATTENTION), 4e-3, 2),
@@ -181,9 +190,13 @@ WORDED = (
     _with_words("Uni-LoRA 4608 + 2 words", uni_lora(4608), 4e-2, 2),
     _with_words("LoRA-XS r=8, attention + 2 words", lora_xs(8), 5e-3, 2),
 )
+TWO_VECTORS = Method("textual inversion, 2 vectors", partial(Words, vectors=2), 1e-2)
 HANDMADE = (
+    FULL_WORDED,
+    _as_ours(FULL_WORDED),
     Method("textual inversion", Words, 1e-2),
-    Method("textual inversion, 2 vectors", partial(Words, vectors=2), 1e-2),
+    TWO_VECTORS,
+    _as_ours(TWO_VECTORS),
     Method("textual inversion, 4 vectors", partial(Words, vectors=4), 1e-2),
     *WORDED,
     *map(_as_ours, WORDED),

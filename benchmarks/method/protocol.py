@@ -11,7 +11,6 @@ from urllib.parse import urlencode
 
 import torch
 from PIL import Image
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from atomdiff.concepts.concept import Concept
@@ -21,6 +20,7 @@ from atomdiff.pictures.acting import USUAL, Step
 from atomdiff.training.settings import TrainingSettings
 
 from ..court import Drawing
+from . import peer_file
 
 TRIGGER = "sks"
 
@@ -129,28 +129,37 @@ class Handle:
 
     def to_bytes(self, precision: str) -> bytes:
         """The file that keeps what was trained."""
-        tensors = {name: p.detach().half().cpu().contiguous() for name, p in self.trained.items()}
-        return save(tensors)
+        return peer_file.to_bytes(self.trained, precision)
 
     @contextmanager
     def filed(self, data: bytes) -> Iterator[list[Concept]]:
         """Within: the base draws what the file says, with the concepts that are handed out."""
+        with self.holding(peer_file.from_bytes(data, self.trained)):
+            yield []
+
+    @contextmanager
+    def holding(self, numbers: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within: the base draws with these numbers in place of those that were trained."""
         with torch.no_grad():
-            for name, values in load(data).items():
+            for name, values in numbers.items():
                 self.trained[name].copy_(values)
-        yield []
+        yield
 
     @contextmanager
     def zeroed(self) -> Iterator[None]:
-        """Within: the numbers are zero, with which an adapter leaves the base as it was."""
+        """Within: the base is as it was without what was learnt."""
         learnt = {name: p.data for name, p in self.trained.items()}
         try:
-            for parameter in self.trained.values():
-                parameter.data = torch.zeros_like(parameter)
+            for name, parameter in self.trained.items():
+                parameter.data = self.nothing(name)
             yield
         finally:
             for name, parameter in self.trained.items():
                 parameter.data = learnt[name]
+
+    def nothing(self, name: str) -> Tensor:
+        """What this parameter is where nothing was learnt; of an adapter zeros."""
+        return torch.zeros_like(self.trained[name])
 
     def asked(self, prompt: str) -> str:
         """The prompt as the base must be given it within `filed`."""

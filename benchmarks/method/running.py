@@ -61,12 +61,18 @@ class Bench:
             step = self._train(method, case, handle, data)
             own = replace(self.drawing, **method.drawn)
             court.drawing = Called(**vars(own), handle=handle) if method.called else own
+            files = {}  # all, before one is drawn from in place of what was trained
             for precision, this in cases.items():
                 try:
-                    file = handle.to_bytes(precision)
+                    files[precision] = handle.to_bytes(precision)
+                except ConceptError:  # too large for it
+                    self.ledger.add(this, ruined(handle, task, step))
+            for precision, file in files.items():
+                this = cases[precision]
+                try:
                     with handle.filed(file) as concepts:
                         figures, pictures = court.try_case(self.base, concepts, handle.asked(task.asked))
-                except (ConceptError, SettingsError):  # too large for the file, or pictures of NaN
+                except (ConceptError, SettingsError):  # pictures of NaN
                     self.ledger.add(this, ruined(handle, task, step))
                     continue
                 self._keep_strip(method.label(precision), this, pictures)
