@@ -22,16 +22,18 @@ from atomdiff.formats.files import write_atomically
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that must be at least (`low`) or at most (`high`) something."""
+    """A figure, None if not measured, that must be at least (`low`) or at most (`high`) something."""
 
     name: str
-    value: float
+    value: float | None
     low: float | None = None
     high: float | None = None
     unit: str = ""
 
     @property
     def met(self) -> bool:
+        if self.value is None:
+            return False
         return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
 
     @property
@@ -117,25 +119,28 @@ def machine() -> str:
 
 
 def verdict(targets: Sequence[Target], check: bool) -> None:
-    """Prints each target beside its figure; with `check`, exits 1 naming the missed ones in the last line."""
+    """Prints each target beside its figure; with `check`, exits 1 naming the missed ones in the last line.
+    What was not measured is neither met nor missed."""
+    measured = [t for t in targets if t.value is not None]
+    missed = [t for t in measured if not t.met]
     show(
         "Targets",
         ("target", "measured", "wanted", "met"),
         [
             (
                 t.name,
-                f"{t.value:.4g} {t.unit}".strip(),
+                "not measured" if t.value is None else f"{t.value:.4g} {t.unit}".strip(),
                 f"{t.wanted} {t.unit}".strip(),
-                "yes" if t.met else "NO",
+                "" if t.value is None else "yes" if t.met else "NO",
             )
             for t in targets
         ],
     )
-    missed = [t for t in targets if not t.met]
-    print(
-        "all targets met"
-        if not missed
-        else "missed: " + "; ".join(f"{t.name} {t.value:.4g} (wanted {t.wanted})" for t in missed)
-    )
+    if missed:
+        print("missed: " + "; ".join(f"{t.name} {t.value:.4g} (wanted {t.wanted})" for t in missed))
+    elif measured == list(targets):
+        print("all targets met")
+    else:
+        print(f"{len(measured)} targets met; {len(targets) - len(measured)} not measured")
     if check and missed:
         sys.exit(1)

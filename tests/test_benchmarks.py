@@ -49,6 +49,9 @@ def test_check_names_what_was_missed(capsys):
     assert stop.value.code == 1
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last == "missed: fast 2 (wanted ≤ 1)"
+    verdict([targets[1], Target("small", None, high=3)], check=True)
+    shown = capsys.readouterr().out.strip().splitlines()
+    assert shown[-1] == "1 targets met; 1 not measured" and any("not measured" in line for line in shown[:-1])
 
 
 def case(name: str, overlap: float, warned: bool, pixels: float, both: float) -> Case:

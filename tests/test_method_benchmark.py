@@ -273,13 +273,16 @@ def test_targets_name_the_strongest_fair_rival():
     ]
     found = {t.name: t for t in tables.targets(rows, 12_000)}
     missed = {name for name, target in found.items() if not target.met}
-    assert missed == {"the default concept on SD 1.5", "context lost", "leak above the base's"}
+    failed = {"the default concept on SD 1.5", "context lost", "leak above the base's"}
+    assert missed == failed | {"likeness above borrowed's"}
     assert found["likeness above small's"].value == pytest.approx(0.05)
+    assert found["likeness above borrowed's"].value == pytest.approx(-0.15)
     wild = [*rows, _row("wild", "peer", 50_000, 0.9, drift=0.05)]
-    missed |= {"likeness above wild's", "drift above that peer's"}
+    missed |= {"likeness above wild's", "drift above wild's"}
     assert {t.name for t in tables.targets(wild, 12_000) if not t.met} == missed
     assert tables.best_small(rows) is None
-    assert [t.name for t in tables.targets(rows[:2], 9000)] == ["the default concept on SD 1.5"]
+    known = [t.name for t in tables.targets(rows[:2], 9000) if t.value is not None]
+    assert known == ["the default concept on SD 1.5"]
 
 
 def test_tables_and_pictures(tmp_path):
@@ -289,6 +292,10 @@ def test_tables_and_pictures(tmp_path):
     assert dict(zip(headers, cells[1], strict=True))["likeness"] == "0.750"
     headers, cells = tables.cost_table(rows, {TOOL.name: 12.3})
     assert dict(zip(headers, cells[1], strict=True))["memory MB"] == "12"
+    some = [dataclasses.replace(row, outcomes=row.outcomes * 4) for row in rows]
+    headers, cells = tables.subject_table(some, tasks.subjects(4))
+    assert headers[1:5] == ("dog", "cat", "robot", "teapot")
+    assert cells[1][5:] == ("0.750", "", "", "", "") and cells[2][6:8] == ("+0.250", "0.000")
     tables.plot(rows, tmp_path / "new" / "plot.png")
     with Image.open(tmp_path / "new" / "plot.png") as plotted:
         assert plotted.width > 500
@@ -322,7 +329,12 @@ def test_what_is_published_goes_on_in_another_clone(tmp_path):
     other.publish()
     assert len(published.read_text().splitlines()) == 2 and "α" in published.read_text()
     assert set(Ledger(tmp_path / "c" / "r.jsonl", {"steps": 1}, published).outcomes) == {case, more}
-    assert Ledger(tmp_path / "c" / "r.jsonl", {"steps": 2}, published).outcomes == {}
+    another = Ledger(tmp_path / "c" / "r.jsonl", {"steps": 2}, published)
+    assert another.outcomes == {}
+    another.add(case, Outcome({"colour": 0.25}, 10, 8, 3, 1.0))
+    another.publish()
+    assert set(Ledger(tmp_path / "d" / "r.jsonl", {"steps": 1}, published).outcomes) == {case, more}
+    assert len(published.read_text().splitlines()) == 3
 
 
 def test_methods_are_judged_in_the_precisions_asked_for_where_they_have_them():

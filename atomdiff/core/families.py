@@ -175,7 +175,10 @@ class SparseAtoms(SpatialFamily):
         ):
             return known[2]
         alpha = sparse.encode(weight, self.basis.to(weight.device), self.sparsity)
-        self._known = weight, version, alpha
+        if isinstance(
+            weight, nn.Parameter
+        ):  # a layer's own, which is asked for in every step; no copy of one
+            self._known = weight, version, alpha
         return alpha
 
     def tensors(self) -> dict[str, Tensor]:

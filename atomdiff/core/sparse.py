@@ -5,9 +5,10 @@ With X (n, k2) the kernels of a layer, divided by their root mean square r, and 
     α / r = argmin ½‖X − αD‖² + λ‖α‖₁ + ε/2 ‖α‖²          (n, m)
 
 solved by FISTA (Beck & Teboulle 2009) in its form for strongly convex functions. The small ridge ε makes the
-solution one and stable, also where m > k2: so that α, solved for anew from another machine's rounding of W,
-is the α that was trained over. D is learned by alternating codes and least squares on a sample of the kernels
-(method of optimal directions, Engan et al. 1999), and its numbers are rounded to fp16, in which they travel.
+solution one and stable, also where m > k2. W is rounded to bf16 before, so that a base in bf16 gives the α
+that was trained over a base in fp32. D is learned by alternating codes and least squares on a sample of the
+kernels (method of optimal directions, Engan et al. 1999), and then put on a grid that every precision of a
+file holds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ROUGH = 1e-3  # the same while the dictionary still changes
 MAX_STEPS = 500
 LEARNING_STEPS = 10
 SAMPLE = 10_000  # kernels that a dictionary is learned from
+GRID = 127  # steps of 1/128 to the largest number of a dictionary: what int8 and fp16 hold exactly
 _CHUNK = 8192  # kernels coded at once, which fits a core's cache
 
 
@@ -42,7 +44,8 @@ def encode(weight: Tensor, dictionary: Tensor, sparsity: float) -> Tensor:
 def learn_dictionary(
     weight: Tensor, num_atoms: int, sparsity: float, generator: Generator, steps: int = LEARNING_STEPS
 ) -> Tensor:
-    """A dictionary (m, k2) fp32, of numbers that fp16 holds, for the kernels of one layer.
+    """A dictionary (m, k2) fp32 for the kernels of one layer, its atoms of one size, its largest number ±127
+    and all others whole numbers of 1/128.
 
     It starts from the DCT and, beyond k2 atoms, random ones; all randomness is the generator's.
     """
@@ -61,7 +64,7 @@ def learn_dictionary(
         found = torch.linalg.solve(gram + ridge, (codes.T @ X).double()).float()
         sizes = found.norm(dim=1, keepdim=True)
         D = torch.where(sizes > 1e-6, found / sizes.clamp(min=1e-6), D)  # an unused atom stays
-    return D.half().float()
+    return (D * (GRID / D.abs().max())).round() / (GRID + 1)
 
 
 def quality(weight: Tensor, alpha: Tensor, dictionary: Tensor) -> tuple[float, float]:
@@ -73,7 +76,7 @@ def quality(weight: Tensor, alpha: Tensor, dictionary: Tensor) -> tuple[float, f
 
 def _kernels(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The kernels (n, k2) over their root mean square, fp32, and that."""
-    flat = weight.detach().flatten(2).flatten(0, 1).float()
+    flat = weight.detach().flatten(2).flatten(0, 1).bfloat16().float()
     scale = flat.double().square().mean().sqrt().float()
     if not torch.isfinite(scale):
         raise SettingsError(

@@ -178,11 +178,9 @@ def _as_ours(method: Method) -> Method:
 BASE = Method("base", _nothing, 0.0, "reference")
 # Its rate is better than 3e-4 on tuning subjects, and than 3e-5 on those of `benchmarks.likeness`.
 FULL = Method("full fine-tuning", _in_place(lambda name: True), 1e-4, "reference")
-FULL_WORDED = replace(
-    _with_words("full fine-tuning + 2 words", FULL.attach, FULL.rate, 2),
-    family="reference",
-    precisions=("fp16",),
-)
+_full = replace(_with_words("full fine-tuning + 2 words", FULL.attach, FULL.rate, 2), precisions=("fp16",))
+_FULL_WORDED = tuple(replace(method, family="reference") for method in (_full, _as_ours(_full)))
+WORDED_FULL = tuple(method.name for method in _FULL_WORDED)
 WORDED = (
     _with_words("LoRA r=1, attention + word", lora(1, ATTENTION), 4e-3, 1),
     _with_words("LoRA r=1, attention + 2 words", lora(1, ATTENTION), 4e-3, 2),
@@ -192,8 +190,7 @@ WORDED = (
 )
 TWO_VECTORS = Method("textual inversion, 2 vectors", partial(Words, vectors=2), 1e-2)
 HANDMADE = (
-    FULL_WORDED,
-    _as_ours(FULL_WORDED),
+    *_FULL_WORDED,
     Method("textual inversion", Words, 1e-2),
     TWO_VECTORS,
     _as_ours(TWO_VECTORS),

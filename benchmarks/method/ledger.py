@@ -89,9 +89,12 @@ class Ledger:
         self.outcomes[case] = outcome
 
     def publish(self) -> None:
-        """Writes the outcomes of this setup, in order, where they are published."""
+        """Writes the outcomes of this setup, in order, where they are published; those of others stay."""
         assert self.published
-        lines = (self._line(case, rounded(outcome)) for case, outcome in self.outcomes.items())
+        lines = [self._line(case, rounded(outcome)) for case, outcome in self.outcomes.items()]
+        if self.published.exists():
+            before = self.published.read_text().splitlines(keepends=True)
+            lines += [line for line in before if json.loads(line)["setup"] != self.setup]
         write_atomically(self.published, "".join(sorted(lines)).encode())
 
     def _line(self, case: Case, outcome: Outcome) -> str:

@@ -49,7 +49,7 @@ def report_peak(name: str, device: str, batch: int) -> None:
     data = _random_data(base)
     start = _peak(base)
     (method,) = (m for m in chosen([]) if m.name == name)
-    train(method.attach(base), data, 2, batch, 0, method.rate)
+    train(method.attach(base), data, 2, batch, 0, method.rate, method.course)
     print(json.dumps((_peak(base) - start) / 1e6))
 
 

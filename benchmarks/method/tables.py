@@ -15,7 +15,7 @@ from atomdiff.pictures.sheets import contact_sheet, save_picture
 
 from ..court import CONTEXTS, Figures
 from ..report import Target, markdown, write_section, written
-from .handmade import AS_OURS, BASE, FULL
+from .handmade import AS_OURS, BASE, FULL, WORDED_FULL
 from .ledger import Outcome
 from .ours import EVERYWHERE, TOOL
 from .running import slug, strip_path
@@ -25,6 +25,7 @@ FIRST = ("colour", "second", "pattern", "identity", "five", "class", "context", 
 SECOND = ("leak", "drift", "leak others", "drift others")
 STYLE = ("style", "class", "context", "diversity", "leak", "drift")
 SMALL = 10 * 1024  # bytes
+SHOWN = 3  # the first subjects, which the demo and `benchmarks.likeness` show too
 FAMILIES = {"ours": ("o", "atomdiff"), "peer": ("s", "peers"), AS_OURS: ("D", "peers, as ours")}
 LIKENESS_SHARE, CONTEXT_LOSS, LEAK_GAIN = 0.9, 0.03, 0.10
 
@@ -61,6 +62,12 @@ class Row:
         return round(statistics.fmean(o.payload for o in self.outcomes))
 
     @property
+    def by_subject(self) -> list[float]:
+        """Likeness of each subject, over the seeds."""
+        subjects = len(self.outcomes) // len(self.by_seed)
+        return [statistics.fmean(o.likeness for o in self.outcomes[i::subjects]) for i in range(subjects)]
+
+    @property
     def spread(self) -> str:
         """Standard deviation over seeds."""
         return f"{statistics.stdev(self.by_seed):.3f}" if len(self.by_seed) > 1 else ""
@@ -83,6 +90,33 @@ def likeness_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str
         )
         for r in rows
     ]
+
+
+def subject_table(
+    rows: Sequence[Row], tasks: Sequence[Task]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Likeness subject by subject, and by how much the tool's default is above each row on the same ones."""
+    kinds = [task.name.split()[-1] for task in tasks]
+    default = next((row for row in rows if row.method == TOOL.name), None)
+    headers = "method", *kinds, "mean", "default above", "±", f"on {len(kinds) - SHOWN} others", "±"
+    return headers, [
+        (
+            row.label,
+            *(f"{likeness:.2f}" for likeness in row.by_subject),
+            f"{row.likeness:.3f}",
+            *(_lead(default, row, 0) if default else ("", "")),
+            *(_lead(default, row, SHOWN) if default else ("", "")),
+        )
+        for row in rows
+    ]
+
+
+def _lead(ours: Row, row: Row, first: int) -> tuple[str, str]:
+    """The mean difference over the subjects from `first` on, and its standard error."""
+    apart = [a - b for a, b in zip(ours.by_subject[first:], row.by_subject[first:], strict=True)]
+    if row is ours or len(apart) < 2:
+        return "", ""
+    return f"{statistics.fmean(apart):+.3f}", f"{statistics.stdev(apart) / math.sqrt(len(apart)):.3f}"
 
 
 def cost_table(rows: Sequence[Row], peaks: dict[str, float]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -118,34 +152,45 @@ def _cells(mean: Callable[[str], float], figures: Sequence[str]) -> list[str]:
 
 
 def targets(rows: Sequence[Row], default_bytes: int) -> list[Target]:
-    """The hard ones; those that need a row which was not run are left out."""
-    made = [Target("the default concept on SD 1.5", default_bytes, high=SMALL, unit="bytes")]
-    found = {row.method: row for row in rows if row.method in (BASE.name, FULL.name, TOOL.name)}
-    ours = found.get(TOOL.name)
-    if ours is None:
-        return made
-    made.append(Target("the default concept on the pocket", ours.bytes, high=SMALL, unit="bytes"))
-    if FULL.name in found:
-        share = ours.likeness / max(found[FULL.name].likeness, 1e-9)
-        made.append(Target("likeness, of full fine-tuning's", share, low=LIKENESS_SHARE))
-    if BASE.name in found:
-        base = found[BASE.name]
-        lost, gained = base.mean("context") - ours.mean("context"), ours.mean("leak") - base.mean("leak")
-        made.append(Target("context lost", lost, high=CONTEXT_LOSS))
-        made.append(Target("leak above the base's", gained, high=LEAK_GAIN))
-    best = best_rival(rows, ours)
-    if best:
-        made.append(Target(f"likeness above {best.label}'s", ours.likeness - best.likeness, low=0.0))
-        made.append(Target("drift above that peer's", ours.drift - best.drift, high=0.0))
+    """The hard ones; those that need a row which was not run are not measured."""
+    found = {row.method: row for row in rows}
+    ours, base, full = (found.get(method.name) for method in (TOOL, BASE, FULL))
+    made = [
+        Target("the default concept on SD 1.5", default_bytes, high=SMALL, unit="bytes"),
+        Target("the default concept on the pocket", ours.bytes if ours else None, high=SMALL, unit="bytes"),
+        Target("likeness, of full fine-tuning's", _share(ours, full), low=LIKENESS_SHARE),
+        Target("context lost", _gain(base, ours, "context"), high=CONTEXT_LOSS),
+        Target("leak above the base's", _gain(ours, base, "leak"), high=LEAK_GAIN),
+    ]
+    richest = [row for row in rows if row.method in WORDED_FULL]
+    for row in richest:
+        made.append(Target(f"likeness, of that of {row.label}", _share(ours, row), low=LIKENESS_SHARE))
+    for family, named in (("peer", "the best peer's"), (AS_OURS, "the best peer's as ours")):
+        best = best_rival(rows, ours, family) if ours else None
+        told = f"{best.label}'s" if best else named
+        made.append(Target(f"likeness above {told}", _above(ours, best, "likeness"), low=0.0))
+        made.append(Target(f"drift above {told}", _above(ours, best, "drift"), high=0.0))
     return made
 
 
-def best_rival(rows: Sequence[Row], ours: Row) -> Row | None:
-    """The peer most alike among those of at most 10 × our bytes.
+def _share(ours: Row | None, row: Row | None) -> float | None:
+    return ours.likeness / max(row.likeness, 1e-9) if ours and row else None
+
+
+def _gain(more: Row | None, less: Row | None, figure: str) -> float | None:
+    return more.mean(figure) - less.mean(figure) if more and less else None
+
+
+def _above(ours: Row | None, row: Row | None, figure: str) -> float | None:
+    return getattr(ours, figure) - getattr(row, figure) if ours and row else None
+
+
+def best_rival(rows: Sequence[Row], ours: Row, family: str = "peer") -> Row | None:
+    """The one most alike of a family among those of at most 10 × our bytes.
 
     Its bytes are those of its numbers alone, so that no peer is left out for the names in its file.
     """
-    rivals = [r for r in rows if r.family == "peer" and r.payload <= 10 * ours.bytes]
+    rivals = [r for r in rows if r.family == family and r.payload <= 10 * ours.bytes]
     return max(rivals, key=lambda row: row.likeness, default=None)
 
 
@@ -175,7 +220,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     # Likeness is that of the default, whose point it would hide.
-    shown = [r for r in rows if r.method not in (BASE.name, FULL.name, EVERYWHERE.name)]
+    shown = [r for r in rows if r.family in FAMILIES and r.method != EVERYWHERE.name]
     high = max([r.drift for r in shown], default=1.0)
     for family, (marker, named) in FAMILIES.items():
         some = [r for r in shown if r.family == family]
@@ -273,7 +318,8 @@ is 1 - cosine between those pictures before and after; *others* are four other c
 a multiple of the frozen model's forward and backward with class pictures, memory is what training adds.
 A learning rate with ✓ was searched by `--tune`; on which subjects, none of them here, is in
 `benchmarks/results/rates.json`, with all scores.
-Bytes are those of a file as it is written: names included for peers, everything included for ours.
+Bytes are those of a file as it is written: names included for peers in fp16, everything included for ours,
+which is int4. A peer in int4 is quantised as ours is, and its file holds its numbers and nothing else.
 
 Peers are trained as DreamBooth does, with prior preservation and a constant rate, and act on all that is
 drawn. Ours, and what is marked *as ours*, are trained without class pictures, with a cosine and min-SNR
