@@ -1,8 +1,9 @@
 """Our families against the paper's definitions, written plainly with explicit α and einsum.
 
-Every family is put on convolutions of many kernel sizes, strides, paddings and groups (or on linear and 1×1
-layers), with random numbers for what it trains. Output, gradient of the input and gradients of what is
-trained are compared with those that autograd finds through the plain definition, relative to their size.
+Every family is put on convolutions of many kernel sizes, strides, dilations, paddings and groups up to
+depthwise (or on linear and 1×1 layers), with random numbers for what it trains. Output, gradient of the input
+and gradients of what is trained are compared with those that autograd finds through the plain definition,
+relative to their size.
 
     python -m benchmarks.reference --check
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from atomdiff.core import sparse, subspace
 from atomdiff.core.families import (
     Coefficients,
-    Family,
     KroneckerAtoms,
     RecursiveAtoms,
     SharedAtoms,
@@ -34,14 +34,22 @@ Definition = Callable[..., Tensor]
 """From what is trained to ΔW, by the definition."""
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 LIMIT = 1e-5
-KERNELS = [(1, 3), (2, 2), (3, 3), (5, 5)]
+KERNELS = [(1, 3), (2, 2), (3, 3), (5, 5), (7, 7)]
+LAYOUTS: list[dict[str, Any]] = [  # of a convolution of 8 by 16 channels
+    {},
+    {"stride": 2, "padding": 1},
+    {"stride": 2, "groups": 2},
+    {"padding": 1, "groups": 2},
+    {"padding": 2, "dilation": 2},
+    {"padding": "same", "groups": 8, "padding_mode": "circular"},
+]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the largest difference of each family; with --check, exits 1 if one is over the limit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="exit 1 if a difference is over the limit")
-    check = parser.parse_args().check
+    check = parser.parse_args(arguments).check
     worst: dict[str, list[float]] = {}
     cases: dict[str, int] = {}
     for name, layer, definition, x in itertools.chain(_convolutions(), _linears()):
@@ -55,21 +63,22 @@ def main() -> None:
 
 def _convolutions() -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
     seeded = torch.Generator().manual_seed(0)
-    for kernel, stride, groups in itertools.product(KERNELS, (1, 2), (1, 2)):
-        for m in sorted({1, kernel[0] * kernel[1] // 2 + 1, kernel[0] * kernel[1]}):
-            conv = _frozen(nn.Conv2d(8, 12, kernel, stride, padding=1, groups=groups))
-            basis, c_in = subspace.dct_basis(kernel, m), 8 // groups
-            x = torch.randn(2, 8, 7, 6, generator=seeded)
+    for kernel, layout in itertools.product(KERNELS, LAYOUTS):
+        k2 = kernel[0] * kernel[1]
+        conv = _frozen(nn.Conv2d(8, 16, kernel, **layout))
+        c_in, x = 8 // conv.groups, torch.randn(2, 8, 14, 13, generator=seeded)
+        for m in sorted({1, k2 // 2 + 1, k2}):
+            basis = subspace.dct_basis(kernel, m)
             for form in ("map", "weight"):
-                family: Family = SpatialAtoms(basis)
-                yield "atoms", AtomConv2d(conv, basis, form), _closed(conv, basis), x
-            for G in (1, 3, c_in):
-                family = RecursiveAtoms(basis, G, 3, seeded)
-                yield "recursive atoms", AtomConv2d(conv, family), _recursive(conv, basis, G), x
-            family = Coefficients(SpatialAtoms(basis), 2)
-            yield "atoms and coefficients", AtomConv2d(conv, family), _coefficients(conv, basis), x
-        for m in (kernel[0] * kernel[1], 2 * kernel[0] * kernel[1]):
-            D = torch.nn.functional.normalize(torch.randn(m, kernel[0] * kernel[1], generator=seeded))
+                yield "atoms", AtomConv2d(conv, SpatialAtoms(basis), form), _closed(conv, basis), x
+            for G in sorted({1, min(3, c_in), c_in}):
+                recursive = RecursiveAtoms(basis, G, 3, seeded)
+                yield "recursive atoms", AtomConv2d(conv, recursive), _recursive(conv, basis, G), x
+            if c_in % 2 == 0:
+                both = Coefficients(SpatialAtoms(basis), 2)
+                yield "atoms and coefficients", AtomConv2d(conv, both), _coefficients(conv, basis), x
+        for m in (k2, 2 * k2):
+            D = torch.nn.functional.normalize(torch.randn(m, k2, generator=seeded))
             yield "sparse-coded atoms", AtomConv2d(conv, SparseAtoms(D, 0.1)), _sparse(conv, D), x
 
 
@@ -118,7 +127,7 @@ def _coefficients(conv: nn.Conv2d, D: Tensor, kc: int = 2) -> Definition:
 
 def _sparse(conv: nn.Conv2d, D: Tensor) -> Definition:
     """ΔW = α ΔD, α by plain proximal gradient steps on the lasso with its ridge, in double precision."""
-    W, D = conv.weight.flatten(2).double(), D.double()
+    W, D = conv.weight.flatten(2).bfloat16().double(), D.double()  # so that bases of both dtypes agree
     scale = W.square().mean().sqrt()
     hessian = D @ D.T + sparse.RIDGE * torch.eye(len(D))
     rate = 1 / torch.linalg.eigvalsh(hessian)[-1]

@@ -1,8 +1,8 @@
 """`python -m benchmarks.size`: what each rung of the capacity dial buys, and whether they are in order.
 
-Every rung is trained on the pocket, on three held-out subjects, and judged from the bytes of its file; rungs
-that differ in precision alone share a training. What is finished is kept in OUT/results.jsonl, so that a run
-goes on where it was ended.
+Every rung is trained on the pocket, on subjects for choosing, of which no result is reported, and judged from
+the bytes of its file; rungs that differ in precision alone share a training. What is finished is kept in
+OUT/results.jsonl, so that a run goes on where it was ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atomdiff.training.sizing import MANY, file_size, texts_of
 from atomdiff.training.suiting import name_everything, suit_base
 
 from .court import CONTEXTS, Drawing
-from .method.tasks import Task, subjects
+from .method.tasks import Task, tuning_subjects
 from .recipes import PLAIN, Bench, Recipe
 from .report import Target, machine, markdown, one_sentence, option, show, verdict, written
 
@@ -81,7 +81,7 @@ def targets(bench: Bench, rungs: Sequence[Rung], tasks: Sequence[Task]) -> list[
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.size", description=__doc__)
-    parser.add_argument("--subjects", type=int, default=3, help="how many held-out subjects (default 3)")
+    parser.add_argument("--subjects", type=int, default=3, choices=(1, 2, 3, 4), help="how many (default 3)")
     parser.add_argument(
         "--rungs", nargs="+", type=int, default=range(len(LADDER)), choices=range(len(LADDER))
     )
@@ -93,15 +93,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args(arguments)
     bench = Bench("size", a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
-    rungs, tasks = [LADDER[i] for i in sorted(set(a.rungs))], subjects(a.subjects)
+    rungs, tasks = [LADDER[i] for i in sorted(set(a.rungs))], tuning_subjects(a.subjects)
     bench.judge_all([recipe_of(rung) for rung in rungs], tasks)
     rows = rows_of(bench, rungs, tasks)
     show(f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures", HEADERS, rows)
     if a.docs:
         bench.ledger.publish()
+        told = (
+            f"{len(tasks)} subject{'s' * (len(tasks) > 1)} for choosing, {len(CONTEXTS)} contexts x {a.each}"
+        )
         Path("docs/size.md").write_text(
-            f"# What bytes buy\n\n{written()}: {len(tasks)} subjects, {len(CONTEXTS)} contexts x {a.each} "
-            f"pictures of {a.draw_steps} steps.\n\n{markdown(HEADERS, rows)}\n{LEGEND}\n"
+            f"# What bytes buy\n\n{written()}: {told} pictures of {a.draw_steps} steps.\n\n"
+            f"{markdown(HEADERS, rows)}\n{LEGEND}\n"
         )
     print(machine())
     verdict(targets(bench, rungs, tasks), a.check)
