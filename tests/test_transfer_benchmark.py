@@ -43,12 +43,13 @@ def test_tasks_are_reproducible_and_labelled_from_zero(task):
 
 
 def test_atoms_of_resnet_50():
-    assert atom_share(resnet) == (16 * 81 + 9 * 49, 23_508_032)
+    assert atom_share(resnet, 9) == (16 * 81 + 9 * 49, 23_508_032)
+    assert atom_share(resnet, 6, 3) == (16 * 54, 23_508_032)
 
 
 def test_the_papers_order_is_measured_not_assumed():
     results = {
-        f"ResNet/{method}/digits/0": {"test": 0.1 * i, "gap": 0.0, "numbers": i}
+        f"ResNet/{method}/digits/0": {"test": 0.1 * i, "gap": 0.0, "numbers": i, "rate": 3e-2}
         for i, method in enumerate(METHODS)
     }
     assert [round(t.value, 3) for t in order(results)] == [0.1, 0.2, -0.3, 0.0]

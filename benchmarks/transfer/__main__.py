@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.progress import track
@@ -28,6 +29,20 @@ from .tasks import TASKS
 
 PAPER_SHARE = 4e-5  # atoms of ResNet-50's weights, as the paper counts them
 RATES = (3e-4, 3e-3, 3e-2)
+LIKE_PAPER = "ResNet-50, m ≤ 6, its 3×3 kernels"
+COUNTED = {
+    "ResNet-50, m ≤ 9": partial(atom_share, resnet, 9),
+    "ResNet-50, m ≤ 6": partial(atom_share, resnet, 6),
+    LIKE_PAPER: partial(atom_share, resnet, 6, 3),
+    "ConvNeXt-T, m ≤ 9": partial(atom_share, convnext, 9),
+}
+CLAIMS = (  # of the paper: what is above what, in which figure
+    ("atoms above the linear probe", "atoms", "linear probe", "test"),
+    ("atoms + Dc above atoms", "atoms + Dc", "atoms", "test"),
+    ("atoms above α tuned", "atoms", "α tuned", "test"),
+    ("gap of α tuned above atoms'", "α tuned", "atoms", "gap"),
+)
+ORDER = ("claim", "difference", "±", "holds")
 PUBLISHED = ledger.PUBLISHED / "transfer.json"
 Shown = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]
 
@@ -49,37 +64,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if a.quick:
         networks, names, count, a.seeds = networks[:1], names[1:3], 1920, 1
         a.epochs, a.rates, pretraining = 6, RATES[1:2], 4
-    counted = {name: atom_share(make) for name, make in (("ResNet-50", resnet), ("ConvNeXt-T", convnext))}
+    counted = {name: share() for name, share in COUNTED.items()}
     rows = [(n, f"{k:,}", f"{w:,}", f"{k / w:.4%}") for n, (k, w) in counted.items()]
-    title = f"Atoms, m ≤ 9 (the paper: {PAPER_SHARE:.3%} of ResNet-50)"
+    title = f"Atoms (the paper: {PAPER_SHARE:.3%} of ResNet-50)"
     shares: Shown = title, ("network", "atoms", "of", "share"), rows
     results = run(networks, names, count, pretraining, a)
-    headers = ("method", "numbers", *names, "mean", "gap")
+    headers = ("method", "numbers", *names, "mean", "gap", "at the edge")
     learnt: list[Shown] = [(n, headers, table(results, n, names, a.seeds)) for n in networks]
     for part in (shares, *learnt):
         show(*part)
+    orders: list[Shown] = [(f"The paper's order, {n}", ORDER, order_table(results, n)) for n in networks]
+    for part in orders:
+        show(*part)
     if a.docs:
         setup = f"{a.epochs} epochs, best of {len(a.rates)} rates, {a.seeds} seed{'s' * (a.seeds > 1)}"
-        write_docs(shares, learnt, setup)
+        write_docs(shares, learnt, orders, setup)
     print(machine())
-    atoms, weights = counted["ResNet-50"]
+    atoms, weights = counted[LIKE_PAPER]
     verdict(
-        [Target("atoms' share of ResNet-50", atoms / weights, high=2 * PAPER_SHARE), *order(results)], a.check
+        [Target("atoms' share of ResNet-50", atoms / weights, high=PAPER_SHARE), *order(results)], a.check
     )
 
 
-LEGEND = """Accuracy on 1,000 pictures after training on 800; 200 others choose the rate. Gap: accuracy on the
-pictures trained on, less that. Numbers: what is trained beside the last linear layer. The networks are small
-ones that were pretrained on the classes and colours of the pocket's world."""
+LEGEND = """Accuracy on 1,000 pictures (of the digits 797, all there are) after training on 800; 200 others
+choose the rate. Gap: accuracy on the pictures trained on, less that. Numbers: what is trained beside the last
+linear layer. At the edge: cases in which the largest of the rates was the best, so that a larger one might be
+better still. The networks are small ones that were pretrained on the classes and colours of the pocket's
+world. Chance is a fifth in counting and a third in patterns. ± is the standard error over tasks and seeds of
+a difference: a claim of the paper holds where the difference is above it, and not where it is below its
+negative."""
 
 
-def write_docs(shares: Shown, learnt: Sequence[Shown], setup: str) -> None:
+def write_docs(shares: Shown, learnt: Sequence[Shown], orders: Sequence[Shown], setup: str) -> None:
     page = Path("docs/results.md")
     title, headers, rows = shares
     text = f"## Other networks, other tasks\n\n{LEGEND}\n\n### {title}\n\n{markdown(headers, rows)}"
     write_section(page, "transfer", text)
-    for network, headers, rows in learnt:
-        text = f"### {network}\n\n{written()}: {setup}.\n\n{markdown(headers, rows)}"
+    for (network, headers, rows), (_, columns, claims) in zip(learnt, orders, strict=True):
+        tables = f"{markdown(headers, rows)}\n{markdown(columns, claims)}"
+        text = f"### {network}\n\n{written()}: {setup}.\n\n{tables}"
         write_section(page, f"transfer {network}", text)
 
 
@@ -93,12 +116,13 @@ def run(
         known |= json.loads(some.read_text()) if some.exists() else {}
     wanted = {}
     for network in networks:
-        model = pretrained(network, a.out, count, pretraining)
+        model = None
         work = [(m, task, seed) for seed in range(a.seeds) for task in names for m in METHODS]
         for method, task, seed in track(work, network):
             key = f"{network}/{method}/{task}/{seed}"
             setup = f"{key}/{count}/{pretraining}/{a.epochs}/{len(a.rates)}"
             if setup not in known:
+                model = model or pretrained(network, a.out, count, pretraining)
                 known[setup] = transfer(model, method, task, seed, a)
                 write_atomically(file, json.dumps(known, indent=0, ensure_ascii=False).encode())
             wanted[key] = known[setup]
@@ -116,23 +140,41 @@ def table(
         means = [statistics.fmean(c["test"] for c in some) for some in cases.values()]
         gap = statistics.fmean(c["gap"] for some in cases.values() for c in some)
         numbers = cases[names[0]][0]["numbers"]
-        rows.append(
-            (method, f"{numbers:,.0f}", *(f"{x:.3f}" for x in (*means, statistics.fmean(means), gap)))
-        )
+        rates = [c["rate"] for some in cases.values() for c in some]
+        figures = (f"{x:.3f}" for x in (*means, statistics.fmean(means), gap))
+        edge = f"{sum(rate == max(RATES) for rate in rates)} of {len(rates)}"
+        rows.append((method, f"{numbers:,.0f}", *figures, edge))
     return rows
 
 
 def order(results: dict[str, dict[str, float]]) -> list[Target]:
     """The paper's claims, as differences of means over all networks, tasks and seeds."""
-
-    def mean(method: str, figure: str) -> float:
-        return statistics.fmean(r[figure] for key, r in results.items() if key.split("/")[1] == method)
-
     return [
-        Target("atoms above the linear probe", mean("atoms", "test") - mean("linear probe", "test"), low=0.0),
-        Target("atoms + Dc above atoms", mean("atoms + Dc", "test") - mean("atoms", "test"), low=0.0),
-        Target("atoms above α tuned", mean("atoms", "test") - mean("α tuned", "test"), low=0.0),
-        Target("gap of α tuned above atoms'", mean("α tuned", "gap") - mean("atoms", "gap"), low=0.0),
+        Target(claim, statistics.fmean(_apart(results, more, less, figure)), low=0.0)
+        for claim, more, less, figure in CLAIMS
+    ]
+
+
+def order_table(results: dict[str, dict[str, float]], network: str) -> list[tuple[str, ...]]:
+    """The paper's claims on one network."""
+    own = {key: value for key, value in results.items() if key.startswith(f"{network}/")}
+    rows: list[tuple[str, ...]] = []
+    for claim, more, less, figure in CLAIMS:
+        apart = _apart(own, more, less, figure)
+        mean = statistics.fmean(apart)
+        error = statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
+        holds = "yes" if mean > error else "no" if mean < -error else "open"
+        rows.append((claim, f"{mean:+.3f}", f"{error:.3f}", holds))
+    return rows
+
+
+def _apart(results: dict[str, dict[str, float]], more: str, less: str, figure: str) -> list[float]:
+    """By how much one method is above another, case by case."""
+    cases = [key.split("/") for key in results]
+    return [
+        results["/".join(case)][figure] - results["/".join([case[0], less, *case[2:]])][figure]
+        for case in cases
+        if case[1] == more
     ]
 
 

@@ -39,13 +39,15 @@ def features(network: nn.Module, pictures: Tensor) -> Tensor:
     return network(x).pooler_output.flatten(1)
 
 
-def atom_share(make: Callable[[bool], nn.Module]) -> tuple[int, int]:
-    """How many numbers the atoms of all spatial convolutions of a full-size network are, and its weights."""
+def atom_share(make: Callable[[bool], nn.Module], num_atoms: int, side: int = 0) -> tuple[int, int]:
+    """How many numbers the atoms of all spatial convolutions of a full-size network are, or of those with a
+    square kernel of that side, and its weights."""
     with torch.device("meta"):
         network = make(True)
     chosen = inject.select(network, AtomSpec(linear_atoms="none")).conv.values()
-    kernels = [conv.kernel_size[0] * conv.kernel_size[1] for conv in chosen]
-    return sum(min(9, k2) * k2 for k2 in kernels), sum(p.numel() for p in network.parameters())
+    sizes = [conv.kernel_size for conv in chosen if not side or conv.kernel_size == (side, side)]
+    kernels = [height * width for height, width in sizes]
+    return sum(min(num_atoms, k2) * k2 for k2 in kernels), sum(p.numel() for p in network.parameters())
 
 
 # -------------------------------------------------------------------------------------------------- methods
