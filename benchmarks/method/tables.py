@@ -241,13 +241,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         )
     axes.set(xscale="log", xlabel="bytes on disk", ylabel="likeness")
     axes.margins(x=0.12)
-    _label(axes, shown)
     for row in rows:
         if row.method in (BASE.name, FULL.name):
             axes.axhline(row.likeness, color="#8a8680", linewidth=0.8, linestyle="--")
             right = axes.get_yaxis_transform()
             axes.text(1, row.likeness, row.label, transform=right, fontsize=8, ha="right", va="bottom")
     axes.axvline(SMALL, color="#8a8680", linewidth=0.8, linestyle=":")
+    _label(axes, shown)  # now that the limits are known
     axes.legend(loc="upper left")
     figure.colorbar(points, label="drift")
     path.parent.mkdir(parents=True, exist_ok=True)  # of a report that nothing was drawn for
