@@ -141,7 +141,8 @@ def finish(
     shown = []
     if named:
         shown.append((counted(named, "subject"), tables.likeness_table(rows)))
-        shown.append(("Subject by subject", tables.subject_table(rows, named)))
+        if len(named) > tables.SHOWN:
+            shown.append(("Subject by subject", tables.subject_table(rows, named)))
         shown.append(("What it costs", tables.cost_table(rows, peaks)))
         tables.plot(rows, bench.out / "likeness.png")
     for task in styled:

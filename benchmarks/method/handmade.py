@@ -26,13 +26,12 @@ class InPlace(Handle):
         kept = Kept(base.unet)
         trained = {name: p for name, p in base.unet.named_parameters() if chosen(name)}
         kept.values_of(list(trained.values()))
-        self.own = {name: parameter.detach().clone() for name, parameter in trained.items()}
         for parameter in trained.values():
             parameter.requires_grad_(True)
         super().__init__(base, kept, trained)
 
     def nothing(self, name: str) -> Tensor:
-        return self.own[name]
+        return self.kept.value_of(self.trained[name])
 
 
 def _in_place(chosen: Callable[[str], bool]) -> Callable[[Base], Handle]:

@@ -80,6 +80,10 @@ class Kept:
         """Also keep the numbers of these, which will be trained in place."""
         self._values |= {parameter: parameter.detach().clone() for parameter in parameters}
 
+    def value_of(self, parameter: nn.Parameter) -> Tensor:
+        """What a parameter of `values_of` was."""
+        return self._values[parameter]
+
     def restore(self) -> None:
         """Undoes added and replaced layers, patched forwards, changed classes and trained numbers."""
         for module, kind, state in self._modules:
