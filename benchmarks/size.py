@@ -26,10 +26,10 @@ from .report import Target, machine, markdown, one_sentence, option, show, verdi
 
 COLUMNS = ("context", "leak", "drift")
 HEADERS = ("recipe, best first", "bytes", "on SD 1.5", "likeness", *COLUMNS)
-LEGEND = """Means over the subjects. Bytes: the whole file, on the pocket and for a UNet of Stable Diffusion
-1.5's shape. Likeness: mean of first colour, second colour and pattern (shares judged right) and of identity.
-Leak: share of pictures of the bare class that have the subject's colour or pattern. Drift: 1 - cosine between
-pictures of the bare class before and after, same seeds. `--size` takes the first recipe that fits."""
+LEGEND = """Means over subjects and seeds. Bytes: the whole file, on the pocket and for a UNet of Stable
+Diffusion 1.5's shape. Likeness: mean of first colour, second colour and pattern (shares judged right) and of
+identity. Leak: share of pictures of the bare class that have the subject's colour or pattern. Drift: 1 - cosine
+between them before and after, same seeds. `--size` takes the first recipe that fits."""
 
 
 def recipe_of(rung: Rung) -> Recipe:
@@ -82,6 +82,7 @@ def targets(bench: Bench, rungs: Sequence[Rung], tasks: Sequence[Task]) -> list[
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.size", description=__doc__)
     parser.add_argument("--subjects", type=int, default=3, choices=(1, 2, 3, 4), help="how many (default 3)")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument(
         "--rungs", nargs="+", type=int, default=range(len(LADDER)), choices=range(len(LADDER))
     )
@@ -92,16 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", action="store_true", help="write docs/size.md")
     parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args(arguments)
-    bench = Bench("size", a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)))
+    bench = Bench("size", a.out, Drawing(a.each, a.draw_steps), dict(map(option, a.set)), a.seeds)
     rungs, tasks = [LADDER[i] for i in sorted(set(a.rungs))], tuning_subjects(a.subjects)
     bench.judge_all([recipe_of(rung) for rung in rungs], tasks)
     rows = rows_of(bench, rungs, tasks)
     show(f"{len(tasks)} subjects x {len(CONTEXTS)} contexts x {a.each} pictures", HEADERS, rows)
     if a.docs:
         bench.ledger.publish()
-        told = (
-            f"{len(tasks)} subject{'s' * (len(tasks) > 1)} for choosing, {len(CONTEXTS)} contexts x {a.each}"
-        )
+        tried = f"{len(tasks)} subject{'s' * (len(tasks) > 1)} for choosing"
+        told = f"{tried}, {a.seeds} seed{'s' * (a.seeds > 1)}, {len(CONTEXTS)} contexts x {a.each}"
         Path("docs/size.md").write_text(
             f"# What bytes buy\n\n{written()}: {told} pictures of {a.draw_steps} steps.\n\n"
             f"{markdown(HEADERS, rows)}\n{LEGEND}\n"
