@@ -28,8 +28,8 @@ COLUMNS = ("context", "leak", "drift")
 HEADERS = ("recipe, best first", "bytes", "on SD 1.5", "likeness", *COLUMNS)
 LEGEND = """Means over subjects and seeds. Bytes: the whole file, on the pocket and for a UNet of Stable
 Diffusion 1.5's shape. Likeness: mean of first colour, second colour and pattern (shares judged right) and of
-identity. Leak: share of pictures of the bare class that have the subject's colour or pattern. Drift: 1 - cosine
-between them before and after, same seeds. `--size` takes the first recipe that fits."""
+identity. Leak: share of pictures of the bare class that have the subject's colour or pattern. Drift:
+1 - cosine between them before and after, same seeds. `--size` takes the first recipe that fits."""
 
 
 def recipe_of(rung: Rung) -> Recipe:
