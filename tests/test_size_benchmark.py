@@ -1,5 +1,6 @@
 """The benchmarks of the capacity dial and of single tricks, without their trainings."""
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -8,7 +9,9 @@ from atomdiff.concepts.concept import Concept
 from atomdiff.core.spec import AtomSpec
 from atomdiff.training import sizing
 from benchmarks import recipes, size, tricks
+from benchmarks.court import Drawing
 from benchmarks.method import tasks
+from benchmarks.method.ledger import Outcome
 from benchmarks.size import out_of_order
 
 
@@ -66,3 +69,23 @@ def test_tricks_of_drawing_share_a_training_and_chance_decides_nothing(untrained
     assert "all targets met" in capsys.readouterr().out
     assert sorted(judged) == [(0, "conditional"), (1, "both"), *[(1, "conditional")] * 2]
     assert trained == [{"seed": 0}, {"random_flip": True, "seed": 0}]
+
+
+def test_every_seed_is_trained_and_a_lead_has_its_error(untrained, tmp_path, capsys):
+    trained, _ = untrained
+    asked = ["--tricks", "mirrored pictures", "--subjects", "1", "2", "--seeds", "2"]
+    tricks.main([*asked, "--out", str(tmp_path)])
+    assert sorted(settings["seed"] for settings in trained) == [0] * 4 + [1] * 4
+    assert "+0.000 │ 0.000" in capsys.readouterr().out
+
+
+def test_a_lead_is_the_mean_of_its_cases_with_their_standard_error(untrained, tmp_path):
+    bench = recipes.Bench("tricks", tmp_path, Drawing(1, 1), {}, seeds=2)
+    mine, others = recipes.Recipe("mine"), recipes.Recipe("others", {"snr_gamma": 0.0})
+    task = tasks.tuning_subjects(1)[0]
+    for recipe, likenesses in ((mine, (0.5, 0.7)), (others, (0.4, 0.4))):
+        for seed, likeness in enumerate(likenesses):
+            bench.ledger.add(recipe.case(task, seed), Outcome({"identity": likeness}, 1, 0, 1, 0.0))
+    assert bench.lead(mine, others, [task]) == pytest.approx((0.2, 0.1))
+    bench.seeds = range(1)
+    assert bench.lead(mine, others, [task]) == (pytest.approx(0.1), pytest.approx(math.nan, nan_ok=True))
