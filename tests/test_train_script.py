@@ -139,7 +139,7 @@ def test_help_lists_every_flag_with_its_default(capsys):
     text = capsys.readouterr().out
     assert "--instance_data_dir" in text
     assert "--instance_dir" in text
-    assert "(default: 0.005)" in text
+    assert "(default: cosine)" in text and "(default: 5e-3; " in text
     assert text.index("saving, resuming") < text.index("--resume_from_checkpoint")
     headings = runpy.run_path(str(SCRIPT), run_name="script")["GROUPS"]
     assert set(headings) < {item.name for item in dataclasses.fields(TrainingSettings)}

@@ -292,7 +292,8 @@ def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
 def test_resuming_with_other_settings_is_refused(run, folders, base, tiny_base, tmp_path):
     run(max_train_steps=1)
     with pytest.raises(
-        TrainingError, match=r"other settings \(learning_rate: 0\.005 -> 0\.02; seed: 0 -> 3\)"
+        TrainingError,
+        match=r"other settings \(learning_rate: 0\.005 -> 0\.02; linear_.*: 0\.005 -> 0\.02; seed: 0 -> 3\)",
     ):
         run(resume_from_checkpoint="latest", learning_rate=0.02, seed=3)
     with pytest.raises(
@@ -407,6 +408,8 @@ def test_everything_follows_from_the_folder_and_the_base():
     assert full.num_class_images == 100
     rates = [(own.linear_learning_rate, own.token_learning_rate) for own in (pocket, full)]
     assert rates == [(1e-2, 1e-2), (5e-3, 1e-3)]
+    given = suit_base(dataclasses.replace(named, learning_rate=2e-3), "pocket", 64, 4)
+    assert (given.learning_rate, given.linear_learning_rate, given.token_learning_rate) == (2e-3, 2e-3, 1e-2)
     by_hand = dataclasses.replace(named, linear_learning_rate=2e-3)
     assert suit_base(by_hand, "pocket", 64, 4).linear_learning_rate == 2e-3
 
@@ -428,6 +431,29 @@ def test_a_folder_name_without_letters_needs_a_class_word():
         name_everything(TrainingSettings(instance_data_dir="2024", class_word="dog")).instance_prompt
         == "a sks dog"
     )
+
+
+@pytest.mark.parametrize(
+    ("folder", "prompt"),
+    [
+        ("10_zwx dog", "a zwx dog"),
+        ("3_zwx teddy bear", "a zwx teddy bear"),
+        ("10_dog", "a sks dog"),
+        ("2024_", None),
+        ("2024_01_05 dog", "a sks dog"),
+        ("10_01_05 dog", "a sks dog"),
+        ("dog 2", "a sks dog"),
+    ],
+)
+def test_kohyas_folders_say_trigger_and_class(folder, prompt):
+    settings = TrainingSettings(instance_data_dir=folder)
+    if prompt:
+        assert name_everything(settings).instance_prompt == prompt
+    else:
+        with pytest.raises(SettingsError, match="does not say what the subject is"):
+            name_everything(settings)
+    by_hand = dataclasses.replace(settings, trigger="abc", class_word="cat")
+    assert name_everything(by_hand).instance_prompt == "a abc cat"
 
 
 @pytest.mark.parametrize(

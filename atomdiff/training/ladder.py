@@ -90,6 +90,6 @@ def parse_size(size: str | int) -> int:
     size_in_bytes = int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
     if size_in_bytes < 1:
         raise SettingsError(
-            f"--size must be a number of bytes, as 8KB, 3MB or 10000, but {size!r} was given."
+            f"--size must be a number of bytes, as 8KB, 256KB or 10000, but {size!r} was given."
         )
     return size_in_bytes

@@ -305,9 +305,9 @@ class Run:
         self.restore(self._good)
         raise TrainingError(
             f"The {what} became not a number at step {number}; the last good state is kept in "
-            f"'{kept}'. Lower --learning_rate (now {self.settings.learning_rate:g}) and "
-            f"--linear_learning_rate (now {self.settings.linear_learning_rate:g}), or change "
-            "--mixed_precision, and go on with --resume_from_checkpoint latest."
+            f"'{kept}'. Lower --learning_rate (now {self.settings.learning_rate:g}, of linear atoms "
+            f"{self.settings.linear_learning_rate:g}), or change --mixed_precision, and go on with "
+            "--resume_from_checkpoint latest."
         )
 
 

@@ -28,7 +28,7 @@ def adam_for(
         kind |= dict.fromkeys(layer.family.trained().values())
     scale = _scale(settings, processes)
     rates = (
-        settings.learning_rate,
+        settings.learning_rate or 0.0,
         settings.linear_learning_rate or 0.0,
         settings.token_learning_rate or 0.0,
     )

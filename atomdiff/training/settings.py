@@ -68,14 +68,16 @@ class TrainingSettings:
     num_train_epochs: int | None = option(None, "rounds over the pictures, instead of --max_train_steps")
     gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
-    learning_rate: float = option(5e-3, "learning rate of the conv atoms")
+    learning_rate: float | None = option(
+        None, "learning rate of the atoms (default: 5e-3; of linear atoms 1e-2 for pocket)"
+    )
     linear_learning_rate: float | None = option(
-        None, "learning rate of the linear atoms (default: 1e-2 for pocket, else 5e-3)"
+        None, "learning rate of the linear atoms, where it is another (default: --learning_rate)"
     )
     token_learning_rate: float | None = option(
         None, "learning rate of the trigger's embedding (default: 1e-2 for pocket, else 1e-3)"
     )
-    scale_lr: bool = option(False, "multiply both rates by processes x accumulation x batch size")
+    scale_lr: bool = option(False, "multiply the rates by processes x accumulation x batch size")
     lr_scheduler: str = option("cosine", "how the rates change over the run", choices=SCHEDULES)
     lr_warmup_steps: int = option(0, "steps over which the rates rise from zero")
     snr_gamma: float = option(
@@ -94,8 +96,8 @@ class TrainingSettings:
     )
     size: str | int = option(
         "",
-        "the largest that the file may be: 4KB, 8KB, 3MB or a number of bytes. It chooses all that follows "
-        "here, up to --precision, which cannot be given beside it",
+        "the largest that the file may be: 4KB, 32KB, 256KB or a number of bytes. It chooses all that "
+        "follows here, up to --precision, which cannot be given beside it",
     )
     num_atoms: int = option(0, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
     basis: str = option("dct", "basis of the conv atoms", choices=("dct", "svd"))

@@ -101,7 +101,7 @@ def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int
     """What the concept of a run says beside its numbers; `suit_base` must have been asked."""
     summary: dict[str, str | int | float] = {
         "steps": steps,
-        "learning_rate": s.learning_rate,
+        "learning_rate": s.learning_rate or 0.0,
         "linear_learning_rate": s.linear_learning_rate or 0.0,
         "pictures": pictures,
         "class_pictures": class_pictures,

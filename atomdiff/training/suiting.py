@@ -21,6 +21,7 @@ class FamilyDefaults:
     max_train_steps: int
     train_batch_size: int
     num_class_images: int
+    learning_rate: float
     linear_learning_rate: float
     token_learning_rate: float
 
@@ -29,6 +30,7 @@ POCKET = FamilyDefaults(
     max_train_steps=300,
     train_batch_size=4,
     num_class_images=48,
+    learning_rate=5e-3,
     linear_learning_rate=1e-2,
     token_learning_rate=1e-2,
 )
@@ -36,6 +38,7 @@ FULL_SIZE = FamilyDefaults(
     max_train_steps=600,
     train_batch_size=1,
     num_class_images=100,
+    learning_rate=5e-3,
     linear_learning_rate=5e-3,
     token_learning_rate=1e-3,
 )
@@ -47,8 +50,9 @@ def name_everything(settings: TrainingSettings) -> TrainingSettings:
         raise SettingsError("No pictures were given; name their folder with --instance_dir FOLDER.")
     folder_name = Path(settings.instance_data_dir).expanduser().resolve().name
     name = settings.name or folder_name or "concept"
-    class_word = settings.class_word or _class_word(folder_name)
-    trigger = settings.trigger or _trigger(settings.instance_prompt, class_word)
+    called, subject = _kohya_names(folder_name)
+    class_word = settings.class_word or _class_word(subject)
+    trigger = settings.trigger or _trigger(settings.instance_prompt, class_word, called)
     return dataclasses.replace(
         settings,
         name=name,
@@ -65,6 +69,8 @@ def suit_base(
 ) -> TrainingSettings:
     """Fill what depends on the base: `family`, and `factor`, the pixels a side of one latent."""
     defaults = dataclasses.asdict(POCKET if family == "pocket" else FULL_SIZE)
+    if settings.learning_rate is not None:
+        defaults["linear_learning_rate"] = settings.learning_rate
     values = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     if settings.num_train_epochs is not None:
         values.pop("max_train_steps", None)
@@ -116,6 +122,13 @@ def pictures_a_step(settings: TrainingSettings, processes: int) -> int:
     return (settings.train_batch_size or 1) * settings.gradient_accumulation_steps * processes
 
 
+def _kohya_names(folder_name: str) -> tuple[str, str]:
+    """The trigger, "" if there is none, and the subject in the name of a picture folder, which kohya's
+    trainers call REPEATS_TRIGGER CLASS: `10_zwx dog` -> zwx, dog."""
+    found = re.fullmatch(r"\d{1,3}_(?:([^\W\d]\S*) )?(.+)", folder_name)
+    return (found[1] or "", found[2]) if found else ("", folder_name)
+
+
 def _class_word(folder_name: str) -> str:
     """`dog6` -> dog, `My_Teddy-Bear 2` -> my teddy bear. SettingsError when nothing of the name is left."""
     words = re.sub(r"[\W\d_]+", " ", folder_name).strip().lower()
@@ -126,10 +139,11 @@ def _class_word(folder_name: str) -> str:
     return words
 
 
-def _trigger(instance_prompt: str, class_word: str) -> str:
-    """The trigger of a prompt written by hand: the word between an article and the class word, if any."""
+def _trigger(instance_prompt: str, class_word: str, called: str) -> str:
+    """The trigger of a prompt written by hand: the word between an article and the class word, if any.
+    Without a prompt what the subject is `called`, or else sks."""
     if not instance_prompt:
-        return "sks"
+        return called or "sks"
     found = re.search(
         rf"(?:\b(?:an?|the|of|my)\s+)(\S+)\s+{re.escape(class_word)}\b", instance_prompt, re.IGNORECASE
     )

@@ -28,9 +28,9 @@ from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 
 PRECISIONS = ("fp16", "int8", "int4")
 DEFAULT = TrainingSettings()
-LINEAR_RATE = POCKET.linear_learning_rate / DEFAULT.learning_rate
+LINEAR_RATE = POCKET.linear_learning_rate / POCKET.learning_rate
 VECTORS = DEFAULT.num_vectors if DEFAULT.train_token else 0
-TOKEN_RATE = POCKET.token_learning_rate / DEFAULT.learning_rate
+TOKEN_RATE = POCKET.token_learning_rate / POCKET.learning_rate
 # What the tool writes beside the numbers, so that a file here is as large as one of the tool's.
 ABOUT: dict[str, Any] = {
     "trigger": TRIGGER,
@@ -38,7 +38,7 @@ ABOUT: dict[str, Any] = {
     "name": "dog",
     "training": {
         "steps": 300,
-        "learning_rate": DEFAULT.learning_rate,
+        "learning_rate": POCKET.learning_rate,
         "linear_learning_rate": POCKET.linear_learning_rate,
         "pictures": 5,
         "class_pictures": POCKET.num_class_images if DEFAULT.with_prior_preservation else 0,
@@ -107,7 +107,7 @@ def _method(
     return Method(name, attach, rate, "ours", precisions, text, TOOL_COURSE)
 
 
-def _ours(name: str, vectors: int = 0, rate: float = DEFAULT.learning_rate, **spec: Any) -> Method:
+def _ours(name: str, vectors: int = 0, rate: float = POCKET.learning_rate, **spec: Any) -> Method:
     """Where nothing else is said: m=9 DCT atoms and Dc kc=4 on cross-attention at one rate, whatever the
     tool's default is."""
     plain: dict[str, Any] = {"num_atoms": 9, "basis": "dct", "linear_atoms": "attn2", "linear_block": 4}
@@ -129,7 +129,7 @@ TOOL = _method(
     "atomdiff's default",
     spec_of(DEFAULT),
     VECTORS,
-    DEFAULT.learning_rate,
+    POCKET.learning_rate,
     LINEAR_RATE,
     (DEFAULT.precision,),
 )
@@ -140,7 +140,7 @@ STYLED = replace(
         "for styles: shared Dc on all, both branches",
         spec_of(replace(DEFAULT, linear_atoms="all")),
         VECTORS,
-        DEFAULT.learning_rate,
+        POCKET.learning_rate,
         LINEAR_RATE,
         (DEFAULT.precision,),
     ),

@@ -29,8 +29,8 @@ LABELS = {
     "num_vectors": "Vectors of the trigger word",
     "with_prior_preservation": "Train on class pictures too",
     "random_flip": "Mirror pictures at random",
-    "learning_rate": "Learning rate of convolutions",
-    "linear_learning_rate": "Learning rate of attention",
+    "learning_rate": "Learning rate",
+    "linear_learning_rate": "Learning rate of attention, if another",
     "precision": "Number format",
     "seed": "Seed",
 }
