@@ -25,6 +25,7 @@ from atomdiff.errors import (
     refused_by_system,
 )
 from atomdiff.training import launching
+from atomdiff.training.elsewhere import ELSEWHERE
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 
 GROUPS = {  # the headings of --help, by the field that each begins with
@@ -42,9 +43,13 @@ class Parser(argparse.ArgumentParser):
     """Refuses flags that it does not know, and says which one was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        for word in message.split():
-            near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, 1)
-            if message.startswith("unrecognized") and word.startswith("-") and near:
+        unknown = message.split() if message.startswith("unrecognized") else []
+        for word in (word.split("=")[0] for word in unknown if word.startswith("-")):
+            near = difflib.get_close_matches(word, self._option_string_actions, 1)
+            if word in ELSEWHERE:
+                message = f"there is no flag {word}: {ELSEWHERE[word]}."
+                break
+            if near:
                 message = f"there is no flag {word}; did you mean {near[0]}?"
                 break
         end = "" if message.endswith(("?", ".")) else "."

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -16,13 +17,15 @@ from PIL import Image
 
 from atomdiff.concepts.concept import Concept
 from atomdiff.errors import Interrupted
+from atomdiff.training.elsewhere import ELSEWHERE
 from atomdiff.training.launching import Launch, adds_traceback, plan
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train_dreambooth_atoms.py"
-main = runpy.run_path(str(SCRIPT), run_name="script")["main"]
+script = runpy.run_path(str(SCRIPT), run_name="script")
+main = script["main"]
 SMALL = {
     "max_train_steps": 100,
     "train_batch_size": 1,
@@ -73,6 +76,18 @@ def test_misspelt_and_wrong_flags_are_refused(refused):
     assert "argument --lr_scheduler: invalid choice: 'step'" in refused("--lr_scheduler", "step")
     assert "--seed must be at least 0, but -1 was given" in refused("--seed", "-1")
     assert "name their folder with --instance_dir" in refused()
+
+
+def test_flags_of_other_trainers_are_answered(refused):
+    assert refused("--instance_dir", "dog", "--rank=4") == (
+        "error: there is no flag --rank: how much is trained is one choice, --size. --help lists all flags.\n"
+    )
+    flags = set(script["build_parser"]()._option_string_actions)
+    assert not flags & ELSEWHERE.keys()
+    told = {word for answer in ELSEWHERE.values() for word in re.findall(r"--\w[\w-]*", answer)}
+    assert told <= flags
+    page = (ROOT / "docs/training.md").read_text()
+    assert [flag for flag in ELSEWHERE if f"`{flag}`" not in page] == []
 
 
 def test_bad_input_is_one_sentence(refused, tmp_path, folder):
