@@ -29,7 +29,7 @@ ORDER = [
     "training.reporting", "training.ladder", "training.settings", "training.suiting",
     "training.optimiser", "training.sizing", "training.loop", "training.preparing", "training.run",
     "insight.drift", "insight.learned", "insight.map_sheet", "insight.plots", "insight.inspection",
-    "terminal", "training.launching", "studio", "studio.*", "cli.common", "cli.given", "cli.*", "cli",
+    "terminal", "training.launching", "training.elsewhere", "studio", "studio.*", "cli.common", "cli.given", "cli.*", "cli",
     "pocket.*",
 ]  # fmt: skip
 

@@ -313,8 +313,9 @@ LEGEND = """Likeness is the mean of first colour, second colour, pattern (shares
 and identity (cosine of its embedding to renders of the subject); *five* is the mean cosine to the five
 pictures trained on; ± is the standard deviation of its means over seeds, in *Subject by subject* the standard
 error of a lead over subjects. Class, context and accessory are shares right. Diversity is the root mean
-square difference between pictures of one prompt. Leak is the share of pictures of the bare class, without the trigger, that show the subject's colour or pattern, drift
-is 1 - cosine between those pictures before and after; *others* are four other classes. A step is given as
+square difference between pictures of one prompt. Leak is the share of pictures of the bare class, without the
+trigger, that show the subject's colour or pattern, drift is 1 - cosine between those pictures before and
+after; *others* are four other classes. A step is given as
 a multiple of the frozen model's forward and backward with class pictures, memory is what training adds.
 A learning rate with ✓ was searched by `--tune`; on which subjects, none of them here, is in
 `benchmarks/results/rates.json`, with all scores.
