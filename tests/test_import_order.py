@@ -29,8 +29,8 @@ ORDER = [
     "training.reporting", "training.ladder", "training.settings", "training.suiting",
     "training.optimiser", "training.sizing", "training.loop", "training.preparing", "training.run",
     "insight.drift", "insight.learned", "insight.map_sheet", "insight.plots", "insight.inspection",
-    "terminal", "training.launching", "training.elsewhere", "studio", "studio.*", "cli.common", "cli.given", "cli.*", "cli",
-    "pocket.*",
+    "terminal", "training.launching", "training.elsewhere", "studio", "studio.*", "cli.common", "cli.given",
+    "cli.*", "cli", "pocket.*",
 ]  # fmt: skip
 
 # save and load of Concept and Timeline call the file format when they run, not before.
