@@ -254,19 +254,24 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+DOT = 0.03  # half the width of a point, in log10 of bytes
+
+
 def _label(axes: Any, rows: Sequence[Row]) -> None:
-    """Names each point, away from the nearer edge; a name that would be on another is higher, on a stem."""
+    """Names each point, away from the nearer edge; higher, on a stem, where it would be on a name or point."""
     low, high = axes.get_ylim()
     middle, line = math.sqrt(math.prod(axes.get_xlim())), 0.022 * (high - low)
-    written: list[tuple[float, float, float]] = []  # from, to, height of every name, widths as log10 of bytes
+    # From, to and height of every point and name, in log10 of bytes.
+    points = [(math.log10(row.bytes), row.likeness) for row in rows]
+    taken = [(at - DOT, at + DOT, height) for at, height in points]
     for row in sorted(rows, key=lambda row: row.likeness):
         side = "left" if row.bytes < middle else "right"
         at, width = math.log10(row.bytes), 0.045 * len(row.label)
-        begin, end = (at, at + width) if side == "left" else (at - width, at)
+        begin, end = (at + DOT, at + width) if side == "left" else (at - width, at - DOT)
         height = row.likeness
-        while any(begin < e and b < end and abs(height - h) < line for b, e, h in written):
+        while any(begin < e and b < end and abs(height - h) < line for b, e, h in taken):
             height += line / 4
-        written.append((begin, end, height))
+        taken.append((begin, end, height))
         axes.plot([row.bytes] * 2, [row.likeness, height], color="#b8b4ae", linewidth=0.6, zorder=0)
         offset = (7 if side == "left" else -7, -3)
         axes.annotate(
