@@ -258,7 +258,7 @@ DOT = 0.03  # half the width of a point, in log10 of bytes
 
 
 def _label(axes: Any, rows: Sequence[Row]) -> None:
-    """Names each point, away from the nearer edge; higher, on a stem, where it would be on a name or point."""
+    """Names each point, away from the nearer edge; higher, on a stem, where a name or point is already."""
     low, high = axes.get_ylim()
     middle, line = math.sqrt(math.prod(axes.get_xlim())), 0.022 * (high - low)
     # From, to and height of every point and name, in log10 of bytes.
