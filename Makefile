@@ -22,7 +22,7 @@ demo: install  ## train a concept from five pictures of a dog and draw it, befor
 	    "a sks dog on the beach" "a sks dog in space" "a sks dog wearing a red hat in the snow" "a pencil sketch of a sks dog in the city"
 
 test: install  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install  ## style and types
 	$(BIN)/ruff check .
