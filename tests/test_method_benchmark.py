@@ -18,7 +18,7 @@ from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
-from benchmarks.method import peer_file, rates, running, tables, tasks
+from benchmarks.method import charts, peer_file, rates, running, tables, tasks
 from benchmarks.method.__main__ import in_precisions, rows_of
 from benchmarks.method.catalogue import METHODS, QUICK, chosen
 from benchmarks.method.fitting import train
@@ -296,7 +296,7 @@ def test_tables_and_pictures(tmp_path):
     headers, cells = tables.subject_table(some, tasks.subjects(4))
     assert headers[1:5] == ("dog", "cat", "robot", "teapot")
     assert cells[1][5:] == ("0.750", "", "", "", "") and cells[2][6:8] == ("+0.250", "0.000")
-    tables.plot(rows, tmp_path / "new" / "plot.png")
+    charts.plot(rows, tmp_path / "new" / "plot.png")
     with Image.open(tmp_path / "new" / "plot.png") as plotted:
         assert plotted.width > 500
     page = tmp_path / "results.md"

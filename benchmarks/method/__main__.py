@@ -26,7 +26,7 @@ from atomdiff.pocket.judge import Judge
 
 from ..court import Drawing
 from ..report import machine, one_sentence, show, verdict
-from . import tables
+from . import charts, tables
 from .catalogue import QUICK, chosen
 from .handmade import BASE
 from .ledger import PUBLISHED, Ledger
@@ -137,14 +137,14 @@ def finish(
     """Tables, plot, sheets, docs and the verdict."""
     named, styled = [t for t in tasks if not t.is_style], [t for t in tasks if t.is_style]
     rows = rows_of(bench, methods, named, seeds, rates) if named else []
-    tables.sheets(rows or rows_of(bench, methods, styled, seeds, rates), tasks, bench.out)
+    charts.sheets(rows or rows_of(bench, methods, styled, seeds, rates), tasks, bench.out)
     shown = []
     if named:
         shown.append((counted(named, "subject"), tables.likeness_table(rows)))
         if len(named) > tables.SHOWN:
             shown.append(("Subject by subject", tables.subject_table(rows, named)))
         shown.append(("What it costs", tables.cost_table(rows, peaks)))
-        tables.plot(rows, bench.out / "likeness.png")
+        charts.plot(rows, bench.out / "likeness.png")
     for task in styled:
         assert task.ideal
         made, ideal = rows_of(bench, methods, [task], seeds, rates), task.ideal(bench.judge, a.each)
@@ -159,12 +159,12 @@ def finish(
         pictures = {}
         if named:
             pictures[f"results-{a.section}.png"] = "likeness against bytes"
-            tables.plot(rows, docs / f"results-{a.section}.png")
+            charts.plot(rows, docs / f"results-{a.section}.png")
         for task in tasks if a.section == "styles" else named[:1]:
             name = f"results-{a.section}{f'-{task.name}' if task.is_style else ''}.jpg"
             pictures[name] = f"{task.name if task.is_style else 'the same subject'} by every method"
             own = rows_of(bench, methods, [task], seeds, rates)
-            tables.comparison(own, task, bench.out, docs / name)
+            charts.comparison(own, task, bench.out, docs / name)
         tables.write_docs(a.section, shown, setup, pictures, docs)
     print(f"{machine()}; {setup}; pictures in {bench.out}")
     small = tables.best_small(rows)
