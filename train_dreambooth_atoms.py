@@ -24,8 +24,8 @@ from atomdiff.errors import (
     SettingsError,
     refused_by_system,
 )
-from atomdiff.training import launching
-from atomdiff.training.elsewhere import ELSEWHERE
+from atomdiff.training import accelerate_launch
+from atomdiff.training.flag_aliases import ELSEWHERE
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 
 GROUPS = {  # the headings of --help, by the field that each begins with
@@ -98,15 +98,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         refuse_beside_size(given)
         settings = TrainingSettings(**given)
-        launch = launching.detect()
+        launch = accelerate_launch.detect()
         if launch.processes > 1:
-            status = launching.run_all(launch, launching.this_command())
+            status = accelerate_launch.run_all(launch, accelerate_launch.this_command())
             _explain_launcher(status)
             sys.exit(status)
         import torch  # late, like what follows: it takes seconds to load
 
-        from atomdiff.terminal import Terminal
         from atomdiff.training.run import fit
+        from atomdiff.training.terminal import Terminal
 
         if launch.threads:
             torch.set_num_threads(launch.threads)
@@ -137,7 +137,7 @@ def _fail(sentence: str, status: int = 2, everyone: bool = False) -> NoReturn:
 
 def _explain_launcher(status: int) -> None:
     """`accelerate launch` puts a traceback of its own below whatever fails: say so first."""
-    if status == 2 and launching.adds_traceback():
+    if status == 2 and accelerate_launch.adds_traceback():
         print(
             "(What follows is accelerate's own report of exit status 2; accelerate launch -q leaves it out.)",
             file=sys.stderr,

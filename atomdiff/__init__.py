@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
-    from atomdiff.concepts.timeline import Timeline
+    from atomdiff.base.stable_diffusion import Base, BasePassport, encode_prompts, load_base
+    from atomdiff.concept.concept import Concept
+    from atomdiff.concept.timeline import Timeline
     from atomdiff.core.inject import AtomSpec, attach, detach, fold
     from atomdiff.errors import (
         AtomdiffError,
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingError,
     )
-    from atomdiff.models.base import Base, BasePassport, encode_prompts, load_base
-    from atomdiff.pictures.sampling import draw
-    from atomdiff.pictures.sheets import contact_sheet, save_picture
-    from atomdiff.sharing.hub import pull, push
-    from atomdiff.sharing.library import Library
+    from atomdiff.library import Library
+    from atomdiff.library.hub import pull, push
+    from atomdiff.sampling.draw import draw
+    from atomdiff.sampling.sheets import contact_sheet, save_picture
     from atomdiff.training.run import train
 
 __version__ = "0.1.0"
@@ -31,26 +31,26 @@ __version__ = "0.1.0"
 _HOMES = {
     "AtomSpec": "core.inject",
     "AtomdiffError": "errors",
-    "Base": "models.base",
+    "Base": "base.stable_diffusion",
     "BaseError": "errors",
-    "BasePassport": "models.base",
-    "Concept": "concepts.concept",
+    "BasePassport": "base.stable_diffusion",
+    "Concept": "concept.concept",
     "ConceptError": "errors",
     "ImageError": "errors",
-    "Library": "sharing.library",
+    "Library": "library",
     "SettingsError": "errors",
-    "Timeline": "concepts.timeline",
+    "Timeline": "concept.timeline",
     "TrainingError": "errors",
     "attach": "core.inject",
-    "contact_sheet": "pictures.sheets",
+    "contact_sheet": "sampling.sheets",
     "detach": "core.inject",
-    "draw": "pictures.sampling",
-    "encode_prompts": "models.base",
+    "draw": "sampling.draw",
+    "encode_prompts": "base.stable_diffusion",
     "fold": "core.inject",
-    "load_base": "models.base",
-    "pull": "sharing.hub",
-    "push": "sharing.hub",
-    "save_picture": "pictures.sheets",
+    "load_base": "base.stable_diffusion",
+    "pull": "library.hub",
+    "push": "library.hub",
+    "save_picture": "sampling.sheets",
     "train": "training.run",
 }
 

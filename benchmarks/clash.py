@@ -22,14 +22,14 @@ import numpy as np
 from PIL import Image
 
 import atomdiff
-from atomdiff.concepts import algebra
-from atomdiff.concepts.concept import Concept
+from atomdiff.base.stable_diffusion import Base, load_base
+from atomdiff.base.textual_inversion import token_ids
+from atomdiff.concept import algebra
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError
-from atomdiff.models.base import Base, load_base
-from atomdiff.models.token import token_ids
-from atomdiff.pictures import remarks
-from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
+from atomdiff.sampling import hints
+from atomdiff.sampling.draw import draw
 
 from .precision import CONTEXTS, difference, judged, made_for
 from .report import Target, machine, one_sentence, show, verdict
@@ -119,7 +119,7 @@ def cases_of(base: Base, concepts: list[Concept], count: int) -> list[Case]:
                 Case(
                     f"{own.title} with {name}",
                     algebra.compare(own, other).clash,
-                    any(remarks.clashes([(own, 1.0), (other, 1.0)])),
+                    any(hints.clashes([(own, 1.0), (other, 1.0)])),
                     other.trigger == own.trigger,
                     difference(alone, both),
                     before,

@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.models.base import Base
-from atomdiff.pictures.acting import USUAL
-from atomdiff.pictures.sampling import draw
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.concept.concept import Concept
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict
+from atomdiff.sampling.draw import draw
+from atomdiff.sampling.gating import USUAL
 
 CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 OTHERS = ("dog", "bird", "car", "house", "mug")

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from atomdiff.base.stable_diffusion import load_base
 from atomdiff.core import inject, sparse
 from atomdiff.core.families import SpatialFamily
 from atomdiff.core.inject import AtomSpec
-from atomdiff.models.base import load_base
 from benchmarks.report import Target, machine, markdown, show, verdict, write_section, written
 
 SPECS = {

@@ -18,12 +18,12 @@ from PIL import Image
 
 import atomdiff
 from atomdiff import pocket
-from atomdiff.concepts.concept import Concept
-from atomdiff.models.base import Base, load_base
-from atomdiff.pictures.sheets import contact_sheet, save_picture
+from atomdiff.base.stable_diffusion import Base, load_base
+from atomdiff.concept.concept import Concept
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
-from atomdiff.training.suiting import POCKET
+from atomdiff.sampling.sheets import contact_sheet, save_picture
+from atomdiff.training.defaults import POCKET
 
 from .court import CONTEXTS, Court, Drawing, likeness
 from .method.fitting import train

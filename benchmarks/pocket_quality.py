@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from atomdiff import pocket
-from atomdiff.models.base import Base, load_base
-from atomdiff.pictures.sampling import draw
-from atomdiff.pictures.sheets import contact_sheet, save_picture
+from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.pocket import corpus, world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict, examine
 from atomdiff.pocket.recipe import autoencoder
+from atomdiff.sampling.draw import draw
+from atomdiff.sampling.sheets import contact_sheet, save_picture
 
 from .report import Target, machine, markdown, one_sentence, show, verdict
 

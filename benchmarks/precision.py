@@ -22,18 +22,18 @@ from torch import Tensor
 
 import atomdiff
 from atomdiff import pocket
-from atomdiff.concepts import algebra
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.base.stable_diffusion import Base, encode_prompts, load_base
+from atomdiff.concept import algebra
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError, ConceptError
-from atomdiff.formats.precision import PRECISIONS
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.models.base import Base, encode_prompts, load_base
-from atomdiff.pictures.sampling import draw
+from atomdiff.files.quantization import PRECISIONS
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
+from atomdiff.sampling.draw import draw
 
 from .report import Target, machine, one_sentence, show, verdict
 

@@ -21,13 +21,12 @@ from collections.abc import Callable
 import torch
 from PIL import Image, ImageFilter
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError
-from atomdiff.formats import qr
-from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.sharing import card_art, symbols
+from atomdiff.files import card_image, qr, qr_image
+from atomdiff.files.safetensors_file import to_bytes
 from benchmarks import report
 
 TARGET = 1.0  # share of the pictures that give the concept back, in each column
@@ -141,14 +140,14 @@ def share_read(image: Image.Image, concept: bytes, damage: Damage, rounds: int) 
         damaged = damage(image, random.Random(i))
         start = time.perf_counter()
         with contextlib.suppress(AtomdiffError):
-            read += symbols.read([damaged]) == concept
+            read += qr_image.read([damaged]) == concept
         seconds += time.perf_counter() - start
     return read / rounds, seconds / rounds
 
 
 def share_known(card: Image.Image, mark: str, damage: Damage, rounds: int) -> float:
     """The share of damaged cards whose mark is still read."""
-    return sum(mark in symbols.find(damage(card, random.Random(i))).marks for i in range(rounds)) / rounds
+    return sum(mark in qr_image.find(damage(card, random.Random(i))).marks for i in range(rounds)) / rounds
 
 
 def main() -> None:
@@ -162,7 +161,7 @@ def main() -> None:
     rows, targets = [], []
     for conv, linear, precision in CONCEPTS:
         concept = concept_file(conv, linear, precision)
-        codes, image = qr.split(concept), symbols.sheet(concept, "Biscuit")
+        codes, image = qr.split(concept), qr_image.sheet(concept, "Biscuit")
         cells, slowest = [], 0.0
         for name, damage in DAMAGES.items():
             share, seconds = share_read(image, concept, damage, options.rounds)
@@ -173,8 +172,8 @@ def main() -> None:
         title = f"{precision}: {len(concept):,} bytes → {packed:,} in {len(codes)} × {len(codes[0]):,}"
         rows.append((title, *cells, f"{slowest:.2f} s"))
     concept = concept_file(52, 0)
-    card = Image.open(io.BytesIO(card_art.make(concept))).convert("L")
-    known = symbols.mark(concept).rpartition(":")[2].lower()
+    card = Image.open(io.BytesIO(card_image.make(concept))).convert("L")
+    known = qr_image.mark(concept).rpartition(":")[2].lower()
     shares = [share_known(card, known, damage, options.rounds) for damage in DAMAGES.values()]
     rows.append(("the mark of a card", *(f"{share:.0%}" for share in shares), ""))
     for name, share in zip(DAMAGES, shares, strict=True):

@@ -18,13 +18,13 @@ import torch
 
 import atomdiff
 from atomdiff import pocket
-from atomdiff.concepts.concept import Concept
-from atomdiff.formats import safetensors_file
-from atomdiff.models.base import Base, load_base
-from atomdiff.pictures.sheets import save_picture
+from atomdiff.base.stable_diffusion import Base, load_base
+from atomdiff.concept.concept import Concept
+from atomdiff.files import safetensors_file
 from atomdiff.pocket.judge import Judge
+from atomdiff.sampling.sheets import save_picture
+from atomdiff.training.defaults import suit_base
 from atomdiff.training.settings import TrainingSettings
-from atomdiff.training.suiting import suit_base
 
 from .court import Drawing, Figures
 from .method.ledger import PUBLISHED, Case, Ledger, Outcome

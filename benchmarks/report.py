@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 
 
 @dataclass(frozen=True)

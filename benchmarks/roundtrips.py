@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core.spec import AtomSpec
-from atomdiff.formats import card, precision, qr, text
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.sharing import symbols
+from atomdiff.files import card, qr, qr_image, quantization, text
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from benchmarks import report
 
 PICTURES_EVERY = 100  # every so many cases the QR codes are drawn and read as a picture too
@@ -187,7 +186,7 @@ def by_json(data: bytes, dice: random.Random) -> bytes:
 
 def by_pictures(data: bytes, dice: random.Random) -> bytes:
     """Onto a sheet of QR codes, which is photographed without a fault."""
-    return symbols.read([symbols.sheet(data, "", 3)])
+    return qr_image.read([qr_image.sheet(data, "", 3)])
 
 
 def by_all(data: bytes, dice: random.Random) -> bytes:
@@ -227,7 +226,7 @@ def kept(concept: Concept, again: Concept, dtype: str) -> bool:
 def case(seed: int) -> dict[str, bool]:
     """What held for the concept of this seed: a truth for each way, "idempotent" and "numbers"."""
     dice = random.Random(seed)
-    concept, dtype = random_concept(dice), dice.choice(precision.PRECISIONS)
+    concept, dtype = random_concept(dice), dice.choice(quantization.PRECISIONS)
     data = to_bytes(concept, dtype)
     again = from_bytes(data)
     held = {name: way(data, dice) == data for name, way in WAYS.items()}

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from atomdiff.concepts import algebra
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept import algebra
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
 
 from .report import Target, machine, show, verdict

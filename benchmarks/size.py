@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from atomdiff.concepts.passport import BasePassport
-from atomdiff.training.ladder import LADDER, Rung, parse_size
+from atomdiff.concept.passport import BasePassport
+from atomdiff.training.defaults import name_everything, suit_base
+from atomdiff.training.recipes import LADDER, Rung, parse_size
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, texts_of
-from atomdiff.training.suiting import name_everything, suit_base
 
 from .court import CONTEXTS, Drawing
 from .method.tasks import Task, tuning_subjects

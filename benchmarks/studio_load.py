@@ -32,7 +32,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from atomdiff.pictures.generation_text import parse
+from atomdiff.sampling.infotext import parse
 from benchmarks import report
 from benchmarks.serving import served
 

@@ -12,8 +12,8 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from atomdiff.pictures.acting import USUAL
-from atomdiff.training.suiting import POCKET
+from atomdiff.sampling.gating import USUAL
+from atomdiff.training.defaults import POCKET
 
 from .court import CONTEXTS, Drawing
 from .method.tasks import Task, tuning_subjects

@@ -42,7 +42,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 @pytest.fixture(scope="session")
 def tiny_base(tiny_folder: Callable[..., Path]) -> Callable:
     """`tiny_base("sdxl")`: a freshly loaded Base, so that a test may change it."""
-    from atomdiff.models.base import load_base
+    from atomdiff.base.stable_diffusion import load_base
 
     return lambda kind="sd1", seed=0, **options: load_base(str(tiny_folder(kind, seed)), **options)
 

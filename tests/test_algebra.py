@@ -16,15 +16,15 @@ from test_concept import PASSPORT, trained
 from typer.testing import CliRunner
 
 from atomdiff.cli import app
-from atomdiff.cli import given as given_flags
-from atomdiff.concepts import algebra, maps
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.cli import arguments as given_flags
+from atomdiff.concept import algebra, maps
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.formats import present, safetensors_file
-from atomdiff.formats.precision import PRECISIONS
+from atomdiff.files import layer_mask, safetensors_file
+from atomdiff.files.quantization import PRECISIONS
 
 UNET = tiny_models.unet()
 SPECS = [
@@ -260,7 +260,7 @@ def test_only_trimmed_concepts_leave_layers_out():
 @given(st.lists(st.booleans(), min_size=2, max_size=70).filter(lambda bits: any(bits) and not all(bits)))
 def test_the_layers_present_are_written_and_read(bits):
     kept = {"conv": np.array(bits), "linear": np.array([True])}
-    again = present.from_text(present.to_text(kept))
+    again = layer_mask.from_text(layer_mask.to_text(kept))
     assert again["conv"].tolist() == bits
 
 
@@ -271,18 +271,18 @@ def test_the_layers_present_are_written_and_read(bits):
 )  # fmt: skip
 def test_a_wrong_list_of_layers_is_refused(text):
     with pytest.raises(ConceptError, match="which layers it holds"):
-        present.from_text(text)
+        layer_mask.from_text(text)
 
 
 def test_layers_that_are_not_those_told_are_refused():
     kept = {"conv": np.array([True, False, True])}
     good = np.ones((2, 9, 9), np.float32)
-    assert present.expand({"conv": good}, kept)["conv"].shape == (3, 9, 9)
+    assert layer_mask.expand({"conv": good}, kept)["conv"].shape == (3, 9, 9)
     for tensors in ({"conv": good[:1]}, {"conv": good * np.array([1, 0])[:, None, None]}, {"linear": good}):
         with pytest.raises(ConceptError, match="it was altered"):
-            present.expand(tensors, kept)
+            layer_mask.expand(tensors, kept)
     with pytest.raises(ConceptError, match="more numbers than a concept has"):
-        present.expand({"linear": np.ones((1, 1024, 1024))}, {"linear": np.arange(9000) == 0})
+        layer_mask.expand({"linear": np.ones((1, 1024, 1024))}, {"linear": np.arange(9000) == 0})
 
 
 # ------------------------------------------------------------------------------------ the command line

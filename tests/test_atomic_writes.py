@@ -19,16 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_formats import concept
+from test_files import concept
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import AtomdiffError, ConceptError
-from atomdiff.formats import card, files, text
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes, write_data
-from atomdiff.pictures import sheets
-from atomdiff.sharing import card_art, symbols
+from atomdiff.files import atomic, card, card_image, qr_image, text
+from atomdiff.files.safetensors_file import from_bytes, to_bytes, write_data
+from atomdiff.sampling import sheets
 from atomdiff.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -127,7 +126,7 @@ def of_text(path: Path) -> bytes:
 
 
 def codes(path: Path) -> bytes:
-    return symbols.read([Image.open(path)])
+    return qr_image.read([Image.open(path)])
 
 
 def command(name: str, suffix: str, *flags: object) -> Callable[[Path, bytes], None]:
@@ -164,7 +163,7 @@ def writer(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
         (folder / f"{stem}.txt").write_text(text.to_text(data), encoding="utf-8")
         (folder / f"{stem}.png").write_bytes(card.embed(small_png(), data))
     if name == "card":  # drawing takes long and writes nothing
-        monkeypatch.setattr(card_art, "make", lambda data, pictures: card.embed(small_png(), data))
+        monkeypatch.setattr(card_image, "make", lambda data, pictures: card.embed(small_png(), data))
     write(target, OLD)
     assert read(target) == OLD
     return target, lambda data: write(target, data), lambda: read(target)
@@ -235,7 +234,7 @@ def test_a_state_survives_a_failure_of_any_call(tmp_path, monkeypatch):
 LOOP = """
 import itertools, sys
 from pathlib import Path
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 path, size = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for i in itertools.count():
@@ -306,7 +305,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     path.write_bytes(b"old")
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from atomdiff.formats.files import write\n"
+        "from atomdiff.files.atomic import write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "write(Path(sys.argv[1]), bytes(5000), 'The file')"
@@ -338,7 +337,7 @@ def test_the_same_sentence_whatever_is_written(tmp_path):
     (tmp_path / "file").write_text("")
     inside = tmp_path / "file" / "x"
     with pytest.raises(ConceptError, match=r"^The card cannot be written to '.*x' \(.*\): choose a folder"):
-        files.write(inside, b"", "The card")
+        atomic.write(inside, b"", "The card")
     with pytest.raises(AtomdiffError, match=r"^The concept cannot be written to"):
         Concept.save(concept(), inside.with_suffix(".safetensors"))
     with pytest.raises(AtomdiffError, match=r"^The picture cannot be written to"):

@@ -12,10 +12,10 @@ import tiny_models
 import torch
 from safetensors.torch import save_file
 
-from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.base import loading
+from atomdiff.base.stable_diffusion import added_conditions, encode_prompts, load_base, truncated_part
+from atomdiff.concept.passport import BasePassport, passport_of
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
-from atomdiff.models import loading
-from atomdiff.models.base import added_conditions, encode_prompts, load_base, truncated_part
 
 
 @pytest.mark.parametrize(

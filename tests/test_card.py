@@ -16,15 +16,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError
-from atomdiff.formats import card
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.pictures import lettering, sheets
-from atomdiff.sharing import card_art, symbols
+from atomdiff.files import card, card_image, fonts, qr_image
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.sampling import sheets
 
 
 def concept_file(**changes) -> bytes:
@@ -157,25 +156,25 @@ def test_only_concepts_are_embedded():
 @pytest.mark.parametrize("count", range(5))
 def test_a_card_is_drawn_with_any_number_of_pictures(count):
     pictures = [Image.new("RGB", (64, 64), (40 * i, 200 - 40 * i, 90)) for i in range(count)]
-    made = card_art.make(CONCEPT, pictures)
+    made = card_image.make(CONCEPT, pictures)
     assert card.extract(made) == CONCEPT
     with Image.open(io.BytesIO(made)) as image:
-        assert image.size == card_art.SIZE
+        assert image.size == card_image.SIZE
         assert image.info["parameters"].startswith('a sks dog\nModel: "sd15", Concepts: "Biscuit:1:')
-        shown = symbols.find(image)
-    assert [symbols.mark(CONCEPT).endswith(mark.upper()) for mark in shown.marks] == [True]
+        shown = qr_image.find(image)
+    assert [qr_image.mark(CONCEPT).endswith(mark.upper()) for mark in shown.marks] == [True]
 
 
 def test_odd_texts_do_not_break_the_drawing():
     odd = concept_file(
         name="W" * 300, trigger="犬 " * 40, class_word="", base=BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "")
     )
-    assert card.extract(card_art.make(odd)) == odd
+    assert card.extract(card_image.make(odd)) == odd
 
 
 def test_five_pictures_are_too_many():
     with pytest.raises(ImageError, match="at most 4 pictures, not 5"):
-        card_art.make(CONCEPT, [Image.new("RGB", (8, 8))] * 5)
+        card_image.make(CONCEPT, [Image.new("RGB", (8, 8))] * 5)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +182,14 @@ def test_five_pictures_are_too_many():
 )
 def test_a_card_that_a_site_saved_anew_is_told_from_any_picture(tmp_path, kind, size):
     path = tmp_path / f"reposted.{kind.lower()}"
-    with Image.open(io.BytesIO(card_art.make(CONCEPT))) as image:
+    with Image.open(io.BytesIO(card_image.make(CONCEPT))) as image:
         image.resize(size).save(path, kind, quality=60)
     with pytest.raises(ConceptError, match=r"card of the concept [0-9a-f]{12}….*lost.*get the original file"):
-        symbols.concept_in([path])
+        qr_image.concept_in([path])
 
 
 def test_cards_are_concepts_wherever_a_concept_is_loaded(tmp_path):
-    (tmp_path / "card.png").write_bytes(card_art.make(CONCEPT))
+    (tmp_path / "card.png").write_bytes(card_image.make(CONCEPT))
     assert card.load(tmp_path / "card.png").name == "Biscuit"
     (tmp_path / "plain.png").write_bytes(png())
     with pytest.raises(ConceptError, match=r"plain.png' carries no concept.*get the original"):
@@ -247,7 +246,7 @@ def test_drawn_pictures_can_carry_the_concept_that_drew_them(tmp_path, tiny_base
     spec = AtomSpec(linear_atoms="none")
     atoms = {layer: torch.full((9, 9), 0.05) for layer in inject.select(base.unet, spec).conv}
     path = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks").save(tmp_path / "c.safetensors")
-    (tmp_path / "card.png").write_bytes(card_art.make(path.read_bytes()))
+    (tmp_path / "card.png").write_bytes(card_image.make(path.read_bytes()))
     done = run(
         "generate", "a sks dog", "--concept", f"{tmp_path / 'card.png'}:0.5", "--embed-concept", "-n", 2,
         "--out", tmp_path / "out.png", "--base", tiny_folder("sd1"), "--steps", 2, "--device", "cpu",
@@ -268,16 +267,16 @@ def test_only_a_png_carries(tmp_path):
     ("name", "trigger", "called"), [("Zoë", "sks", "Zoë"), ("犬", "sks", "sks"), ("犬 dog", "いぬ", "dog")]
 )
 def test_a_name_without_letters_to_show_it_gives_way(monkeypatch, name, trigger, called):
-    monkeypatch.setattr(lettering, "SYSTEM", ())
+    monkeypatch.setattr(fonts, "SYSTEM", ())
     data = concept_file(name=name, trigger=trigger)
-    assert card_art._called(from_bytes(data), data) == called
-    made = card_art.make(data)
+    assert card_image._called(from_bytes(data), data) == called
+    made = card_image.make(data)
     assert card.extract(made) == data
     with Image.open(io.BytesIO(made)) as picture:
         assert f"{name}:1:" in picture.info["parameters"]
 
 
 def test_a_concept_that_no_font_can_name_is_called_by_its_checksum(monkeypatch):
-    monkeypatch.setattr(lettering, "SYSTEM", ())
+    monkeypatch.setattr(fonts, "SYSTEM", ())
     data = concept_file(name="犬", trigger="いぬ")
-    assert card_art._called(from_bytes(data), data) == hashlib.sha256(data).hexdigest()[:12]
+    assert card_image._called(from_bytes(data), data) == hashlib.sha256(data).hexdigest()[:12]

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 
@@ -87,7 +87,7 @@ def test_the_usual_span_is_that_of_the_library():
     from inspect import signature
 
     from atomdiff.cli.draw import generate
-    from atomdiff.pictures.acting import USUAL
+    from atomdiff.sampling.gating import USUAL
 
     assert signature(generate).parameters["span"].default == USUAL
 
@@ -164,13 +164,13 @@ def test_ctrl_c_is_one_sentence(monkeypatch, tiny_folder):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("atomdiff.pictures.sampling.draw", stop)
+    monkeypatch.setattr("atomdiff.sampling.draw.draw", stop)
     done = run("generate", "a dog", "--base", tiny_folder("sd1"), *QUICK)
     assert (done.exit_code, done.stderr) == (2, "error: Stopped; nothing was written.\n")
 
 
 def test_defects_keep_their_traceback(monkeypatch, tiny_folder):
-    monkeypatch.setattr("atomdiff.pictures.sampling.draw", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("atomdiff.sampling.draw.draw", lambda *args, **kwargs: 1 / 0)
     assert isinstance(
         run("generate", "a dog", "--base", tiny_folder("sd1"), *QUICK).exception, ZeroDivisionError
     )

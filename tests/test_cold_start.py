@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from test_formats import concept
+from test_files import concept
 
 if sys.platform == "win32":
     pytest.skip("what a process costs is asked the POSIX way", allow_module_level=True)

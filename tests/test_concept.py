@@ -10,8 +10,8 @@ import tiny_models
 import torch
 from torch import nn
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport, passport_of
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
@@ -223,7 +223,7 @@ def test_conv_concepts_of_real_models_fit_into_a_few_kilobytes(tmp_path, kind, l
 
 
 def test_importing_concepts_does_not_import_diffusers():
-    code = "import sys, atomdiff.concepts.concept, atomdiff.formats.safetensors_file; "
+    code = "import sys, atomdiff.concept.concept, atomdiff.files.safetensors_file; "
     code += "print('diffusers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

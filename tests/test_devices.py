@@ -7,8 +7,8 @@ import tiny_models
 import torch
 from accelerate import Accelerator
 
-from atomdiff.pictures.sampling import draw
 from atomdiff.pocket.judge import Judge, JudgeNet
+from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from atomdiff.training.run import train

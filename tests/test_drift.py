@@ -13,8 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport, passport_of
 from atomdiff.core import inject
 from atomdiff.core.blocks import (
     BLOCKS,
@@ -29,8 +29,8 @@ from atomdiff.core.blocks import (
 )  # fmt: skip
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.insight.drift import LayerDrift, by_block, drift, total
-from atomdiff.pictures import sampling
+from atomdiff.evaluation.drift import LayerDrift, by_block, drift, total
+from atomdiff.sampling import draw
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 
@@ -124,7 +124,7 @@ def test_drawing_with_a_strength_a_block(tiny_base):
     own = made_for(base.unet, base.passport)
 
     def pixels(*concepts):
-        drawn = sampling.draw(base, "a sks dog", concepts=concepts, steps=2)[0]
+        drawn = draw.draw(base, "a sks dog", concepts=concepts, steps=2)[0]
         return drawn.tobytes(), drawn.info["parameters"]
 
     plain, _ = pixels()

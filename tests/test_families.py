@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, pool, subspace
 from atomdiff.core.families import (
     BlockAtoms,
@@ -29,7 +29,7 @@ from atomdiff.core.families import (
 from atomdiff.core.inject import AtomSpec
 from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 SPECS = {

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from atomdiff.concepts.passport import BasePassport, passport_of
-from atomdiff.formats import card, qr
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
+from atomdiff.concept.passport import BasePassport, passport_of
+from atomdiff.files import card, qr
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
 
 PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text("utf-8")
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from atomdiff.errors import ImageError, SettingsError
-from atomdiff.pictures import sheets
-from atomdiff.pictures.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.sampling import sheets
+from atomdiff.sampling.grids import Axis, Grid, Scene, parse_axis
 
 
 class Named:
@@ -100,7 +100,7 @@ def test_a_sheet_has_every_picture_in_its_place():
 
 
 def test_scenes_draw_what_draw_draws(tiny_base):
-    from atomdiff.pictures.sampling import draw
+    from atomdiff.sampling.draw import draw
 
     base = tiny_base("sd1")
     scene = Scene("a dog", seed=3, steps=2, guidance=2.0)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError
-from atomdiff.formats import card, text
+from atomdiff.files import card, text
 from benchmarks.hostile.others import SUFFIXES
 
 ROOT = Path(__file__).parent.parent

@@ -17,13 +17,13 @@ from test_card import concept_file, png
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, ImageError, SettingsError
-from atomdiff.formats import card
-from atomdiff.formats.modelspec import annotated
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.sharing.hub import MAX_BYTES, pull, push
-from atomdiff.sharing.hub_card import readme, sample
+from atomdiff.files import card
+from atomdiff.files.modelspec import annotated
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.library.hub import MAX_BYTES, pull, push
+from atomdiff.library.hub_card import readme, sample
 
 DOG = concept_file()
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from atomdiff.errors import ImageError
-from atomdiff.pictures.images import load_folder, read_picture
+from atomdiff.files.images import load_folder, read_picture
 
 
 def corners(image: Image.Image) -> tuple[tuple[int, int, int], ...]:

@@ -14,30 +14,32 @@ PACKAGE = Path(__file__).parent.parent / "atomdiff"
 
 ORDER = [
     "errors",
-    "core.blocks", "core.spec", "core.subspace", "core.sparse", "core.pool", "core.families", "core.forms",
-    "core.layers", "core.building", "core.selection", "core.inject",
-    "concepts.passport", "concepts.contents", "concepts.maps",
-    "formats.files", "formats.header", "formats.precision", "formats.present", "formats.query",
-    "concepts.concept", "formats.safetensors_file", "concepts.timeline", "formats.timeline_file",
-    "formats.text", "formats.modelspec", "formats.card", "concepts.algebra", "formats.qr",
-    "pocket", "models.loading", "models.base", "models.token",
-    "pictures.generation_text", "pictures.previews", "pictures.images", "pictures.acting",
-    "pictures.sampling", "pictures.remarks", "pictures.lettering", "pictures.sheets", "pictures.grids",
-    "sharing.symbols", "sharing.card_art", "sharing.receiving", "sharing.library.*", "sharing.library",
-    "sharing.hub_card", "sharing.hub",
-    "training.checkpoint", "training.prior", "training.latents", "training.batches", "training.objective",
-    "training.reporting", "training.ladder", "training.settings", "training.suiting",
-    "training.optimiser", "training.sizing", "training.loop", "training.preparing", "training.run",
-    "insight.drift", "insight.learned", "insight.map_sheet", "insight.plots", "insight.inspection",
-    "terminal", "training.launching", "training.elsewhere", "studio", "studio.*", "cli.common", "cli.given",
-    "cli.*", "cli", "pocket.*",
+    "core.blocks", "core.spec", "core.subspace", "core.sparse", "core.pool", "core.families",
+    "core.functional", "core.layers", "core.building", "core.selection", "core.inject",
+    "concept.passport", "concept.contents", "concept.maps",
+    "files.atomic", "files.header", "files.quantization", "files.layer_mask", "files.query_string",
+    "concept.concept", "files.safetensors_file", "concept.timeline", "files.timeline_file",
+    "files.text", "files.modelspec", "files.card", "concept.algebra", "files.qr",
+    "files.images", "files.fonts",
+    "pocket", "base.loading", "base.stable_diffusion", "base.textual_inversion",
+    "sampling.infotext", "sampling.previews", "sampling.gating", "sampling.draw", "sampling.hints",
+    "sampling.sheets", "sampling.grids",
+    "files.qr_image", "files.card_image", "files.read_any",
+    "training.checkpoint", "training.prior_preservation", "training.latents", "training.batches",
+    "training.objective", "training.reporting", "training.recipes", "training.settings", "training.defaults",
+    "training.optimiser", "training.sizing", "training.loop", "training.setup", "training.run",
+    "training.terminal", "training.accelerate_launch", "training.flag_aliases",
+    "evaluation.drift", "evaluation.layer_maps", "evaluation.map_sheet", "evaluation.plots",
+    "evaluation.inspection",
+    "library.*", "library", "library.hub_card", "library.hub",
+    "studio", "studio.*", "cli.common", "cli.arguments", "cli.*", "cli", "pocket.*",
 ]  # fmt: skip
 
 # save and load of Concept and Timeline call the file format when they run, not before.
 DEFERRED = {
-    ("concepts.concept", "formats"),
-    ("concepts.concept", "concepts.algebra"),
-    ("concepts.timeline", "formats"),
+    ("concept.concept", "files"),
+    ("concept.concept", "concept.algebra"),
+    ("concept.timeline", "files"),
 }
 
 
@@ -103,7 +105,7 @@ def test_imports_only_from_modules_above(module: str) -> None:
 
 
 def test_core_knows_no_model_library() -> None:
-    for module in (name for name in MODULES if name.startswith(("core.", "concepts."))):
+    for module in (name for name in MODULES if name.startswith(("core.", "concept."))):
         source = MODULES[module].read_text(encoding="utf-8")
         for line in source.splitlines():
             words = line.split()
@@ -113,7 +115,7 @@ def test_core_knows_no_model_library() -> None:
 
 
 def test_nothing_heavy_at_import() -> None:
-    code = "import sys, atomdiff, atomdiff.concepts.concept, atomdiff.cli; "
+    code = "import sys, atomdiff, atomdiff.concept.concept, atomdiff.cli; "
     code += (
         "print([name for name in ('diffusers', 'transformers', 'accelerate', 'peft') if name in sys.modules])"
     )

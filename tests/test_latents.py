@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff.models.base import PromptEmbeds, encode_prompts
+from atomdiff.base.stable_diffusion import PromptEmbeds, encode_prompts
 from atomdiff.training import latents
 from atomdiff.training.batches import Sampler, sample_number, seeded
 from atomdiff.training.latents import (

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from atomdiff.core import forms, subspace
-from atomdiff.core.forms import choose_plan
+from atomdiff.core import functional, subspace
+from atomdiff.core.functional import choose_plan
 from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.errors import SettingsError
 
@@ -109,7 +109,9 @@ def test_one_picture_without_batch_and_channels_last(form: str) -> None:
 
 def test_channels_are_mixed_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = _conv_layer(_conv(8, 6, 3, padding=1, groups=2), "map")
-    monkeypatch.setattr(forms, "_AT_ONCE", {True: 2 * 36 * 9 * 3, False: 1})  # 1.5 channels of each group
+    monkeypatch.setattr(
+        functional, "_AT_ONCE", {True: 2 * 36 * 9 * 3, False: 1}
+    )  # 1.5 channels of each group
     _agree(layer, lambda x, atoms: _explicit_conv(layer, x, atoms), _normal(2, 8, 6, 6))
 
 

@@ -19,16 +19,16 @@ from test_card import concept_file, png
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.cli.given import load_concepts, split_strength
+from atomdiff.cli.arguments import load_concepts, split_strength
 from atomdiff.errors import ConceptError, ImageError, SettingsError
-from atomdiff.formats.card import embed
-from atomdiff.formats.modelspec import annotated
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.formats.text import to_json, to_text
-from atomdiff.sharing import card_art, symbols
-from atomdiff.sharing.library import Library, default_folder
-from atomdiff.sharing.library.folder import file_name, slug
-from atomdiff.sharing.receiving import receive
+from atomdiff.files import card_image, qr_image
+from atomdiff.files.card import embed
+from atomdiff.files.modelspec import annotated
+from atomdiff.files.read_any import receive
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.text import to_json, to_text
+from atomdiff.library import Library, default_folder
+from atomdiff.library.folder import file_name, slug
 
 DOG = concept_file()
 CAT = concept_file(name="Minka", trigger="mnk", class_word="cat")
@@ -54,7 +54,7 @@ def test_every_form_of_a_concept_is_taken_in_once(library, tmp_path, form):
     path = tmp_path / {"file": "dog.safetensors", "misnamed": "dog.txt"}.get(form, "dog.png")
     raw = {
         "card": lambda: embed(png(), DOG),
-        "codes": lambda: png_of(symbols.sheet(DOG, scale=3)),
+        "codes": lambda: png_of(qr_image.sheet(DOG, scale=3)),
         "text file": lambda: b"> " + to_text(DOG).encode(),
     }.get(form, lambda: DOG)()
     path.write_bytes(raw)
@@ -108,7 +108,7 @@ def test_a_huge_foreign_file_is_named_for_what_it_is_without_being_read(library,
 
 def test_pictures_that_show_a_concept_together(tmp_path):
     big = concept_file(training={f"note {i}": os.urandom(300).hex() for i in range(8)})
-    sheet = symbols.sheet(big, scale=2)
+    sheet = qr_image.sheet(big, scale=2)
     halves = [
         sheet.crop((0, 0, sheet.width, sheet.height // 2)),
         sheet.crop((0, sheet.height // 2, *sheet.size)),
@@ -243,7 +243,7 @@ def test_thumbnails(library):
     red, blue = Image.new("RGB", (90, 60), (200, 30, 30)), Image.new("RGB", (60, 60), (30, 30, 200))
     plain = library.add(DOG)
     assert plain.thumbnail is None
-    carded = library.add(card_art.make(CAT, [red]))
+    carded = library.add(card_image.make(CAT, [red]))
     signed = library.add(to_bytes(annotated(from_bytes(DOG), thumbnail=blue)))
     assert colour(carded.thumbnail) == "r"
     assert colour(signed.thumbnail) == "b"
@@ -289,7 +289,7 @@ def test_two_processes_at_once(library):
     for i, data in enumerate(shared):
         (library.folder.parent / "all" / f"{i}.safetensors").write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from atomdiff.sharing.library import Library\n"
+        "import sys; from pathlib import Path; from atomdiff.library import Library\n"
         "library = Library(sys.argv[1])\n"
         "for path in sorted(Path(sys.argv[1]).with_name('all').iterdir()):\n"
         "    entry = library.add(path)\n"

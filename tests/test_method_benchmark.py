@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atomdiff.errors import SettingsError
-from atomdiff.pictures.sampling import draw
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge, JudgeNet
+from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from benchmarks.court import Drawing, diversity, likeness
@@ -39,7 +39,7 @@ TRIED = [m for m in METHODS if not any(fnmatchcase(m.name, pattern) for pattern 
 
 @pytest.fixture(scope="module")
 def base(tiny_folder):
-    from atomdiff.models.base import load_base
+    from atomdiff.base.stable_diffusion import load_base
 
     return load_base(str(tiny_folder("sd1")))
 

@@ -9,8 +9,8 @@ import tiny_models
 import torch
 from torch import nn
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport, Match, passport_of
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport, Match, passport_of
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 

@@ -13,14 +13,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport, passport_of
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport, passport_of
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec, basis_for
 from atomdiff.core.subspace import spatial_map
-from atomdiff.insight import map_sheet, plots
-from atomdiff.insight.drift import drift
-from atomdiff.insight.learned import learned
+from atomdiff.evaluation import map_sheet, plots
+from atomdiff.evaluation.drift import drift
+from atomdiff.evaluation.layer_maps import learned
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 

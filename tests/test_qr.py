@@ -18,13 +18,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
-from atomdiff.formats import qr
-from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.sharing import symbols
+from atomdiff.files import qr, qr_image
+from atomdiff.files.safetensors_file import to_bytes
 from benchmarks import qr as benchmark
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
@@ -184,27 +183,27 @@ def test_damaged_payloads_raise_concept_errors_only(seed, count):
 @pytest.mark.parametrize("layers", [4, 52])
 def test_a_sheet_is_read(layers):
     data = concept_file(layers)
-    sheet = symbols.sheet(data, "Biscuit · sks", 3)
-    assert symbols.read([sheet]) == data
-    assert symbols.read([Image.eval(sheet, lambda value: 255 - value)]) == data
+    sheet = qr_image.sheet(data, "Biscuit · sks", 3)
+    assert qr_image.read([sheet]) == data
+    assert qr_image.read([Image.eval(sheet, lambda value: 255 - value)]) == data
 
 
 @pytest.mark.parametrize("damage", benchmark.DAMAGES)
 def test_a_sheet_is_read_after(damage):
     data = concept_file(16)
-    damaged = benchmark.DAMAGES[damage](symbols.sheet(data, "Biscuit"), random.Random(1))
-    assert symbols.read([damaged]) == data
+    damaged = benchmark.DAMAGES[damage](qr_image.sheet(data, "Biscuit"), random.Random(1))
+    assert qr_image.read([damaged]) == data
 
 
 def test_one_photo_of_each_code_will_do_but_none_may_be_missing():
     data = concept_file(30)
-    sheet = symbols.sheet(data, "", 3)
+    sheet = qr_image.sheet(data, "", 3)
     middle = (sheet.width // 2, sheet.height // 2)
     left = sheet.crop((0, 0, middle[0], sheet.height))
     right = sheet.crop((middle[0], 0, sheet.width, sheet.height))
-    assert symbols.read([right, left]) == data
+    assert qr_image.read([right, left]) == data
     with pytest.raises(ConceptError, match=r"Of the 4 QR codes of this concept only 2 .*one of each"):
-        symbols.read([left])
+        qr_image.read([left])
 
 
 def test_several_codes_are_joined_by_structured_append_as_well():
@@ -217,7 +216,7 @@ def test_several_codes_are_joined_by_structured_append_as_well():
     for code, part in zip(codes, parts, strict=True):
         buffer = io.BytesIO()
         code.save(buffer, kind="png", scale=3)
-        found = symbols.find(Image.open(buffer))
+        found = qr_image.find(Image.open(buffer))
         assert found.frames == (qr.parse_frame(part),)
 
 
@@ -234,11 +233,11 @@ def test_qr_and_read_on_the_command_line(tmp_path):
 
 def test_bad_pictures_and_scales_are_refused(tmp_path: Path):
     with pytest.raises(SettingsError, match="1 to 40 pixels a module, not 0"):
-        symbols.sheet(concept_file(), scale=0)
+        qr_image.sheet(concept_file(), scale=0)
     bomb = io.BytesIO()
     Image.new("1", (13_000, 13_000)).save(bomb, "PNG")
     with pytest.raises(ImageError, match=r"13000 x 13000 pixels, too many to search"):
-        symbols.open_picture(bomb.getvalue(), "bomb.png")
+        qr_image.open_picture(bomb.getvalue(), "bomb.png")
     (tmp_path / "note.png").write_bytes(b"%PDF-1.7 hello")
     with pytest.raises(ImageError, match=r"'note.png' cannot be read as a picture \(it is no picture\)"):
-        symbols.concept_in([tmp_path / "note.png"])
+        qr_image.concept_in([tmp_path / "note.png"])

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from atomdiff.formats import precision
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
+from atomdiff.files import quantization
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from benchmarks import roundtrips
 
 
@@ -39,7 +39,7 @@ def test_the_generated_concepts_are_of_every_kind():
     }  # fmt: skip
     assert any(not concept.name for concept in made)
     assert any(set(concept.name) - set(map(chr, range(0x500))) for concept in made)
-    for dtype in precision.PRECISIONS:
+    for dtype in quantization.PRECISIONS:
         assert from_bytes(to_bytes(made[0], dtype)).name == made[0].name
 
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.textual_inversion import token_ids
+from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
-from atomdiff.models.base import Base
-from atomdiff.models.token import token_ids
-from atomdiff.pictures import acting, generation_text, sampling, sheets
-from atomdiff.pictures.sampling import CousinWarning, draw
+from atomdiff.sampling import draw as sampling
+from atomdiff.sampling import gating, infotext, sheets
+from atomdiff.sampling.draw import CousinWarning, draw
 
 QUICK = {"steps": 2, "guidance": 2.0}
 
@@ -143,7 +144,7 @@ def test_in_the_last_step_what_guidance_amplifies_is_halved(base):
     concept = concept_for(base)
     last = first_noise(base, 1, concepts=[concept])
     half, whole = (
-        first_noise(base, 1, concepts=[(concept, s)], branches="both", span=acting.WHOLE) for s in (0.5, 1.0)
+        first_noise(base, 1, concepts=[(concept, s)], branches="both", span=gating.WHOLE) for s in (0.5, 1.0)
     )
     torch.testing.assert_close(last[0], first_noise(base, 1)[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(last[1], half[1], rtol=1e-4, atol=1e-5)
@@ -175,7 +176,7 @@ def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
             handle.remove()
         return answers
 
-    plain, whole = noises(), noises(concepts=[concept], span=acting.WHOLE)
+    plain, whole = noises(), noises(concepts=[concept], span=gating.WHOLE)
     late, early = (noises(concepts=[concept], span=span) for span in ((0.6, 1.0), (0.0, 0.6)))
     assert torch.equal(late[0], plain[0]) and torch.equal(late[1], plain[1])
     assert not torch.equal(late[2], plain[2]) and not torch.equal(late[3], plain[3])
@@ -280,7 +281,7 @@ def test_pictures_say_how_to_redraw_them(base, tmp_path):
         f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Version: atomdiff'
     )
     redrawn = draw(base, "a sks dog", concepts=[concept], branches="both", **QUICK)[0]
-    said = generation_text.parse(redrawn.info["parameters"])
+    said = infotext.parse(redrawn.info["parameters"])
     assert said.fields["Concept branches"] == "both" and len(said.concepts) == 1
     for suffix in (".png", ".jpg", ".webp"):
         path = sheets.save_picture(image, tmp_path / f"new/dog{suffix}", image.info["parameters"] + " 🐕")

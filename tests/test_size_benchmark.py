@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.core.spec import AtomSpec
 from atomdiff.training import sizing
 from benchmarks import recipes, size, tricks

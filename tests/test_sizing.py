@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
-from atomdiff.concepts.timeline import Recorder
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
+from atomdiff.concept.timeline import Recorder
 from atomdiff.errors import SettingsError
 from atomdiff.training import sizing
-from atomdiff.training.ladder import CHOSEN, LADDER, parse_size
+from atomdiff.training.defaults import FULL_SIZE, name_everything, numerical, suit_base
+from atomdiff.training.recipes import CHOSEN, LADDER, parse_size
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, pick, suit_size, texts_of
-from atomdiff.training.suiting import FULL_SIZE, name_everything, numerical, suit_base
 
 PASSPORT = BasePassport("sd1-00000000", (0.5,) * 16, "sd15")
 

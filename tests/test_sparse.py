@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, sparse
 from atomdiff.core.families import SparseAtoms
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import SettingsError
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
 
 
 def _weight(seed: int = 0) -> Tensor:

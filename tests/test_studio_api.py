@@ -18,10 +18,10 @@ def folder(tmp_path_factory) -> Path:
     """A studio's folder with one concept in its library: random small atoms, called Rex."""
     import torch
 
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.base.stable_diffusion import load_base
+    from atomdiff.concept.concept import Concept
     from atomdiff.core import inject
     from atomdiff.core.inject import AtomSpec
-    from atomdiff.models.base import load_base
 
     base, generator = load_base("pocket"), torch.Generator().manual_seed(0)
     spec = AtomSpec(linear_atoms="none")

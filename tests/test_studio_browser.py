@@ -78,7 +78,7 @@ def draw(page, text: str = "", steps: int = 2, count: int = 1) -> None:
 
 
 def test_first_start_the_example_then_pictures_that_carry_it(browser, tmp_path):
-    from atomdiff.formats.card import concept_bytes
+    from atomdiff.files.card import concept_bytes
     from atomdiff.studio.shelf import EXAMPLE
 
     with served(tmp_path) as studio:
@@ -138,7 +138,7 @@ def choose(page, title: str) -> None:
 def test_a_concept_put_into_the_folder_meanwhile_is_there(page, folder):
     from dataclasses import replace
 
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.concept.concept import Concept
 
     rex = Concept.load(folder / "concepts" / "rex.safetensors")
     replace(rex, name="Mia", trigger="zwx", class_word="cat").save(folder / "concepts" / "mia.safetensors")

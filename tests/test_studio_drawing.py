@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ImageError, SettingsError
-from atomdiff.formats import card
-from atomdiff.formats.safetensors_file import to_bytes
-from atomdiff.pictures import previews
-from atomdiff.pictures.generation_text import parse
+from atomdiff.files import card
+from atomdiff.files.safetensors_file import to_bytes
+from atomdiff.sampling import previews
+from atomdiff.sampling.infotext import parse
 from atomdiff.studio import drawing, form, pieces, reading
 from atomdiff.studio.desk import Look
 from atomdiff.studio.drawing import Order

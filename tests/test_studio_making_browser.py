@@ -33,15 +33,15 @@ def sent(folder, tmp_path_factory) -> dict[str, bytes]:
     """What others send: a card called Mia, and the text of a concept called Otto."""
     from dataclasses import replace
 
-    from atomdiff.concepts.concept import Concept
-    from atomdiff.formats.safetensors_file import to_bytes
-    from atomdiff.formats.text import to_text
-    from atomdiff.sharing import card_art
+    from atomdiff.concept.concept import Concept
+    from atomdiff.files import card_image
+    from atomdiff.files.safetensors_file import to_bytes
+    from atomdiff.files.text import to_text
 
     rex = Concept.load(folder / "concepts" / "rex.safetensors")
     mia = replace(rex, name="Mia", trigger="zwx", class_word="cat")
     otto = replace(rex, name="Otto", trigger="otto", base=replace(rex.base, name="sd15"))
-    return {"card": card_art.make(to_bytes(mia)), "text": to_text(to_bytes(otto)).encode()}
+    return {"card": card_image.make(to_bytes(mia)), "text": to_text(to_bytes(otto)).encode()}
 
 
 def field(page, ident: str):
@@ -105,7 +105,7 @@ def test_a_concept_is_searched_noted_shared_removed_and_brought_back(page, tmp_p
     with page.expect_download() as download:
         page.locator("#share-get").click()
     download.value.save_as(tmp_path / "card.png")
-    from atomdiff.formats.card import concept_bytes
+    from atomdiff.files.card import concept_bytes
 
     assert concept_bytes(tmp_path / "card.png") == original
     page.locator("#concept-remove").click()

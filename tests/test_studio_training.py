@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.studio import drawing, film, form, insight, shelf, teaching
 from atomdiff.studio.course import Course, Wish

@@ -11,18 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_formats import concept, join, parts
+from test_files import concept, join, parts
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
-from atomdiff.formats import precision
-from atomdiff.formats.modelspec import annotated
-from atomdiff.formats.safetensors_file import from_bytes, to_bytes
-from atomdiff.formats.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
-from atomdiff.sharing import card_art
+from atomdiff.files import card_image, quantization
+from atomdiff.files.modelspec import annotated
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
 
 SMALL = AtomSpec(num_atoms=2, linear_block=2)
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
@@ -44,7 +43,7 @@ def concepts(draw) -> Concept:
 
 
 @settings(max_examples=150, deadline=None)
-@given(concepts(), st.sampled_from(precision.PRECISIONS))
+@given(concepts(), st.sampled_from(quantization.PRECISIONS))
 def test_bytes_text_and_json_give_each_other_back(made, dtype):
     data = to_bytes(made, dtype)
     assert to_bytes(from_bytes(data), dtype) == data
@@ -240,7 +239,7 @@ def test_what_was_copied_from_a_chat_is_imported_as_it_is(file, tmp_path):
 
 def test_a_card_is_a_concept_for_every_command(file, tmp_path):
     card = tmp_path / "card.png"
-    card.write_bytes(card_art.make(file.read_bytes()))
+    card.write_bytes(card_image.make(file.read_bytes()))
     assert run("export", card).stdout == run("export", file).stdout
     out = tmp_path / "out.safetensors"
     done = run("convert", card, "--out", out)

@@ -17,14 +17,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
-from atomdiff.concepts.timeline import Recorder, Timeline
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
+from atomdiff.concept.timeline import Recorder, Timeline
 from atomdiff.core.inject import AtomSpec, select
 from atomdiff.errors import ConceptError, Interrupted, SettingsError
-from atomdiff.formats import files, timeline_file
-from atomdiff.formats.files import write_atomically
-from atomdiff.formats.safetensors_file import to_bytes
+from atomdiff.files import atomic, timeline_file
+from atomdiff.files.atomic import write_atomically
+from atomdiff.files.safetensors_file import to_bytes
 from atomdiff.training import run as training
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import train
@@ -220,12 +220,12 @@ def test_a_failed_write_leaves_the_last_good_state_and_is_told_once(tmp_path, mo
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_atomically", full)
+    monkeypatch.setattr(atomic, "write_atomically", full)
     recorder.keep(10, 0.4, concept(1, 10))
     recorder.keep(15, 0.4, concept(1, 15))
     assert len(said) == 1 and "No space left on device" in said[0]
     assert Timeline.load(path).steps == (5,)
-    monkeypatch.setattr(files, "write_atomically", write_atomically)
+    monkeypatch.setattr(atomic, "write_atomically", write_atomically)
     recorder.keep(20, 0.4, concept(2, 20))
     assert Timeline.load(path).steps == (5, 20)
 

@@ -15,10 +15,10 @@ import tiny_models
 import torch
 from PIL import Image
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import Interrupted
-from atomdiff.training.elsewhere import ELSEWHERE
-from atomdiff.training.launching import Launch, adds_traceback, plan
+from atomdiff.training.accelerate_launch import Launch, adds_traceback, plan
+from atomdiff.training.flag_aliases import ELSEWHERE
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
 
@@ -267,7 +267,7 @@ def test_the_launcher_is_understood():
 def test_the_status_of_the_process_that_fails_is_passed_on():
     program = "import os, sys, time\nif os.environ['RANK'] == '1': sys.exit(2)\ntime.sleep(60)\n"
     runner = (
-        "import sys\nfrom atomdiff.training.launching import Launch, run_all\n"
+        "import sys\nfrom atomdiff.training.accelerate_launch import Launch, run_all\n"
         f"sys.exit(run_all(Launch(2, 1), [sys.executable, '-c', {program!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", runner], env=environment(), timeout=50, check=False)

@@ -10,15 +10,15 @@ import tiny_models
 import torch
 from PIL import Image
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import ImageError, Interrupted, SettingsError, TrainingError
 from atomdiff.training import loop
 from atomdiff.training import run as training
+from atomdiff.training.defaults import count_steps, name_everything, numerical, suit_base
 from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.reporting import Reporter, StepRecord
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
-from atomdiff.training.suiting import count_steps, name_everything, numerical, suit_base
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
 

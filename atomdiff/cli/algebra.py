@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import concept_file, load_concepts, tell_clashes
 from atomdiff.cli.common import app, check_concept_name, one_sentence
-from atomdiff.cli.given import concept_file, load_concepts, tell_clashes
 from atomdiff.core.blocks import one_number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.concept.concept import Concept
 
 Out = Annotated[Path, typer.Option(help="The concept file to write.")]
 Given = Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")]
@@ -40,7 +40,7 @@ def mix(
 
     Weights may be negative. It is called by the first one's trigger.
     """
-    from atomdiff.concepts import algebra
+    from atomdiff.concept import algebra
 
     parts = load_concepts(files)
     tell_clashes(parts)
@@ -57,7 +57,7 @@ def diff(
     precision: Precision = None,
 ) -> None:
     """Write FIRST - SECOND: what the one concept changes and the other does not."""
-    from atomdiff.formats import card
+    from atomdiff.files import card
 
     _write(card.load(concept_file(first)) - card.load(concept_file(second)), out, precision)
 
@@ -70,8 +70,8 @@ def similar(
     count: Annotated[int, typer.Option("--count", "-n", help="How many to name.")] = 10,
 ) -> None:
     """Name the concepts in a folder that are most like one, best first, with the cosine of their changes."""
-    from atomdiff.concepts import algebra
-    from atomdiff.formats import card
+    from atomdiff.concept import algebra
+    from atomdiff.files import card
 
     found = algebra.neighbours(card.look(concept_file(file))[0], folder, count)
     for path, likeness in found:
@@ -89,8 +89,8 @@ def trim(
     precision: Precision = None,
 ) -> None:
     """Leave out the layers that matter least, until the file is small enough."""
-    from atomdiff.formats import card, safetensors_file
-    from atomdiff.formats import precision as precisions
+    from atomdiff.files import card, safetensors_file
+    from atomdiff.files import quantization as precisions
 
     concept = card.load(concept_file(file))
     dtype = precision or concept.precision

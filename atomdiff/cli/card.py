@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import concept_file
 from atomdiff.cli.common import app, check_concept_name, one_sentence
-from atomdiff.cli.given import concept_file
 from atomdiff.errors import ImageError
 
 if TYPE_CHECKING:
@@ -25,15 +25,14 @@ def make_card(
     out: Annotated[Path, typer.Option(help="The card: a .png.")] = Path("card.png"),
 ) -> None:
     """Draw a card: a picture to post that is the concept itself, exact to the byte."""
-    from atomdiff.formats import files
-    from atomdiff.formats.card import concept_bytes
-    from atomdiff.sharing import card_art
+    from atomdiff.files import atomic, card_image
+    from atomdiff.files.card import concept_bytes
 
     if out.suffix.lower() != ".png":
         raise ImageError(f"Only a PNG can carry a concept, so a card is a .png, not {out.name!r}.")
     data = concept_bytes(concept_file(file))
-    card = card_art.make(data, [_preview(path) for path in picture or []])
-    files.write(out, card, "The card")
+    card = card_image.make(data, [_preview(path) for path in picture or []])
+    atomic.write(out, card, "The card")
     typer.echo(f"{out} ({len(card):,} bytes, {len(data):,} of them the concept)")
 
 
@@ -45,16 +44,15 @@ def make_qr(
     scale: Annotated[int, typer.Option(help="Pixels a module.")] = 6,
 ) -> None:
     """Draw a concept as QR codes, from which a photo gives it back."""
-    from atomdiff.formats import card, qr
-    from atomdiff.formats.safetensors_file import from_bytes
-    from atomdiff.pictures import sheets
-    from atomdiff.sharing import symbols
+    from atomdiff.files import card, qr, qr_image
+    from atomdiff.files.safetensors_file import from_bytes
+    from atomdiff.sampling import sheets
 
     sheets.check_suffix(out)
     data = card.concept_bytes(concept_file(file))
     concept = from_bytes(data)
     facts = (concept.title, concept.trigger, concept.base.name, f"{len(data):,} bytes")
-    image = symbols.sheet(data, " · ".join(dict.fromkeys(filter(None, facts))), scale)
+    image = qr_image.sheet(data, " · ".join(dict.fromkeys(filter(None, facts))), scale)
     codes = qr.split(data)
     sheets.save_picture(image, out)
     what = "one QR code" if len(codes) == 1 else f"{len(codes)} QR codes"
@@ -70,8 +68,8 @@ def read_picture(
     out: Annotated[Path, typer.Option(help="The concept file to write.")] = Path("concept.safetensors"),
 ) -> None:
     """Find the concept in a picture and write its file, exact to the byte."""
-    from atomdiff.formats import safetensors_file
-    from atomdiff.sharing.receiving import receive
+    from atomdiff.files import safetensors_file
+    from atomdiff.files.read_any import receive
 
     check_concept_name(out)
     received = receive(*picture)
@@ -82,8 +80,8 @@ def read_picture(
 
 
 def _preview(path: Path) -> Image:
-    from atomdiff.pictures.images import read_picture as read
-    from atomdiff.sharing.card_art import HERO
+    from atomdiff.files.card_image import HERO
+    from atomdiff.files.images import read_picture as read
 
     try:
         return read(path, HERO)[0]

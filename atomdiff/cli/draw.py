@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import (
+    draw_with_bar,
+    load_base,
+    load_concepts,
+    split_strength,
+    tell_about,
+    which_base,
+)
 from atomdiff.cli.common import app, one_sentence
-from atomdiff.cli.given import draw_with_bar, load_base, load_concepts, split_strength, tell_about, which_base
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -79,7 +86,7 @@ def generate(
     ] = False,
 ) -> None:
     """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png."""
-    from atomdiff.pictures import sheets
+    from atomdiff.sampling import sheets
     from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out, carries=embed_concept)
@@ -126,7 +133,7 @@ def compare(
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
-    from atomdiff.pictures import sheets
+    from atomdiff.sampling import sheets
     from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
@@ -150,7 +157,7 @@ def compare(
 
 def _carried(given: list[str]) -> bytes:
     """The bytes of the one concept that the pictures are to carry. Raises ConceptError or SettingsError."""
-    from atomdiff.formats import card
+    from atomdiff.files import card
 
     if len(given) != 1:
         raise SettingsError(
@@ -171,7 +178,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 def _write(images: list[Image], out: Path, grid: bool, carried: bytes | None = None) -> list[str]:
     """Writes the pictures, and the sheet of several at `out` itself; returns what to tell."""
-    from atomdiff.pictures import sheets
+    from atomdiff.sampling import sheets
 
     if len(images) == 1:
         return [str(sheets.save_picture(images[0], out, concept=carried))]

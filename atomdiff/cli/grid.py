@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import load_base, load_concepts, tell_about, which_base
 from atomdiff.cli.common import app, one_sentence
-from atomdiff.cli.given import load_base, load_concepts, tell_about, which_base
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
-    from atomdiff.pictures.grids import Axis
+    from atomdiff.concept.concept import Concept
+    from atomdiff.sampling.grids import Axis
 
 
 @app.command()
@@ -48,11 +48,11 @@ def grid(
     there first."""
     import warnings
 
-    from atomdiff.pictures import sheets
-    from atomdiff.pictures.grids import Grid, Scene
-    from atomdiff.pictures.sampling import CousinWarning
-    from atomdiff.terminal import Terminal
+    from atomdiff.sampling import sheets
+    from atomdiff.sampling.draw import CousinWarning
+    from atomdiff.sampling.grids import Grid, Scene
     from atomdiff.training.checkpoint import require_writable
+    from atomdiff.training.terminal import Terminal
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
@@ -76,7 +76,7 @@ def grid(
 
 def _axis(given: str) -> Axis:
     """`SETTING=VALUES`; concepts are named by their files. Raises SettingsError or ConceptError."""
-    from atomdiff.pictures.grids import parse_axis
+    from atomdiff.sampling.grids import parse_axis
 
     kind, equals, values = given.partition("=")
     if not equals:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from atomdiff.cli.arguments import concept_file
 from atomdiff.cli.common import app, check_concept_name, one_sentence
-from atomdiff.cli.given import concept_file
 
 
 @app.command()
@@ -22,7 +22,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Only you may see it.")] = False,
 ) -> None:
     """Share a concept on the Hugging Face hub, with a page that shows it. Log in first: hf auth login."""
-    from atomdiff.sharing import hub
+    from atomdiff.library import hub
 
     typer.echo(hub.push(concept_file(file), repo, private=private, pictures=picture or []))
 
@@ -38,9 +38,9 @@ def pull(
     ] = None,
 ) -> None:
     """Get a concept from the Hugging Face hub, or from its cache where there is no network."""
-    from atomdiff.formats.card import read_file
-    from atomdiff.formats.safetensors_file import write_data
-    from atomdiff.sharing import hub
+    from atomdiff.files.card import read_file
+    from atomdiff.files.safetensors_file import write_data
+    from atomdiff.library import hub
 
     if out is not None:
         check_concept_name(out)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import concept_file
 from atomdiff.cli.common import app, one_sentence
-from atomdiff.cli.given import concept_file
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
-    from atomdiff.insight.drift import LayerDrift
-    from atomdiff.models.base import Base
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.concept.concept import Concept
+    from atomdiff.evaluation.drift import LayerDrift
 
 
 @app.command()
@@ -32,7 +32,7 @@ def inspect(
     base: Annotated[str | None, typer.Option(help="With --drift: by default the concept's own.")] = None,
 ) -> None:
     """Tell what is in a concept file."""
-    from atomdiff.insight import inspection
+    from atomdiff.evaluation import inspection
 
     if not drift and (out or base):
         raise SettingsError("--out and --base belong to --drift: give that too, or drop them.")
@@ -56,11 +56,11 @@ def plot(
     base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
 ) -> None:
     """Draw what a concept learned: how far each layer moves, its map, its atoms before and after."""
-    from atomdiff.formats import card
-    from atomdiff.insight import plots
-    from atomdiff.insight.drift import drift
-    from atomdiff.insight.learned import learned
-    from atomdiff.pictures import sheets
+    from atomdiff.evaluation import plots
+    from atomdiff.evaluation.drift import drift
+    from atomdiff.evaluation.layer_maps import learned
+    from atomdiff.files import card
+    from atomdiff.sampling import sheets
     from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
@@ -72,16 +72,16 @@ def plot(
 
 
 def _drift(file: Path, base: str | None, out: Path | None, quiet: bool) -> list[LayerDrift]:
-    from atomdiff.formats import card
-    from atomdiff.insight import drift
-    from atomdiff.pictures import sheets
+    from atomdiff.evaluation import drift
+    from atomdiff.files import card
+    from atomdiff.sampling import sheets
 
     if out:
         sheets.check_suffix(out)
     concept = card.load(file)
     moved = drift.drift(concept, _base(concept, base, quiet).unet)
     if out:
-        from atomdiff.insight import plots
+        from atomdiff.evaluation import plots
 
         written = sheets.save_picture(plots.picture(plots.drift_figure(moved)), out)
         typer.echo(written, err=quiet)
@@ -90,7 +90,7 @@ def _drift(file: Path, base: str | None, out: Path | None, quiet: bool) -> list[
 
 def _base(concept: Concept, given: str | None, quiet: bool = False) -> Base:
     """The base that was named, or else the concept's own; it is told, on stderr if `quiet`."""
-    from atomdiff.cli.given import load_base, which_base
+    from atomdiff.cli.arguments import load_base, which_base
 
     name, why = which_base(given, [(concept, 1.0)])
     typer.echo(f"base: {name} ({why})", err=quiet)

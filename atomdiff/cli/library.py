@@ -13,8 +13,8 @@ from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ConceptError
 
 if TYPE_CHECKING:
-    from atomdiff.sharing.library import Entry, Library, Report
-    from atomdiff.sharing.receiving import Source
+    from atomdiff.files.read_any import Source
+    from atomdiff.library import Entry, Library, Report
 
 shelf = typer.Typer(help="Keep concepts in a folder, to find and use them by name.", no_args_is_help=True)
 app.add_typer(shelf, name="library")
@@ -40,7 +40,7 @@ def add(
     folder: FolderOption = None,
 ) -> None:
     """Take concepts into the library."""
-    from atomdiff.sharing.receiving import is_text_form
+    from atomdiff.files.read_any import is_text_form
 
     library = _open(folder)
     sources: list[Source] = [item if is_text_form(item) else Path(item) for item in source]
@@ -116,7 +116,7 @@ def restore(
     folder: FolderOption = None,
 ) -> None:
     """Bring a removed concept back."""
-    from atomdiff.sharing.library.folder import file_name
+    from atomdiff.library.folder import file_name
 
     library = _open(folder)
     removed = library.removed()
@@ -154,7 +154,7 @@ def scan(folder: FolderOption = None) -> None:
 
 
 def _open(folder: Path | None) -> Library:
-    from atomdiff.sharing.library import Library
+    from atomdiff.library import Library
 
     return Library(folder)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import concept_file
 from atomdiff.cli.common import app, check_concept_name, one_sentence
-from atomdiff.cli.given import concept_file
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def export_concept(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
     """Write a concept as text, from which `import` makes the same file."""
-    from atomdiff.formats import files
-    from atomdiff.formats import text as forms
-    from atomdiff.formats.card import concept_bytes
+    from atomdiff.files import atomic
+    from atomdiff.files import text as forms
+    from atomdiff.files.card import concept_bytes
 
     if text and as_json:
         raise SettingsError("A concept is exported as --text or as --json, not as both: run it twice.")
@@ -42,7 +42,7 @@ def export_concept(
     if out is None:
         sys.stdout.write(made)
         return
-    typer.echo(str(files.write(out, made.encode(), "The text")))
+    typer.echo(str(atomic.write(out, made.encode(), "The text")))
 
 
 @app.command("import")
@@ -55,10 +55,10 @@ def import_concept(
     out: Annotated[Path, typer.Option(help="The concept file to write.")],
 ) -> None:
     """Make a concept file of its text or JSON: import "atomdiff:v1:..." --out dog.safetensors."""
-    from atomdiff.formats import safetensors_file
-    from atomdiff.formats import text as forms
-    from atomdiff.formats.card import read_file
-    from atomdiff.sharing.receiving import from_any_text, is_text_form
+    from atomdiff.files import safetensors_file
+    from atomdiff.files import text as forms
+    from atomdiff.files.card import read_file
+    from atomdiff.files.read_any import from_any_text, is_text_form
 
     check_concept_name(out)
     if file != "-" and is_text_form(file):
@@ -91,8 +91,8 @@ def convert(
     thumbnail: Annotated[Path | None, typer.Option(help="A picture to show it by (some KB).")] = None,
 ) -> None:
     """Write a concept in another precision, or with what its author says of it."""
-    from atomdiff.formats import card, header, modelspec, safetensors_file
-    from atomdiff.formats import precision as precisions
+    from atomdiff.files import card, header, modelspec, safetensors_file
+    from atomdiff.files import quantization as precisions
 
     check_concept_name(out)
     concept = card.load(concept_file(file))
@@ -110,7 +110,7 @@ def convert(
 
 
 def _picture(file: Path) -> Image:
-    from atomdiff.pictures import images
+    from atomdiff.files import images
 
     try:
         return images.read_picture(file, THUMBNAIL)[0]

@@ -36,7 +36,7 @@ def studio(
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """Open the studio, the web page to draw with concepts."""
-    from atomdiff.cli.given import load_base
+    from atomdiff.cli.arguments import load_base
     from atomdiff.studio.house import Options, Studio
 
     load = functools.partial(load_base, device=device, dtype=dtype, given=True)

@@ -11,7 +11,7 @@ from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.timeline import Timeline
+    from atomdiff.concept.timeline import Timeline
 
 
 @app.command("timeline")
@@ -34,7 +34,7 @@ def show_timeline(
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """List the states that a training kept; draw them side by side; cut the best out as a concept."""
-    from atomdiff.concepts.timeline import Timeline
+    from atomdiff.concept.timeline import Timeline
 
     if cut is not None and draw is not None:
         raise SettingsError("A timeline is either drawn or cut, one at a time: give --draw or --cut.")
@@ -66,8 +66,8 @@ def _draw(
     sampling: dict[str, int | float | None],
 ) -> str:
     """A row of pictures for each state, the same seeds in all of them."""
-    from atomdiff.cli.given import draw_with_bar, load_base, tell_about, which_base
-    from atomdiff.pictures import sheets
+    from atomdiff.cli.arguments import draw_with_bar, load_base, tell_about, which_base
+    from atomdiff.sampling import sheets
     from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)

@@ -21,7 +21,7 @@ from atomdiff.core.families import (
     SpatialAtoms,
     SpatialFamily,
 )
-from atomdiff.core.forms import Plan, adapted_conv2d, choose_plan, moved_product
+from atomdiff.core.functional import Plan, adapted_conv2d, choose_plan, moved_product
 from atomdiff.core.subspace import Window
 from atomdiff.errors import SettingsError
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 from atomdiff.studio.desk import Job
+from atomdiff.training.defaults import FULL_SIZE, POCKET, name_everything
 from atomdiff.training.settings import TrainingSettings
-from atomdiff.training.suiting import FULL_SIZE, POCKET, name_everything
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.timeline import Timeline
+    from atomdiff.concept.timeline import Timeline
     from atomdiff.studio.house import Facts
 
 QUALITIES = {"fast": 1 / 3, "good": 1.0, "best": 2.0}  # parts of the base's usual number of steps
@@ -178,7 +178,7 @@ class Course:
 
     def timeline(self) -> Timeline | None:
         """The kept states; None if none was reached."""
-        from atomdiff.concepts.timeline import Timeline
+        from atomdiff.concept.timeline import Timeline
         from atomdiff.training.run import timeline_path
 
         try:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, check_strength, parse_strength
 from atomdiff.errors import SettingsError
-from atomdiff.pictures.generation_text import Generation, parse
-from atomdiff.pictures.grids import Axis, Grid, Scene, parse_axis
-from atomdiff.pictures.remarks import before_drawing
+from atomdiff.sampling.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.sampling.hints import before_drawing
+from atomdiff.sampling.infotext import Generation, parse
 from atomdiff.studio.desk import Job
 from atomdiff.studio.history import Entry
 from atomdiff.studio.house import Studio
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from atomdiff.models.base import Base
+    from atomdiff.base.stable_diffusion import Base
 
 MAX_COUNT = 64  # pictures of one order
 MAX_STEPS = 200
@@ -59,7 +59,7 @@ class Order:
     """How concepts act: see `acting_of`."""
 
     def __post_init__(self) -> None:
-        from atomdiff.pictures.sampling import DrawSettings
+        from atomdiff.sampling.draw import DrawSettings
 
         if not self.prompt.strip():
             raise SettingsError("There is no prompt: write what to draw.")
@@ -125,7 +125,7 @@ def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
 
     Raises SettingsError for settings that cannot work here.
     """
-    from atomdiff.pictures.sampling import SAMPLERS
+    from atomdiff.sampling.draw import SAMPLERS
 
     titles = {sampler.title.lower(): name for name, sampler in SAMPLERS.items()}
     sampler = generation.fields.get("Sampler", "").lower()
@@ -241,7 +241,7 @@ def without_concept(studio: Studio, owner: str, entry: Entry) -> Callable[[Job],
 
 def _inside(studio: Studio, job: Job, order: Order) -> bytes | None:
     """The concept file that the pictures of an order carry along. Raises ConceptError."""
-    from atomdiff.formats.card import concept_bytes
+    from atomdiff.files.card import concept_bytes
 
     if not (order.carry and order.concepts):
         return None
@@ -255,7 +255,7 @@ def _draw(
     studio: Studio, job: Job, base: Base, scene: Scene, number: int, parts: int, **options: int
 ) -> list[Image]:
     """Part `number` of `parts`, with progress and previews told."""
-    from atomdiff.pictures.sampling import CousinWarning
+    from atomdiff.sampling.draw import CousinWarning
 
     previewer = studio.previewer()
 

@@ -195,7 +195,7 @@ async def _finished(studio: Studio, job: Any) -> tuple[Entry, ...]:
 
 
 def _told(entry: Entry) -> dict:
-    from atomdiff.pictures.generation_text import parse
+    from atomdiff.sampling.infotext import parse
 
     file = {"path": str(entry.file), "orig_name": entry.file.name, "meta": {"_type": "gradio.FileData"}}
     seed = parse(entry.text).whole("Seed")

@@ -103,7 +103,7 @@ def with_triggers(prompt: str, before: Sequence[tuple[str, str]], now: Sequence[
     A word already there is left where it stands; those of concepts that were put away go, if they are where
     this function put them; "a dog" becomes "a sks dog" for a concept of a dog.
     """
-    from atomdiff.models.token import calls
+    from atomdiff.base.textual_inversion import calls
 
     for trigger, word in before:
         if trigger and (trigger, word) not in now:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.errors import SettingsError
-from atomdiff.formats.files import write_atomically
-from atomdiff.pictures.sheets import save_picture
+from atomdiff.files.atomic import write_atomically
+from atomdiff.sampling.sheets import save_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -20,11 +20,11 @@ from atomdiff.studio.pace import Paces
 from atomdiff.studio.training import Trainings
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.concept.concept import Concept
     from atomdiff.core.blocks import Strength
-    from atomdiff.models.base import Base
-    from atomdiff.pictures.previews import Previewer
-    from atomdiff.sharing.library import Entry
+    from atomdiff.library import Entry
+    from atomdiff.sampling.previews import Previewer
 
 RATIOS = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
 
@@ -82,7 +82,7 @@ class Studio:
     cannot be used."""
 
     def __init__(self, options: Options) -> None:
-        from atomdiff.sharing.library import Library
+        from atomdiff.library import Library
 
         self.options = options
         self.history = History(options.out)
@@ -132,7 +132,7 @@ class Studio:
 
     def previewer(self) -> Previewer:
         """What makes previews for the loaded base."""
-        from atomdiff.pictures.previews import Previewer
+        from atomdiff.sampling.previews import Previewer
 
         assert self._base is not None
         if self._previewer is None:
@@ -151,7 +151,7 @@ class Studio:
 
     def load_concepts(self, chosen: Sequence[tuple[str, Strength]]) -> tuple[tuple[Concept, Strength], ...]:
         """Concepts by their ids, with their strengths. Raises ConceptError."""
-        from atomdiff.formats import card
+        from atomdiff.files import card
 
         loaded = tuple((card.load(self.library.get(ident).path), strength) for ident, strength in chosen)
         for ident, _ in chosen:
@@ -160,7 +160,7 @@ class Studio:
 
     def concept_named(self, name: str) -> Concept:
         """A concept by its name. Raises ConceptError if the library has none or several of it."""
-        from atomdiff.formats import card
+        from atomdiff.files import card
 
         return card.load(self.library.named(name).path)
 
@@ -184,6 +184,6 @@ class Studio:
 
 
 def _facts(name: str, family: str, resolution: int) -> Facts:
-    from atomdiff.pictures.sampling import BATCH, GUIDANCE
+    from atomdiff.sampling.draw import BATCH, GUIDANCE
 
     return Facts(name, family, resolution, GUIDANCE[family], BATCH[family])

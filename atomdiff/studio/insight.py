@@ -12,7 +12,7 @@ from atomdiff.studio.desk import Job
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.sharing.library import Entry
+    from atomdiff.library import Entry
     from atomdiff.studio.house import Studio
 
 DPI = 110
@@ -33,10 +33,10 @@ def looked_into(studio: Studio, ident: str) -> Callable[[Job], None]:
     entry = studio.library.get(ident)
 
     def work(job: Job) -> None:
-        from atomdiff.formats import card
-        from atomdiff.insight import plots
-        from atomdiff.insight.drift import by_block, drift, total
-        from atomdiff.insight.learned import learned
+        from atomdiff.evaluation import plots
+        from atomdiff.evaluation.drift import by_block, drift, total
+        from atomdiff.evaluation.layer_maps import learned
+        from atomdiff.files import card
 
         job.progress(0, 3, f"Loading {entry.base}")
         base, concept = studio.base(entry.base), card.load(entry.path)
@@ -52,7 +52,7 @@ def looked_into(studio: Studio, ident: str) -> Callable[[Job], None]:
 
 
 def _kept(studio: Studio, entry: Entry, name: str, sheet: Image) -> Path:
-    from atomdiff.pictures.sheets import save_picture
+    from atomdiff.sampling.sheets import save_picture
 
     folder = studio.history.folder / "cache" / "learned" / entry.id
     return save_picture(sheet, folder / f"{name}.png")

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from atomdiff.sharing.receiving import Source
+from atomdiff.files.read_any import Source
 from atomdiff.studio import insight, shelf
 from atomdiff.studio.course import Course, Wish
 from atomdiff.studio.endpoints import sentences

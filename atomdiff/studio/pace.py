@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 from atomdiff.studio.desk import Job
 from atomdiff.training.reporting import Reporter, StepRecord
 
 if TYPE_CHECKING:
-    from atomdiff.models.base import Base
+    from atomdiff.base.stable_diffusion import Base
     from atomdiff.studio.house import Studio
     from atomdiff.training.settings import TrainingSettings
 
@@ -76,8 +76,8 @@ def measuring(studio: Studio, settings: TrainingSettings) -> Callable[[Job], Non
     """The work of measuring, with the pictures of `settings`; its result is the Pace."""
 
     def work(job: Job) -> None:
-        from atomdiff.concepts.timeline import shared
-        from atomdiff.formats.safetensors_file import to_bytes
+        from atomdiff.concept.timeline import shared
+        from atomdiff.files.safetensors_file import to_bytes
         from atomdiff.training import run as training
 
         base = studio.base(settings.base)
@@ -103,7 +103,7 @@ def measuring(studio: Studio, settings: TrainingSettings) -> Callable[[Job], Non
 
 def _drawing_seconds(base: Base, settings: TrainingSettings) -> float:
     """Of one picture of 25 steps among those drawn at once: what a step takes, and what comes on top."""
-    from atomdiff.pictures.sampling import draw
+    from atomdiff.sampling.draw import draw
 
     taken, count = [], settings.num_validation_images
     for steps in (1, 3):

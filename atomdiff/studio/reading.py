@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atomdiff.errors import ConceptError, ImageError
-from atomdiff.pictures.generation_text import Generation, of_picture, parse
+from atomdiff.sampling.infotext import Generation, of_picture, parse
 
 SHOWN = 512  # pixels a side of what the page shows of it
 
@@ -32,7 +32,7 @@ class Told:
         return [*told, *self._about_concept()]
 
     def _about_concept(self) -> list[tuple[str, str]]:
-        from atomdiff.formats.safetensors_file import from_bytes
+        from atomdiff.files.safetensors_file import from_bytes
 
         if self.concept is None:
             return [("Concept inside", self.problem)]
@@ -48,8 +48,8 @@ class Told:
 
 def read(path: Path) -> Told:
     """What a picture tells. Raises ImageError if it is none, or tells nothing at all."""
-    from atomdiff.formats import card
-    from atomdiff.formats.safetensors_file import from_bytes
+    from atomdiff.files import card
+    from atomdiff.files.safetensors_file import from_bytes
 
     text = of_picture(path)
     concept, problem = None, ""
@@ -72,7 +72,7 @@ def _shown(path: Path) -> str:
     """The picture, small; "" where it cannot be decoded. Limits as for every picture that strangers give."""
     from PIL import Image
 
-    from atomdiff.pictures.images import MAX_PIXELS
+    from atomdiff.files.images import MAX_PIXELS
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:

@@ -18,8 +18,8 @@ from atomdiff.studio import pieces
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.sharing.library import Entry
-    from atomdiff.sharing.receiving import Source
+    from atomdiff.files.read_any import Source
+    from atomdiff.library import Entry
     from atomdiff.studio.house import Studio
 
 FORMS = ("file", "card", "qr")
@@ -160,9 +160,9 @@ def about(entry: Entry, base: str) -> str:
 
 def shared(studio: Studio, owner: str, ident: str, form: str) -> Path:
     """A concept as a file to hand on: the concept itself, its card, or its QR codes. Raises ConceptError."""
-    from atomdiff.formats import files
-    from atomdiff.formats.card import concept_bytes
-    from atomdiff.sharing.library.folder import slug
+    from atomdiff.files import atomic as files
+    from atomdiff.files.card import concept_bytes
+    from atomdiff.library.folder import slug
 
     entry = studio.library.get(ident)
     data = concept_bytes(entry.path)
@@ -181,8 +181,8 @@ def shared(studio: Studio, owner: str, ident: str, form: str) -> Path:
 
 def text_of(studio: Studio, ident: str) -> str:
     """A concept as one line for a chat. Raises ConceptError."""
-    from atomdiff.formats.card import concept_bytes
-    from atomdiff.formats.text import to_text
+    from atomdiff.files.card import concept_bytes
+    from atomdiff.files.text import to_text
 
     return to_text(concept_bytes(studio.library.get(ident).path))
 
@@ -190,8 +190,8 @@ def text_of(studio: Studio, ident: str) -> str:
 def _card_picture(studio: Studio, owner: str, entry: Entry, data: bytes) -> bytes:
     """With the latest pictures that the owner drew with it, else its thumbnail."""
     from atomdiff.errors import ImageError
-    from atomdiff.pictures.images import read_picture
-    from atomdiff.sharing import card_art
+    from atomdiff.files import card_image as card_art
+    from atomdiff.files.images import read_picture
 
     drawn = [found for found in studio.history.find(owner, entry.id[:12], 12) if found.kind == "picture"]
     pictures: list[Image] = []
@@ -210,7 +210,7 @@ def _card_picture(studio: Studio, owner: str, entry: Entry, data: bytes) -> byte
 def _codes(entry: Entry, data: bytes) -> bytes:
     import io
 
-    from atomdiff.sharing import symbols
+    from atomdiff.files import qr_image as symbols
 
     about = (entry.title, entry.trigger, entry.base, f"{len(data):,} bytes")
     buffer = io.BytesIO()

@@ -61,8 +61,8 @@ def frame(studio: Studio, course: Course, step: int) -> Callable[[Job], None]:
     """The work of drawing a kept state that has no pictures yet: the one at which it was stopped, say."""
 
     def work(job: Job) -> None:
-        from atomdiff.pictures.sampling import draw
-        from atomdiff.pictures.sheets import save_picture
+        from atomdiff.sampling.draw import draw
+        from atomdiff.sampling.sheets import save_picture
 
         timeline, settings = course.timeline(), course.settings
         if timeline is None:

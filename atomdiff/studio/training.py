@@ -22,10 +22,10 @@ from atomdiff.studio.course import CAPTION, Course, View, Wish, parted
 from atomdiff.studio.desk import Job
 from atomdiff.studio.pace import measuring
 from atomdiff.studio.teaching import trained
-from atomdiff.training.suiting import FULL_SIZE, POCKET
+from atomdiff.training.defaults import FULL_SIZE, POCKET
 
 if TYPE_CHECKING:
-    from atomdiff.sharing.library import Entry
+    from atomdiff.library import Entry
     from atomdiff.studio.house import Studio
 
 LIVE = "training of "  # before the owner of its job: Cancel on Draw is not for trainings
@@ -152,7 +152,7 @@ class Trainings:
 
     def keep(self, owner: str, ident: str, step: int) -> Entry:
         """Puts the state after `step` into the library. Raises ConceptError or SettingsError."""
-        from atomdiff.formats.safetensors_file import to_bytes
+        from atomdiff.files.safetensors_file import to_bytes
 
         course = self.get(owner, ident)
         timeline = course.timeline()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import TrainingError
-from atomdiff.formats.files import sync_folder
+from atomdiff.files.atomic import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

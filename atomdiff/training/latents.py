@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atomdiff.models import loading, token
-from atomdiff.models.base import PromptEmbeds, embed_prompts, encode_prompts
+from atomdiff.base import loading, textual_inversion
+from atomdiff.base.stable_diffusion import PromptEmbeds, embed_prompts, encode_prompts
 
 if TYPE_CHECKING:
-    from atomdiff.models.base import Base
-    from atomdiff.models.token import TriggerToken
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.base.textual_inversion import TriggerToken
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LiveTable:
         if not live:
             return PromptEmbeds(hidden, pooled)
         reading = self._token.reading()
-        with token.added(self._base, [reading]):
+        with textual_inversion.added(self._base, [reading]):
             made = embed_prompts(self._base, [reading.spoken(self._table.prompts[i]) for i in live])
         places = [n for n, i in enumerate(numbers) if i in self._live]
         chosen = [live.index(numbers[n]) for n in places]

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from atomdiff.base.stable_diffusion import added_conditions
 from atomdiff.core.inject import AtomSpec, Attached, attach
 from atomdiff.errors import Interrupted, TrainingError
-from atomdiff.models.base import added_conditions
 from atomdiff.training.batches import Sampler, joined, sample_number
 from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
@@ -31,8 +31,8 @@ from atomdiff.training.settings import TrainingSettings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.models.base import Base
-    from atomdiff.models.token import TriggerToken
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.base.textual_inversion import TriggerToken
 
 
 # What may differ when a run goes on that broke down: the very settings that can mend it.

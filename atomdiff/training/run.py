@@ -19,21 +19,21 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.timeline import Recorder
+from atomdiff.base.stable_diffusion import Base, load_base
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.timeline import Recorder
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.formats.safetensors_file import check_patterns, from_bytes, to_bytes
-from atomdiff.models.base import Base, load_base
-from atomdiff.pictures import sampling
-from atomdiff.pictures.images import check_folder
-from atomdiff.pictures.sheets import save_picture
+from atomdiff.files.images import check_folder
+from atomdiff.files.safetensors_file import check_patterns, from_bytes, to_bytes
+from atomdiff.sampling import draw
+from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.checkpoint import find_checkpoint, require_writable
+from atomdiff.training.defaults import name_everything, suit_base
 from atomdiff.training.loop import MAY_CHANGE, Run, spec_of
-from atomdiff.training.preparing import prepare
 from atomdiff.training.reporting import Reporter, TensorBoard
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
+from atomdiff.training.setup import prepare
 from atomdiff.training.sizing import suit_size, texts_of
-from atomdiff.training.suiting import name_everything, suit_base
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
@@ -183,7 +183,7 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
         concept, folder = concept_of(run), Path(settings.output_dir) / "validation"
         try:
             with run.without_atoms():
-                drawn = sampling.draw(
+                drawn = draw.draw(
                     run.base,
                     settings.validation_prompt,
                     concepts=[concept],

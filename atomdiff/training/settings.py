@@ -1,7 +1,7 @@
 """TrainingSettings: every choice of a training run, validated where it is made.
 
 The field names are diffusers' flag names, and the command line is generated from this one list. A field
-that is None or an empty text means "as it suits": `suiting` fills it.
+that is None or an empty text means "as it suits": `defaults` fills it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from atomdiff.core.spec import CONV_FAMILIES, LINEAR_FAMILIES
 from atomdiff.errors import SettingsError
-from atomdiff.training.ladder import CHOSEN, parse_size
+from atomdiff.training.recipes import CHOSEN, parse_size
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 MAX_TEXT = 1000  # characters of a name or prompt

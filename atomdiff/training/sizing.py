@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.textual_inversion import TriggerToken
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import building
 from atomdiff.core.families import Family
 from atomdiff.core.selection import select
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import AtomdiffError, SettingsError
-from atomdiff.formats import safetensors_file
-from atomdiff.models.base import Base
-from atomdiff.models.token import TriggerToken
-from atomdiff.training.ladder import LADDER, Rung, parse_size
+from atomdiff.files import safetensors_file
+from atomdiff.training.recipes import LADDER, Rung, parse_size
 from atomdiff.training.settings import TrainingSettings
 
 MANY = 9_999_999  # of steps or pictures: as many digits as any run's

@@ -23,7 +23,7 @@ import warnings
 from pathlib import Path
 
 from atomdiff.errors import ConceptError, ImageError
-from atomdiff.formats.safetensors_file import to_bytes
+from atomdiff.files.safetensors_file import to_bytes
 from benchmarks import report
 from benchmarks.hostile import others
 from benchmarks.hostile.campaign import LARGE_MB, PICTURE_MB, Campaign, Watch, memory, readers

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, ImageError
-from atomdiff.formats import card, qr, text
-from atomdiff.formats.safetensors_file import from_bytes
-from atomdiff.sharing.receiving import receive
+from atomdiff.files import card, qr, text
+from atomdiff.files.read_any import receive
+from atomdiff.files.safetensors_file import from_bytes
 
 SLOW_MS, LARGE_MB = 50.0, 50.0
 PICTURE_MS, PICTURE_MB = 3000.0, 400.0  # of looking for codes in the pixels of one picture

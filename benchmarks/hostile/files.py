@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from atomdiff.formats import card
+from atomdiff.files import card
 
 
 def parts(data: bytes) -> tuple[dict, bytes]:

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atomdiff.errors import ConceptError
-from atomdiff.formats import card, qr, text
-from atomdiff.sharing import symbols
+from atomdiff.files import card, qr, qr_image, text
 from benchmarks.hostile.files import chunk, join, parts
 from benchmarks.roundtrips import picture
 
@@ -146,7 +145,7 @@ def mutate_picture(data: bytes, dice: random.Random) -> bytes:
     """A small picture of a QR code: other bytes of the picture, or of what the code says."""
     said = b"aQ\x01\x00" + (0).to_bytes(4, "little") + mutate_bytes(qr.pack(data), dice)[:2000]
     buffer = io.BytesIO()
-    symbols.symbol(said, 2).save(buffer, dice.choice(("PNG", "JPEG", "WEBP", "BMP")))
+    qr_image.symbol(said, 2).save(buffer, dice.choice(("PNG", "JPEG", "WEBP", "BMP")))
     return mutate_bytes(buffer.getvalue(), dice) if dice.random() < 0.6 else buffer.getvalue()
 
 

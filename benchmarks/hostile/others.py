@@ -17,9 +17,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from atomdiff.formats import card, qr
-from atomdiff.formats.text import to_json, to_text
-from atomdiff.sharing import symbols
+from atomdiff.files import card, qr, qr_image
+from atomdiff.files.text import to_json, to_text
 from benchmarks.hostile import files
 from benchmarks.hostile.files import IDAT, IEND, IHDR, chunk, header_chunk, png
 
@@ -211,7 +210,7 @@ def pictures(good: bytes) -> Iterator[tuple[str, bytes]]:
 
     def code(data: bytes | str) -> bytes:
         image = Image.new("L", (400, 400), 255)
-        image.paste(symbols.symbol(data, 3), (20, 20))
+        image.paste(qr_image.symbol(data, 3), (20, 20))
         return saved(image)
 
     dice = random.Random(0)
@@ -243,5 +242,5 @@ def pictures(good: bytes) -> Iterator[tuple[str, bytes]]:
     bomb = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, qr.DICTIONARY)
     stream = bomb.compress(bytes(2 * 10**6)) + bomb.flush()
     yield "bomb in a code", code(b"aQ\x01\x00" + bytes(4) + struct.pack("<BI", 0, 2**20) + stream)
-    yield "mark of a card", code(symbols.mark(good))
+    yield "mark of a card", code(qr_image.mark(good))
     yield "two cards' marks and a texture", saved(Image.linear_gradient("L").resize((500, 500)))

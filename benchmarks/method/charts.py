@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from atomdiff.pictures.sheets import contact_sheet, save_picture
+from atomdiff.sampling.sheets import contact_sheet, save_picture
 
 from ..court import CONTEXTS
 from .handmade import AS_OURS, BASE, FULL

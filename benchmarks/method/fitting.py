@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from atomdiff.models.base import Base
+from atomdiff.base.stable_diffusion import Base
 from atomdiff.training.batches import Sampler
 from atomdiff.training.latents import LiveTable, PromptTable
 from atomdiff.training.loop import TrainingData

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from atomdiff.models.base import Base
-from atomdiff.models.token import TriggerToken, added
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.textual_inversion import TriggerToken, added
 
 from .peers import ATTENTION, lora, uni_lora
 from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method

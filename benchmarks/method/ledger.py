@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 
 from ..court import Figures, likeness
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.errors import TrainingError
-from atomdiff.formats.files import write_atomically
-from atomdiff.models.base import Base, load_base
+from atomdiff.files.atomic import write_atomically
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 

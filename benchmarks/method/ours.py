@@ -11,18 +11,18 @@ from urllib.parse import urlencode
 import torch
 from torch import nn
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.concepts.passport import BasePassport
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.textual_inversion import TriggerToken
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.core.layers import AtomConv2d
-from atomdiff.formats import safetensors_file
-from atomdiff.models.base import Base
-from atomdiff.models.token import TriggerToken
-from atomdiff.pictures.acting import WHOLE
+from atomdiff.files import safetensors_file
+from atomdiff.sampling.gating import WHOLE
+from atomdiff.training.defaults import POCKET
 from atomdiff.training.loop import spec_of
 from atomdiff.training.settings import TrainingSettings
-from atomdiff.training.suiting import POCKET
 
 from .protocol import AS_TOOL, TOOL_COURSE, TRIGGER, Handle, Kept, Method
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load, save
 from torch import Tensor
 
-from atomdiff.formats.precision import pack, quantise, unpack
+from atomdiff.files.quantization import pack, quantise, unpack
 
 BLOCK = 64
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from atomdiff.models.base import Base
+from atomdiff.base.stable_diffusion import Base
 
 from .protocol import Handle, Kept, Method
 

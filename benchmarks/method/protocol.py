@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from atomdiff.concepts.concept import Concept
-from atomdiff.models.base import Base
-from atomdiff.models.token import TriggerToken, calls
-from atomdiff.pictures.acting import USUAL, Step
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.textual_inversion import TriggerToken, calls
+from atomdiff.concept.concept import Concept
+from atomdiff.sampling.gating import USUAL, Step
 from atomdiff.training.settings import TrainingSettings
 
 from ..court import Drawing

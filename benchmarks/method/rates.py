@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 
 from .handmade import BASE
 from .ledger import DIGITS

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from atomdiff.base.stable_diffusion import Base
 from atomdiff.errors import ConceptError, SettingsError, TrainingError
-from atomdiff.models.base import Base
-from atomdiff.pictures.sheets import save_picture
 from atomdiff.pocket.judge import Judge
+from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.loop import TrainingData
 
 from ..court import CONTEXTS, Court, Drawing, StyleCourt

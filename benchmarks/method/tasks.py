@@ -17,13 +17,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from atomdiff.models.base import Base
+from atomdiff.base.stable_diffusion import Base
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
 from atomdiff.training.latents import PromptTable, encode_pictures, encode_table
 from atomdiff.training.loop import TrainingData
-from atomdiff.training.prior import ClassRequest, class_pictures, default_folder
+from atomdiff.training.prior_preservation import ClassRequest, class_pictures, default_folder
 
 from ..court import CONTEXTS, KINDS, OTHERS, Court, Drawing, Figures, StyleCourt, style_figures
 from .protocol import TRIGGER

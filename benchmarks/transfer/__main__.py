@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 
 from ..method import ledger
 from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section, written

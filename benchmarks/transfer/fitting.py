@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from atomdiff.formats.files import write_atomically
+from atomdiff.files.atomic import write_atomically
 from atomdiff.pocket import corpus, world
 
 from ..method.protocol import Kept

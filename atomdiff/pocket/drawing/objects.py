@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from atomdiff.pocket.drawing.brush import (
-    CREAM,
-    INK,
-    Figure,
-    Shape,
-    blob,
-    box,
-    ellipse,
-    mix,
-    span,
-    star,
-    tube,
-)
+from atomdiff.pocket.drawing.brush import CREAM, INK, Figure, Shape, blob, box, ellipse, mix, span, star, tube
 
 WOOD, LEAF, GLASS, STEEL = (150, 98, 62), (86, 170, 84), (178, 226, 245), (196, 204, 214)
 TYRE, SMILE, STEM = (62, 58, 72), (70, 48, 60), (255, 236, 208)

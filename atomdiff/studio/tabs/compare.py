@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.pictures.generation_text import parse
-from atomdiff.pictures.grids import KINDS, Grid
+from atomdiff.sampling.grids import KINDS, Grid
+from atomdiff.sampling.infotext import parse
 from atomdiff.studio import drawing, form, pieces
 from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import draw, settings

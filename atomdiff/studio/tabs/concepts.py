@@ -13,7 +13,7 @@ from atomdiff.studio.people import owner
 from atomdiff.studio.tabs import sending, settings
 
 if TYPE_CHECKING:
-    from atomdiff.sharing.library import Entry
+    from atomdiff.library import Entry
     from atomdiff.studio.page import Page
 
 A_PAGE = 48

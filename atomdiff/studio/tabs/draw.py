@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.pictures.generation_text import parse
+from atomdiff.sampling.infotext import parse
 from atomdiff.studio import drawing, form, parts, pieces
 from atomdiff.studio.desk import Job
 from atomdiff.studio.house import Studio

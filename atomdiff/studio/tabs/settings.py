@@ -105,7 +105,7 @@ def build(page: Page) -> dict[str, Any]:
 
 
 def _advanced(studio: Studio, facts: Facts) -> dict[str, Any]:
-    from atomdiff.pictures.sampling import SAMPLERS
+    from atomdiff.sampling.draw import SAMPLERS
 
     with gr.Accordion("More settings", open=False, elem_classes="quiet", elem_id="more"):
         negative = gr.Textbox(

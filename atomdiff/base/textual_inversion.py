@@ -1,0 +1,192 @@
+"""A learned trigger: vectors added to the embeddings of the tokens that the trigger word is made of.
+
+As in textual inversion (Gal et al. 2022, arXiv 2208.01618), but from the word's own embedding on and together
+with the atoms: v' = v + s Δv for every token of the trigger, in each text encoder (SDXL has two). Δv starts
+at zero, so an untrained token is the base's, and like atoms it has a strength s and adds up. A trigger may
+have more vectors than tokens: then the word is read several times over, each time with vectors of its own.
+The embedding table itself is never written to: the change is added to what comes out of it, within `added`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.errors import ConceptError, SettingsError
+
+if TYPE_CHECKING:
+    from atomdiff.concept.concept import Concept
+
+MAX_TOKENS = 8  # of a trigger: it is a word, not a prompt
+_ENCODERS = {"token": ("tokenizer", "text_encoder"), "token2": ("tokenizer_2", "text_encoder_2")}
+
+Vectors = dict[str, Tensor]
+"""For each text encoder, "token" and "token2": Δv (n, 1, d), for the tokens of a trigger in order, and again
+for each further time that it is read."""
+
+
+class TriggerToken:
+    """The vectors of a trigger, to be trained; zeros at first, fp32.
+
+    There are at least `vectors` of them: a word of fewer tokens is read several times over. Raises
+    SettingsError for a trigger of no or too many tokens, or one that shares a token with a prompt of
+    `spared`, which must keep its meaning.
+    """
+
+    def __init__(self, base: Base, trigger: str, spared: Sequence[str] = (), vectors: int = 1) -> None:
+        self.trigger = trigger
+        self.ids = token_ids(base, trigger)
+        for key, own in self.ids.items():
+            if not 1 <= len(own) <= MAX_TOKENS:
+                raise SettingsError(
+                    f"The trigger {trigger!r} is {len(own)} tokens long and a learned one has 1 to "
+                    f"{MAX_TOKENS}: give a short word as the trigger."
+                )
+            for prompt in spared:
+                if set(own) & set(_ids(base, key, prompt)):
+                    raise SettingsError(
+                        f"The trigger {trigger!r} shares a token with the prompt {prompt!r}, which would "
+                        "change its meaning too: give another trigger, or train no token."
+                    )
+        times = -(-vectors // min(map(len, self.ids.values())))
+        self.vectors = {
+            key: nn.Parameter(torch.zeros(times * len(own), 1, _width(base, key), device=base.device))
+            for key, own in self.ids.items()
+        }
+
+    def reading(self) -> Reading:
+        """How prompts are read while it is trained."""
+        return Reading(self.trigger, self.ids, self.vectors)
+
+    def read(self) -> Vectors:
+        """A copy on the CPU."""
+        return {key: vector.detach().cpu().clone() for key, vector in self.vectors.items()}
+
+    def concerns(self, base: Base, prompt: str) -> bool:
+        """Whether a prompt holds any token of the trigger."""
+        return any(set(own) & set(_ids(base, key, prompt)) for key, own in self.ids.items())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How prompts with a trigger are read: its t different tokens and its n = r t vectors for each encoder.
+
+    The word is said r times in succession, and the k-th time that a token of it stands in a prompt, it takes
+    the vector of repetition k mod r.
+    """
+
+    trigger: str
+    ids: Mapping[str, list[int]]
+    vectors: Mapping[str, Tensor]
+    strength: float = 1.0
+
+    @property
+    def times(self) -> int:
+        """r, how often the word is said."""
+        return next((len(self.vectors[key]) // len(own) for key, own in self.ids.items()), 1)
+
+    def spoken(self, prompt: str) -> str:
+        """The prompt with the trigger said r times wherever it stands, letters of other words apart."""
+        if self.times == 1:
+            return prompt
+        return _word(self.trigger).sub(lambda found: " ".join([found[0]] * self.times), prompt)
+
+
+def calls(prompt: str, trigger: str) -> bool:
+    """Whether a prompt says a trigger, be it in capitals, letters of other words apart; "" is always said."""
+    return not trigger or _word(trigger).search(prompt) is not None
+
+
+def readings(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[Reading]:
+    """Of the concepts that have a learned trigger and a strength other than 0. Raises ConceptError where the
+    vectors do not fit the base."""
+    found = []
+    for concept, strength in concepts:
+        vectors = concept.token
+        if not vectors or strength == 0:
+            continue
+        ids = token_ids(base, concept.trigger)
+        shapes = {key: tuple(vector.shape) for key, vector in vectors.items()}
+        some, own = next(iter(ids.items()))
+        times = max(1, shapes.get(some, (1,))[0] // max(1, len(own)))
+        wanted = {key: (times * len(own), 1, _width(base, key)) for key, own in ids.items()}
+        if wanted != shapes:
+            raise ConceptError(
+                f"The learned trigger {concept.trigger!r} of {concept.title!r} has the shapes {shapes}, but "
+                f"the text encoders of {base.name!r} need {wanted}: use the base it was made for."
+            )
+        found.append(Reading(concept.trigger, ids, vectors, strength))
+    return found
+
+
+def spoken(prompt: str, known: Sequence[Reading]) -> str:
+    """The prompt as text encoders must be given it within `added`. A word that several concepts are called by
+    is said as often as the one that needs it most."""
+    by_times = sorted(known, key=lambda reading: reading.times)
+    for reading in {reading.trigger.lower(): reading for reading in by_times}.values():
+        prompt = reading.spoken(prompt)
+    return prompt
+
+
+@contextlib.contextmanager
+def added(base: Base, known: Sequence[Reading]) -> Iterator[None]:
+    """Within: strength · Δv is added to the embeddings of the tokens of each trigger. Prompts must be given
+    as they are `spoken`."""
+    handles = []
+    try:
+        for reading in known:
+            for key, own in reading.ids.items():
+                hook = _adder(own, reading.vectors[key], reading.strength)
+                handles.append(_table(base, key).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def token_ids(base: Base, trigger: str) -> dict[str, list[int]]:
+    """The different tokens of a trigger in order, for each text encoder of the base."""
+    encoders = [key for key in _ENCODERS if getattr(base.pipe, _ENCODERS[key][1], None) is not None]
+    return {key: list(dict.fromkeys(_ids(base, key, trigger))) for key in encoders}
+
+
+def _word(trigger: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![^\W\d_]){re.escape(trigger)}(?![^\W\d_])", re.IGNORECASE)
+
+
+def _ids(base: Base, key: str, text: str) -> list[int]:
+    tokenizer = getattr(base.pipe, _ENCODERS[key][0])
+    return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
+
+
+def _table(base: Base, key: str) -> Any:
+    return getattr(base.pipe, _ENCODERS[key][1]).get_input_embeddings()
+
+
+def _width(base: Base, key: str) -> int:
+    return int(_table(base, key).weight.shape[1])
+
+
+def _adder(ids: list[int], vectors: Tensor, strength: float) -> Any:
+    """A hook on an embedding table: where token ids[i] stands for the k-th time, Δv of row (k mod r) t + i is
+    added, Δv (r t, 1, d), summed in fp32, rounded once."""
+    r = len(vectors) // len(ids)
+
+    def hook(table: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        places = torch.stack([args[0] == own for own in ids], -1)  # (b, tokens, t)
+        if not places.any():
+            return None
+        turn = (places.cumsum(1) - 1) % r
+        chosen = [(places & (turn == k)).float() for k in range(r)]  # r times (b, tokens, t)
+        change = torch.cat(chosen, -1) @ vectors[:, 0].to(out.device)
+        moved = out.float() + strength * change
+        return torch.where(places.any(-1, keepdim=True), moved.to(out.dtype), out)
+
+    return hook

@@ -1,0 +1,153 @@
+"""What the drawing commands make of their flags: concepts with strengths, the base, pictures with a bar."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from atomdiff.core.blocks import Strength, parse_strength
+from atomdiff.errors import BaseError, ConceptError, SettingsError
+from atomdiff.sampling import hints
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.concept.concept import Concept
+    from atomdiff.library import Entry
+
+
+def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
+    """`FILE` or `NAME` of a concept in the library, which is told, each with or without `:STRENGTH`.
+
+    Raises ConceptError or SettingsError.
+    """
+    from atomdiff.files import card
+    from atomdiff.library import Library
+
+    weighted = []
+    for item in given:
+        name, strength = _split(item)
+        entry = _in_library(name)
+        if entry:
+            Library().used(entry.id)
+            typer.echo(f"note: {name!r} is {entry.path} in the library", err=True)
+        weighted.append((card.load(entry.path if entry else name), strength))
+    return weighted
+
+
+def concept_file(given: Path) -> Path:
+    """The file that `FILE`, or `NAME` of a concept in the library, means. Raises ConceptError."""
+    entry = _in_library(str(given))
+    return entry.path if entry else given
+
+
+def split_strength(item: str) -> tuple[str, Strength]:
+    """The file that `FILE`, `NAME` or these with `:STRENGTH` mean, and the strength. Raises as above."""
+    name, strength = _split(item)
+    entry = _in_library(name)
+    return str(entry.path) if entry else name, strength
+
+
+def _in_library(name: str) -> Entry | None:
+    """The library's only concept of this name; None if it is a file's name, or there is no library.
+
+    Raises ConceptError if the library has none or several of the name.
+    """
+    path = Path(name)
+    if path.exists() or path.name != name or path.suffix.lower() in (".safetensors", ".png"):
+        return None
+    from atomdiff.library import Library, default_folder
+
+    if not default_folder().is_dir():
+        return None
+    try:
+        return Library().named(name)
+    except ConceptError as error:
+        raise ConceptError(f"There is no file {name!r}. {error}") from None
+
+
+def _split(item: str) -> tuple[str, Strength]:
+    head, colon, tail = item.rpartition(":")
+    if not colon or not head or Path(item).exists():
+        return item, 1.0
+    if re.fullmatch(r"\s*\w+=[^/\\]*(?<!\.safetensors)", tail):
+        return head, parse_strength(tail)
+    try:
+        strength = float(tail)
+    except ValueError:
+        if tail.endswith(".safetensors") or "\\" in tail or "/" in tail:
+            return item, 1.0  # the colon belongs to the path
+        raise SettingsError(f"The strength in {item!r} is not a number: write FILE:0.8, say.") from None
+    if not math.isfinite(strength):
+        raise SettingsError(f"The strength in {item!r} is not a finite number: write FILE:0.8, say.")
+    return head, strength
+
+
+def which_base(given: str | None, weighted: list[tuple[Concept, Strength]]) -> tuple[str, str]:
+    """The base to use, and why that one."""
+    if given is not None:
+        return given, "as asked"
+    if not weighted:
+        return "pocket", "the bundled model; --base picks another"
+    concept = weighted[0][0]
+    if not concept.base.name:
+        raise BaseError(
+            f"The concept {concept.title!r} does not say what its base ({concept.base.architecture}) is "
+            "called: name it with --base."
+        )
+    return concept.base.name, f"the one that {concept.title!r} was trained on"
+
+
+def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
+    import torch
+
+    from atomdiff.base import stable_diffusion as bases
+
+    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if dtype not in ("auto", *types):
+        raise SettingsError(f"--dtype is auto, {', '.join(types)}, not {dtype!r}.")
+    if device == "auto":
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        device = next(name for name, usable in there.items() if usable)
+    chosen = types.get(dtype, torch.float16 if device.startswith("cuda") else torch.float32)
+    try:
+        return bases.load_base(name, chosen, device)
+    except BaseError as error:
+        if given:
+            raise
+        raise BaseError(f"{error} The concept was trained on it; --base says where it lies.") from error
+
+
+def tell_about(
+    base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]], always: bool = False
+) -> None:
+    """What the user should know before drawing. Raises ConceptError for a concept of another base."""
+    _tell(hints.before_drawing(base, prompt, negative, weighted, always))
+
+
+def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:
+    """Warns of concepts that get in each other's way, before they are used together."""
+    _tell(hints.clashes(weighted))
+
+
+def _tell(told: Iterable[hints.Remark]) -> None:
+    for remark in told:
+        typer.echo(f"{'warning' if remark.warning else 'note'}: {remark.text}", err=True)
+
+
+def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:
+    from atomdiff.sampling.draw import CousinWarning, draw
+    from atomdiff.training.terminal import Terminal
+
+    with warnings.catch_warnings(), Terminal() as shown:
+        warnings.simplefilter("ignore", CousinWarning)  # told already
+        tell = functools.partial(shown.stage, "Drawing")
+        return draw(base, prompt, callback=tell, **settings)

@@ -1,0 +1,297 @@
+"""A trained concept: the few thousand numbers that make a base model draw one thing, and what they mean.
+
+Atoms are kept packed, one tensor a family, in the order in which `inject.select` finds the layers:
+
+    "conv"     (L, m, k2)       ΔD of every spatial convolution; "conv.3x3", "conv.5x5", ... where
+                                kernels differ
+    "linear"   (L, kc², kc²)    ΔDc of every linear or 1×1 layer; or (L, 1, c), the pool that all of these
+                                are made of
+    "token"    (n, 1, d)        what is added to the embeddings of the trigger's tokens; "token2" for a
+                                second text encoder
+
+(docs/format.md has the shapes of the other families, and "beta" and "coef", which some have beside these.)
+
+Layer names are not kept: the spec and the base's UNet give them again, and a digest over names and shapes
+makes sure that they are the ones the concept was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff.concept import maps, passport
+from atomdiff.concept.contents import Contents
+from atomdiff.concept.passport import BasePassport
+from atomdiff.core import inject, subspace
+from atomdiff.core.building import SHARED
+from atomdiff.core.inject import AtomSpec, DeltaOf, Selection
+from atomdiff.errors import AtomdiffError, ConceptError
+
+
+@dataclass(frozen=True, eq=False)
+class Concept(Contents[Tensor]):
+    """What a trained concept is; made by `Concept.of` after training or by `Concept.load` from a file.
+
+    Its fields are those of `Contents`, with fp32 tensors on the CPU. Raises ConceptError if the parts
+    contradict each other or a number is not finite.
+    """
+
+    def __post_init__(self) -> None:
+        for kind in ("atoms", "bases"):
+            tensors = {
+                key: value.detach().to("cpu", torch.float32).contiguous()
+                for key, value in sorted(getattr(self, kind).items())
+            }
+            object.__setattr__(self, kind, tensors)
+        super().__post_init__()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        spec: AtomSpec,
+        atoms: Mapping[str, Tensor],
+        base: BasePassport,
+        *,
+        trigger: str = "",
+        class_word: str = "",
+        name: str = "",
+        training: Mapping[str, str | int | float] | None = None,
+        token: Mapping[str, Tensor] | None = None,
+    ) -> Concept:
+        """Packs the atoms that were trained on `model` (attached or not), by layer name as `Attached.read`
+        gives them, and the trained `token` if there is one, as `TriggerToken.read` gives it.
+
+        A full-rank svd basis spans what the DCT spans, so its atoms are re-expressed over the DCT and
+        nothing else needs to be kept. Raises ConceptError if names or shapes are not those that `spec`
+        selects.
+        """
+        selection = inject.select(model, spec)
+        shared = spec.linear_family == "shared" and selection.linear
+        wanted = {*selection.conv, *([SHARED.partition("#")[0]] if shared else selection.linear)}
+        if wanted != {name.partition("#")[0] for name in atoms}:
+            odd = min(wanted ^ {name.partition("#")[0] for name in atoms})
+            raise ConceptError(
+                f"The spec selects {len(wanted)} layers but atoms of {len(atoms)} were given (see {odd!r}); "
+                "pack with the spec that was trained."
+            )
+        bases: dict[str, Tensor] = {}
+        if spec.basis == "svd":
+            bases = {layer: inject.basis_for(conv, spec) for layer, conv in selection.conv.items()}
+            if all(basis.shape[0] == basis.shape[1] for basis in bases.values()):
+                atoms = {**atoms, **_over_dct(selection, bases, atoms)}
+                spec, bases = replace(spec, basis="dct"), {}
+        elif spec.conv_family == "sparse":
+            stored = {layer: atoms.get(inject.entry(layer, "basis")) for layer in selection.conv}
+            bases = {layer: basis for layer, basis in stored.items() if basis is not None}
+        return cls(
+            atoms=_pack(selection, spec, atoms) | dict(token or {}),
+            layers=selection.digest(),
+            spec=spec,
+            base=base,
+            trigger=trigger,
+            class_word=class_word,
+            name=name,
+            training=dict(training or {}),
+            bases=_pack(selection, spec, bases),
+        )
+
+    def bind(self, model: nn.Module) -> dict[str, Tensor]:
+        """Layer name -> its atoms, for a model with the layers that the concept was trained on; of shared
+        ones the maps that they make.
+
+        Raises ConceptError if the model's layers are others.
+        """
+        own = maps.unshared(self)
+        return _unpack(self._selection(model), own.spec, own.atoms)
+
+    def deltas(self, model: nn.Module) -> dict[str, DeltaOf]:
+        """Layer name -> the function from its pristine weight to ΔW, as `inject.fold` takes them."""
+        selection, own = self._selection(model), maps.unshared(self)
+        bases, atoms = (_unpack(selection, own.spec, packed) for packed in (own.bases, own.atoms))
+        return inject.delta_functions(model, own.spec, atoms, bases)
+
+    @property
+    def token(self) -> dict[str, Tensor]:
+        """What is added to the embeddings of the trigger's tokens, (n, 1, d) for each text encoder; empty if
+        none was trained."""
+        return {key: tensor for key, tensor in self.atoms.items() if key.startswith("token")}
+
+    def check_base(self, base: BasePassport) -> str:
+        """ "" if the concept was trained on this very base, a warning if on a relative of it.
+
+        Raises ConceptError, naming both, if the base has another architecture.
+        """
+        match = self.base.compare(base)
+        if match.kind == "same":
+            return ""
+        made, given = _describe(self.base), _describe(base)
+        if match.kind == "other":
+            raise ConceptError(
+                f"The concept {self.title!r} was made for {made} and cannot be used on {given}, which has "
+                "other layers: give the base it was made for."
+            )
+        if match.distance > passport.APART:
+            return (
+                f"The concept {self.title!r} was made for {made}; {given} has the same layers but is hardly "
+                f"a fine-tune of it, its weights about {match.distance:.0%} away: likeness may suffer badly."
+            )
+        return (
+            f"The concept {self.title!r} was made for {made}; {given} is a fine-tune of it, its weights "
+            f"about {match.distance:.1%} away: it works there, but likeness may suffer."
+        )
+
+    def size_report(self, dtype: str | None = None) -> dict[str, int]:
+        """Bytes of each part of the file: conv atoms, linear atoms, bases, scales, header with the texts."""
+        from atomdiff.files import safetensors_file  # formats is built on this module
+
+        return safetensors_file.size_report(safetensors_file.to_bytes(self, dtype))
+
+    def sha256(self) -> str:
+        """The concept's identity: the checksum of the file that it came from, or that `save` writes by
+        default (in fp32 where its own precision cannot hold it)."""
+        from atomdiff.files import safetensors_file
+
+        try:
+            data = safetensors_file.to_bytes(self)
+        except ConceptError:
+            data = safetensors_file.to_bytes(self, "fp32")
+        return hashlib.sha256(data).hexdigest()
+
+    def save(self, path: str | Path, dtype: str | None = None, max_bytes: int | None = None) -> Path:
+        """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.
+
+        `dtype` is "fp32", "fp16", "int8" or "int4", by default the concept's own; with `max_bytes` it is the
+        best of these, from `dtype` down, with which the file is no larger. Raises ConceptError if it cannot
+        be written or nothing fits.
+        """
+        from atomdiff.files import safetensors_file
+
+        return safetensors_file.write(self, Path(path), dtype, max_bytes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Concept:
+        """Reads a concept file. Raises ConceptError if it is missing, broken, foreign or hostile."""
+        from atomdiff.files import safetensors_file
+
+        return safetensors_file.read(Path(path))
+
+    def __add__(self, other: Concept) -> Concept:
+        """Both at once, as one concept; likewise `a - b`, `-a` and `0.7 * a`. See `algebra.mix`."""
+        return self._mix((self, 1.0), (other, 1.0))
+
+    def __sub__(self, other: Concept) -> Concept:
+        return self._mix((self, 1.0), (other, -1.0))
+
+    def __mul__(self, weight: float) -> Concept:
+        return self._mix((self, weight))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Concept:
+        return self._mix((self, -1.0))
+
+    def similarity(self, other: Concept) -> float:
+        """The cosine between what the two do to the weights, -1 to 1. See `algebra.Comparison`."""
+        from atomdiff.concept import algebra  # which is built on this module
+
+        return algebra.similarity(self, other)
+
+    def trim(self, max_bytes: int, dtype: str = "fp16", unet: nn.Module | None = None) -> Concept:
+        """The concept without the layers that matter least, so that its file is no larger. See
+        `algebra.trim`."""
+        from atomdiff.concept import algebra
+
+        return algebra.trim(self, max_bytes, dtype, unet)
+
+    @staticmethod
+    def _mix(*parts: tuple[Concept, float]) -> Concept:
+        from atomdiff.concept import algebra
+
+        return algebra.mix(parts)
+
+    def _selection(self, model: nn.Module) -> Selection:
+        try:
+            selection = inject.select(model, self.spec)
+        except AtomdiffError:
+            selection = Selection({}, {}, {})
+        if selection.digest() != self.layers:
+            count = sum(len(tensor) for key, tensor in self.atoms.items() if key[:4] in ("conv", "line"))
+            raise ConceptError(
+                f"The concept {self.title!r} belongs to {count} layers of {_describe(self.base)}, and this "
+                f"model has others ({len(selection.conv) + len(selection.linear)} match its spec): use the "
+                "base it was made for."
+            )
+        return selection
+
+
+def _families(selection: Selection, spec: AtomSpec) -> dict[str, dict[str, int]]:
+    """Packed tensor name -> what `inject.Attached.read` calls the numbers in it, in order, each with the
+    matrices it has: one, or of β one for each group of channels, of a pool one for each layer."""
+    by_kernel: dict[tuple[int, ...], list[str]] = {}
+    for layer, conv in selection.conv.items():
+        by_kernel.setdefault(tuple(conv.kernel_size), []).append(layer)
+    families: dict[str, dict[str, int]] = {}
+    for (kh, kw), layers in by_kernel.items():
+        suffix = "" if len(by_kernel) == 1 else f".{kh}x{kw}"
+        families["conv" + suffix] = dict.fromkeys(layers, 1)
+        if spec.conv_family == "recursive":
+            groups = {layer: spec.groups_of(selection.conv[layer].weight.shape[1]) for layer in layers}
+            families["beta" + suffix] = {inject.entry(layer, "beta"): n for layer, n in groups.items()}
+    cut = [layer for layer, conv in selection.conv.items() if inject.has_coefficients(conv, spec)]
+    families["coef"] = {inject.entry(layer, "coef"): 1 for layer in cut}
+    shared = spec.linear_family == "shared" and selection.linear
+    families["linear"] = {SHARED: len(selection.linear)} if shared else dict.fromkeys(selection.linear, 1)
+    return {key: entries for key, entries in families.items() if entries}
+
+
+def _pack(selection: Selection, spec: AtomSpec, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor a family; families that `named` has nothing of are left out."""
+    packed = {}
+    for key, entries in _families(selection, spec).items():
+        tensors = [named[name].detach().float().cpu() for name in entries if name in named]
+        tensors = [tensor if tensor.ndim == 3 else tensor[None] for tensor in tensors]
+        if len({tensor.shape[1:] for tensor in tensors}) > 1:
+            raise ConceptError(
+                f"The atoms of {key!r} have different shapes, so they were not trained with one spec."
+            )
+        if tensors:
+            packed[key] = torch.cat(tensors)
+    return packed
+
+
+def _unpack(selection: Selection, spec: AtomSpec, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    families = {key: entries for key, entries in _families(selection, spec).items() if key in packed}
+    counts = {key: len(tensor) for key, tensor in packed.items() if not key.startswith("token")}
+    if counts != {key: sum(entries.values()) for key, entries in families.items()}:
+        raise ConceptError(
+            "The concept holds atoms for another number of layers than it says: it is damaged."
+        )
+    found: dict[str, Tensor] = {}
+    for key, entries in families.items():
+        parts = packed[key].split(list(entries.values()))
+        several = key.startswith("beta")
+        found |= {name: part if several else part[0] for name, part in zip(entries, parts, strict=True)}
+    return found
+
+
+def _over_dct(
+    selection: Selection, bases: Mapping[str, Tensor], atoms: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The same maps over the full-rank DCT D': D⁺ ΔD = D'⁺ ΔD' gives ΔD' = D' D⁺ ΔD."""
+    moved = {}
+    for layer, conv in selection.conv.items():
+        kernel = (conv.kernel_size[0], conv.kernel_size[1])
+        dct = subspace.dct_basis(kernel, kernel[0] * kernel[1])
+        moved[layer] = dct @ subspace.spatial_map(bases[layer].cpu(), atoms[layer].cpu())
+    return moved
+
+
+def _describe(base: BasePassport) -> str:
+    return f"{base.name!r} ({base.architecture})" if base.name else base.architecture

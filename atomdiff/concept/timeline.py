@@ -1,0 +1,187 @@
+"""The timeline of a training: the states that it went through, each of them a concept.
+
+All states of a run share everything but their numbers, so a timeline is one concept, the newest, and a stack
+of atoms; `Timeline.at(step)` is the very concept that saving at that step would have written, in fp16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomdiff.concept.concept import Concept
+from atomdiff.errors import ConceptError, SettingsError
+
+MAX_STEP = 10**9 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """States after `steps` (ascending), with the loss of each; `last` is the newest.
+
+    `atoms` holds every state's atoms, packed as in `Concept` with the states as a first dimension:
+    (S, L, r, c) fp16. `run` tells this training from another in the same folder. Raises ConceptError if the
+    parts contradict each other or a number is not finite.
+    """
+
+    last: Concept
+    steps: tuple[int, ...]
+    losses: Tensor  # (S) fp32
+    atoms: Mapping[str, Tensor]
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        count = len(self.steps)
+        ascending = all(0 <= a < b <= MAX_STEP for a, b in zip((0, *self.steps), self.steps, strict=False))
+        if not count or not ascending:
+            raise ConceptError(f"The steps of a timeline are ascending numbers from 1, not {self.steps[:9]}.")
+        shapes = {key: tuple(tensor.shape) for key, tensor in self.atoms.items()}
+        wanted = {key: (count, *tensor.shape) for key, tensor in self.last.atoms.items()}
+        if shapes != wanted or tuple(self.losses.shape) != (count,):
+            raise ConceptError(
+                f"A timeline of {count} states needs atoms {wanted} and as many losses, not {shapes} and "
+                f"{tuple(self.losses.shape)}."
+            )
+        if not all(torch.isfinite(tensor).all() for tensor in (self.losses, *self.atoms.values())):
+            raise ConceptError(f"The timeline of {self.last.title!r} holds NaN or infinity.")
+
+    @classmethod
+    def begin(cls, step: int, loss: float, concept: Concept, run: str = "") -> Timeline:
+        """A timeline of one state. Raises ConceptError where fp16 cannot hold its numbers."""
+        atoms = {key: tensor[None] for key, tensor in _half(concept).items()}
+        return cls(_at_step(concept, step), (step,), torch.tensor([loss]), atoms, run)
+
+    def then(self, step: int, loss: float, concept: Concept) -> Timeline:
+        """With one more state. Raises ConceptError if it is not a later one of the same training."""
+        same = shared(self.last, training={}).sha256() == shared(concept, training={}).sha256()
+        if not same or step <= self.steps[-1]:
+            raise ConceptError(
+                f"The state of step {step} does not continue the timeline of {self.last.title!r}, which ends "
+                f"at step {self.steps[-1]}: begin a new one."
+            )
+        added = _half(concept)
+        atoms = {key: torch.cat([tensor, added[key][None]]) for key, tensor in self.atoms.items()}
+        losses = torch.cat([self.losses, torch.tensor([loss])])
+        return Timeline(_at_step(concept, step), (*self.steps, step), losses, atoms, self.run)
+
+    def until(self, step: int) -> Timeline | None:
+        """Without the states after `step`; None if none is left."""
+        count = sum(kept <= step for kept in self.steps)
+        if not count:
+            return None
+        atoms = {key: tensor[:count] for key, tensor in self.atoms.items()}
+        last = self.at(self.steps[count - 1])
+        return Timeline(last, self.steps[:count], self.losses[:count], atoms, self.run)
+
+    def at(self, step: int) -> Concept:
+        """The state after `step` as a concept. Raises ConceptError, naming the nearest, if not kept."""
+        if step not in self.steps:
+            nearest = min(self.steps, key=lambda kept: abs(kept - step))
+            raise ConceptError(
+                f"The timeline of {self.last.title!r} keeps no state of step {step}: the nearest of its "
+                f"{len(self.steps)} is {nearest}."
+            )
+        index = self.steps.index(step)
+        atoms = {key: tensor[index].float() for key, tensor in self.atoms.items()}
+        return _at_step(replace(self.last, atoms=atoms), step)
+
+    def norms(self) -> list[float]:
+        """How far the atoms of each state are from the base: the norm of all their numbers."""
+        squares = sum(tensor.double().square().flatten(1).sum(1) for tensor in self.atoms.values())
+        return [float(square) ** 0.5 for square in torch.as_tensor(squares)]
+
+    def spread(self, count: int) -> tuple[int, ...]:
+        """At most `count` of the steps, evenly spread, with the first and the last; of one, the last."""
+        if count >= len(self.steps):
+            return self.steps
+        gap = (len(self.steps) - 1) / max(1, count - 1)
+        return tuple(self.steps[len(self.steps) - 1 - round(i * gap)] for i in reversed(range(count)))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the timeline, whole or not at all; equal ones give equal bytes. Raises ConceptError."""
+        from atomdiff.files import timeline_file  # formats is built on this module
+
+        return timeline_file.write(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Timeline:
+        """Reads a timeline. Raises ConceptError if it is missing, broken, foreign or hostile."""
+        from atomdiff.files import timeline_file
+
+        return timeline_file.read(Path(path))
+
+
+class Recorder:
+    """Keeps every `every`-th state of a run, and its last, in a file that is whole at any time.
+
+    A run that goes on after `done` steps goes on with its own timeline, without what came later; any other
+    begins a new one. What cannot be kept is told to `warn`, once, and is no reason to lose the run.
+    """
+
+    def __init__(self, path: Path, every: int, done: int, run: str, warn: Callable[[str], None]) -> None:
+        self.path, self.every, self._run, self._warn = path, every, run, warn
+        self._warned = False
+        self.timeline: Timeline | None = None
+        if done and path.exists():
+            try:
+                before = Timeline.load(path)
+                self.timeline = before.until(done) if before.run == run else None
+            except ConceptError as error:
+                self._tell(error)
+
+    def require_room(self, total: int, numbers: int) -> None:
+        """Refuses, before a run of `total` steps, what no file could hold. Raises SettingsError."""
+        from atomdiff.files.header import MAX_DATA
+
+        room = MAX_DATA // (2 * numbers + 4) - 2  # the last state, and one of a stop
+        if total // self.every > room:
+            raise SettingsError(
+                f"--timeline_steps {self.every} would keep {total // self.every:,} states of "
+                f"{2 * numbers:,} bytes, and a timeline holds {max(0, room):,}; "
+                + (f"give {-(-total // room)} or more, or 0 for none." if room > 0 else "give 0 for none.")
+            )
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether the state after this step is one to keep."""
+        return last or step % self.every == 0
+
+    def keep(self, step: int, loss: float, concept: Concept) -> None:
+        """Adds a state and writes the file."""
+        try:
+            if self.timeline is None:
+                grown = Timeline.begin(step, loss, concept, self._run)
+            else:
+                grown = self.timeline.then(step, loss, concept)
+            grown.save(self.path)
+            self.timeline = grown
+        except ConceptError as error:
+            self._tell(error)
+
+    def _tell(self, error: ConceptError) -> None:
+        if not self._warned:
+            self._warn(f"States are missing from the timeline: {error}")
+        self._warned = True
+
+
+def _at_step(concept: Concept, step: int) -> Concept:
+    return replace(concept, training={**concept.training, "steps": step}, precision="fp16")
+
+
+def shared(concept: Concept, **changes: Any) -> Concept:
+    """What the states of a run have in common: ones for numbers, since a file may leave out zeros."""
+    ones = {key: torch.ones_like(tensor) for key, tensor in concept.atoms.items()}
+    return replace(concept, atoms=ones, precision="fp16", **changes)
+
+
+def _half(concept: Concept) -> dict[str, Tensor]:
+    atoms = {key: tensor.half() for key, tensor in concept.atoms.items()}
+    if not all(torch.isfinite(tensor).all() for tensor in atoms.values()):
+        raise ConceptError(
+            f"The atoms of {concept.title!r} reach beyond what fp16 can hold: lower the learning rate."
+        )
+    return atoms

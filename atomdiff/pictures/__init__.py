@@ -1,1 +1,0 @@
-"""Pictures: read with care, drawn by a base with concepts, seen while they come, kept with their settings."""

@@ -1,0 +1,322 @@
+"""Drawing: a base, any concepts and a prompt become pictures.
+
+Concepts are folded into the weights for the time of drawing, W' = W + Σ sᵢ ΔWᵢ, so that a step computes no
+more than on the base alone, and the very same weights are back afterwards. Σ is over the concepts that a
+prompt calls by their triggers: where none is called, pictures are the base's, bit for bit. Picture i of a
+call is made from seed + i, whatever its neighbours in the batch are; noise comes from the CPU's generator, so
+that a seed means the same on every device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atomdiff.base import loading, textual_inversion
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.concept.concept import Concept
+from atomdiff.core.blocks import Strength, strength_text
+from atomdiff.errors import SettingsError
+from atomdiff.sampling.gating import BRANCHES, USUAL, Negatives, Span, acting, groups
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A diffusers scheduler: its class, what to change in it, and what A1111 and its kin call it."""
+
+    scheduler: str
+    title: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+SAMPLERS = {
+    "dpm++": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M"),
+    "dpm++ karras": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M Karras", (("use_karras_sigmas", True),)),
+    "ddim": Sampler("DDIMScheduler", "DDIM"),
+    "euler": Sampler("EulerDiscreteScheduler", "Euler"),
+    "euler a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
+    "heun": Sampler("HeunDiscreteScheduler", "Heun"),
+    "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
+}
+GUIDANCE = {"pocket": 4.0, "sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
+BATCH = {"pocket": 8, "sd1": 4, "sd2": 2, "sdxl": 1}
+
+
+class CousinWarning(UserWarning):
+    """A concept is used on a fine-tuned relative of the base that it was trained on."""
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """Everything that decides a picture but base, concepts and prompt. Raises SettingsError for what cannot
+    work.
+
+    `size` is (width, height) in pixels, both multiples of 8. `branches` is where in guidance concepts act,
+    "conditional" or "both", and `span` on which part of the way from noise, 0, to the picture, 1 (see
+    `acting`); `always` says that they need not be called.
+    """
+
+    seed: int
+    steps: int
+    guidance: float
+    negative: str
+    size: tuple[int, int]
+    sampler: str
+    branches: str = "conditional"
+    span: Span = USUAL
+    always: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise SettingsError(f"There is no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}.")
+        if self.branches not in BRANCHES:
+            raise SettingsError(
+                f"Concepts act on the branches {' or '.join(BRANCHES)} of guidance, not {self.branches!r}."
+            )
+        if not 0 <= self.span[0] < self.span[1] <= 1:
+            raise SettingsError(
+                f"Concepts act from a point in 0 to 1 until a later one, not from {self.span[0]:g} until "
+                f"{self.span[1]:g}: 0 is the noise that a picture starts from, 1 the finished picture."
+            )
+        if not 1 <= self.steps <= 1000:
+            raise SettingsError(f"A picture takes 1 to 1000 steps, not {self.steps}: 20 to 50 are usual.")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise SettingsError(f"A seed is a whole number from 0 to 2^63 - 1, not {self.seed}.")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise SettingsError(
+                f"The guidance scale is a number from 0 up, not {self.guidance}: 4 to 8 are usual."
+            )
+        width, height = self.size
+        if any(side % 8 or not 8 <= side <= 8192 for side in self.size):
+            raise SettingsError(
+                f"The sides of a picture are multiples of 8 up to 8192 pixels, not {width} × {height}."
+            )
+
+
+def draw(
+    base: Base,
+    prompt: str | Sequence[str],
+    *,
+    concepts: Sequence[Concept | tuple[Concept, Strength]] = (),
+    count: int = 1,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float | None = None,
+    negative: str = "",
+    size: int | tuple[int, int] | None = None,
+    sampler: str = "dpm++",
+    batch_size: int | None = None,
+    branches: str = "conditional",
+    span: Span = USUAL,
+    always: bool = False,
+    callback: Callable[[int, int], None] | None = None,
+    preview: Callable[[Tensor], None] | None = None,
+) -> list[Image]:
+    """Draws `count` pictures of the prompt, or of each of several prompts in turn; the i-th of all
+    depends on its prompt and seed + i alone, and its `info["parameters"]` says how to redraw it.
+
+    A concept acts where the prompt says its trigger, or if it has none; with `always`, everywhere. `concepts`
+    may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`. At strength 0,
+    or not called, the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and height)
+    and `batch_size` have defaults by the base. Concepts act on the prompt's side of guidance alone, and what
+    it steers away from is the plain base; with `branches` "both", on both. They act on the UNet in the steps
+    that lead to a place in `span`, on the way from noise, 0, to the finished picture, 1: without more said,
+    the layout is the base's.
+
+    `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
+    to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
+    SettingsError for values that cannot work, ConceptError for a concept of another base; warns
+    (CousinWarning) where a concept's base was fine-tuned in the meantime.
+    """
+    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span, always)
+    weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
+    if count < 1 or (batch_size is not None and batch_size < 1):
+        raise SettingsError(
+            f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
+        )
+    prompts = [prompt] * count if isinstance(prompt, str) else [text for text in prompt for _ in range(count)]
+    total = len(prompts)
+    if seed + total - 1 > MAX_SEED:
+        raise SettingsError(
+            f"The seeds {seed} to {seed + total - 1} go beyond 2^63 - 1: take a smaller seed."
+        )
+    for concept, _ in weighted:
+        warning = concept.check_base(base.passport)
+        if warning:
+            warnings.warn(warning, CousinWarning, stacklevel=2)
+    together = groups(prompts, [concept for concept, _ in weighted], settings.always)
+    limit = batch_size or BATCH[base.family]
+    rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
+    images: dict[int, Image] = {}
+    with _scheduler(base, settings, preview):
+        for called, those in together.items():
+            some = [weighted[i] for i in called]
+            with acting(base, some, settings.negative, settings.branches, settings.span) as (known, avoided):
+                for start in range(0, len(those), limit):
+                    batch = those[start : start + limit]
+                    tell = _teller(callback, begun * steps, rounds * steps, steps)
+                    texts, seeds = (
+                        [textual_inversion.spoken(prompts[i], known) for i in batch],
+                        [seed + i for i in batch],
+                    )
+                    made = _draw_batch(base, texts, settings, seeds, avoided, tell)
+                    images |= zip(batch, made, strict=True)
+                    begun += 1
+    for i, image in images.items():
+        image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
+    return [images[i] for i in range(total)]
+
+
+def draw_settings(
+    base: Base,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float | None = None,
+    negative: str = "",
+    size: int | tuple[int, int] | None = None,
+    sampler: str = "dpm++",
+    branches: str = "conditional",
+    span: Span = USUAL,
+    always: bool = False,
+) -> DrawSettings:
+    """The settings with the base's own defaults filled in."""
+    sides = size if size is not None else base.resolution
+    width, height = (sides, sides) if isinstance(sides, int) else sides
+    scale = GUIDANCE[base.family] if guidance is None else float(guidance)
+    return DrawSettings(
+        seed, steps, scale, negative, (width, height), sampler.lower(), branches, span, always
+    )
+
+
+def parameters_text(
+    base: Base, prompt: str, settings: DrawSettings, concepts: Sequence[tuple[Concept, Strength]], seed: int
+) -> str:
+    """The generation text as A1111 writes it; concepts as name:strength:hash."""
+    lines = [prompt.strip()]
+    if settings.negative.strip():
+        lines.append(f"Negative prompt: {settings.negative.strip()}")
+    width, height = settings.size
+    fields = {
+        "Steps": settings.steps,
+        "Sampler": SAMPLERS[settings.sampler].title,
+        "CFG scale": f"{settings.guidance:g}",
+        "Seed": seed,
+        "Size": f"{width}x{height}",
+        "Model": _quoted(base.name),
+    }
+    used = [
+        f"{_plain(concept.title)}:{strength_text(strength)}:{concept.sha256()[:12]}"
+        for concept, strength in concepts
+    ]
+    if used:
+        fields["Concepts"] = _quoted(", ".join(used))
+        if settings.branches != "conditional":
+            fields["Concept branches"] = settings.branches
+        if settings.span != USUAL:
+            fields["Concept span"] = "-".join(f"{end:g}" for end in settings.span)
+        if settings.always:
+            fields["Concepts always"] = "yes"
+    lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
+    return "\n".join(lines)
+
+
+def _draw_batch(
+    base: Base,
+    prompts: list[str],
+    settings: DrawSettings,
+    seeds: list[int],
+    avoided: Negatives,
+    tell: Callable[..., dict[str, Any]],
+) -> list[Image]:
+    import torch
+
+    width, height = settings.size
+    with loading.quiet(), torch.no_grad():
+        made = base.pipe(
+            prompt=prompts,
+            **avoided(len(seeds)),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            width=width,
+            height=height,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=tell,
+        )
+    return list(made.images)
+
+
+def _teller(
+    callback: Callable[[int, int], None] | None, done: int, total: int, steps: int
+) -> Callable[..., dict[str, Any]]:
+    """diffusers' step callback: passes progress on, and stops when the latents are no numbers any more."""
+
+    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if not tensors["latents"].isfinite().all():
+            raise SettingsError(
+                f"The picture turned into NaN at step {step + 1}: lower the concept's strength, or draw in "
+                "fp32 or bf16."
+            )
+        if callback is not None:
+            callback(done + min(step + 1, steps), total)
+        return {}
+
+    return tell
+
+
+@contextlib.contextmanager
+def _scheduler(
+    base: Base, settings: DrawSettings, preview: Callable[[Tensor], None] | None = None
+) -> Iterator[None]:
+    """The pipeline with the wanted sampler over the base's own noise schedule; its own one is put back."""
+    import diffusers
+
+    sampler = SAMPLERS[settings.sampler]
+    own = base.pipe.scheduler
+    with loading.quiet():
+        made = getattr(diffusers, sampler.scheduler).from_config(own.config, **dict(sampler.options))
+    if preview is not None:
+        made.step = _watched(made, preview)
+    base.pipe.scheduler = made
+    try:
+        yield
+    finally:
+        base.pipe.scheduler = own
+
+
+def _watched(scheduler: Any, preview: Callable[[Tensor], None]) -> Callable[..., Any]:
+    """A scheduler's step that also tells its estimate of the clean latents.
+
+    Schedulers return it beside the next latents, or keep it (the multistep ones) among their past outputs.
+    """
+    own = scheduler.step
+
+    @functools.wraps(own)  # pipelines look at the signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        made = own(*args, **kwargs)
+        preview(made[1] if len(made) > 1 else scheduler.model_outputs[-1])
+        return made
+
+    return step
+
+
+def _plain(text: str) -> str:
+    """A name without what separates fields in the generation text."""
+    return " ".join(text.translate({ord(letter): " " for letter in ':,"\n'}).split())
+
+
+def _quoted(text: str) -> str:
+    """A1111 quotes values that hold a separator."""
+    import json
+
+    return json.dumps(text, ensure_ascii=False) if any(letter in text for letter in ',:"\n') else text

@@ -1,0 +1,174 @@
+"""On what concepts act: which prompts, which branches of classifier-free guidance, and which of the steps.
+
+A concept is called by its trigger: prompts that do not say it are the base's own. It acts on the conditional
+branch alone,
+
+    ε = ε_base(n) + w (ε_concept(c) - ε_base(n)),    c the prompt, n the negative prompt, w the guidance scale
+
+so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
+encoders read it. Training then need not keep ε(n) where it was. A span (a, b) lets concepts act on the UNet
+in the steps that lead to a place in (a, b] on the way from pure noise, 0, where a picture is laid out, to the
+finished picture, 1; it is measured by 1 - t/T. The usual span leaves the layout to the base. The last step,
+which no other puts right, halves what concepts add to the weights on the conditional branch: guidance would
+make too much of it, and of what the subject was never seen with, a hat, say, too little. A learned trigger is
+read in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from atomdiff.base import textual_inversion
+from atomdiff.base.stable_diffusion import Base, encode_prompts
+from atomdiff.base.textual_inversion import Reading, spoken
+from atomdiff.core.blocks import Strength, by_strength, of_words
+from atomdiff.core.inject import DeltaOf, fold
+
+if TYPE_CHECKING:
+    from atomdiff.concept.concept import Concept
+
+BRANCHES = ("conditional", "both")
+WHOLE = (0.0, 1.0)
+USUAL = (0.17, 1.0)  # the layout left to the base: prompts are followed better, and subjects are as alike
+ENDING = 0.99  # a step that leads beyond it is the last
+Span = tuple[float, float]
+Weights = dict[nn.Module, nn.Parameter]
+Negatives = Callable[[int], dict[str, Any]]
+"""From a number of pictures to what the pipeline is told of their negative prompts."""
+
+
+def groups(
+    prompts: Sequence[str], concepts: Sequence[Concept], always: bool = False
+) -> dict[tuple[int, ...], list[int]]:
+    """The places of the concepts that act together -> the places of the prompts that they act on: those that
+    say their triggers; `always` takes all for said."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        called = (
+            i
+            for i, concept in enumerate(concepts)
+            if always or textual_inversion.calls(prompt, concept.trigger)
+        )
+        found.setdefault(tuple(called), []).append(place)
+    return found
+
+
+@contextlib.contextmanager
+def acting(
+    base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, branches: str, span: Span
+) -> Iterator[tuple[list[Reading], Negatives]]:
+    """Within: these concepts act. Yields how prompts must be spoken, and the negative prompt.
+
+    Raises ConceptError for a concept of another base.
+    """
+    deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
+    words = [(concept, of_words(strength)) for concept, strength in weighted]
+    known = textual_inversion.readings(base, words)
+    if not any(strength for _, strength in [*deltas, *words]):
+        branches, span = "both", WHOLE  # the base alone is drawn in one way, bit for bit
+    avoided = negatives(base, negative, branches, known)
+    with folded(base, deltas, branches, span), textual_inversion.added(base, known):
+        yield known, avoided
+
+
+def negatives(base: Base, prompt: str, branches: str, known: Sequence[Reading]) -> Negatives:
+    """The negative prompt for any number of pictures, as triggers are read. To be asked while the text
+    encoders are the base's own: for the conditional branch it is encoded at once, as it stands."""
+    if branches == "both":
+        return lambda count: {"negative_prompt": [spoken(prompt, known)] * count}
+    hidden, pooled = encode_prompts(base, [prompt])
+
+    def repeated(count: int) -> dict[str, Any]:
+        told = {"negative_prompt_embeds": hidden.repeat(count, 1, 1)}
+        return told if pooled is None else told | {"negative_pooled_prompt_embeds": pooled.repeat(count, 1)}
+
+    return repeated
+
+
+@contextlib.contextmanager
+def folded(
+    base: Base,
+    deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]],
+    branches: str,
+    span: Span = WHOLE,
+) -> Iterator[None]:
+    """Within: concepts are folded into the UNet, as `inject.fold` does, but outside of `span` its layers
+    compute with the weights as they were. So they do on the conditional branch alone for the first half of a
+    guided batch, the negative prompts."""
+    unet = base.unet
+    pristine = _weights(unet)
+    with fold(unet, deltas), contextlib.ExitStack() as stack:
+        moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
+        if moved and (branches, span) != ("both", WHOLE):
+            step = Step(base, branches, span)
+            stack.callback(unet.register_forward_pre_hook(step.begin).remove)
+            for layer, own in moved.items():
+                stack.enter_context(_by_parts(layer, pristine[layer], own, step))
+        yield
+
+
+class Step:
+    """Which part of the batch of a step concepts act on, and `share`, how much of them."""
+
+    def __init__(self, base: Base, branches: str, span: Span) -> None:
+        self._pipe, self._branches, self._span = base.pipe, branches, span
+        self._last = int(base.scheduler.config.num_train_timesteps) - 1
+        self._within, self.share = True, 1.0
+
+    def begin(self, unet: nn.Module, args: tuple[Any, ...]) -> None:
+        """Hears of (latents, timestep, ...) before the UNet does."""
+        time, times = float(args[1]), self._pipe.scheduler.timesteps.tolist()
+        reached = 1 - max((t for t in times if t < time), default=0.0) / self._last
+        self._within = self._span[0] < reached <= self._span[1]
+        self.share = 0.5 if self._amplified() and reached > ENDING else 1.0
+
+    def first(self, count: int) -> int:
+        """Of `count` rows, negative prompts first, the first that concepts act on."""
+        if not self._within:
+            return count
+        return count // 2 if self._amplified() else 0
+
+    def _amplified(self) -> bool:
+        """Whether guidance multiplies what concepts add."""
+        return self._branches == "conditional" and bool(self._pipe.do_classifier_free_guidance)
+
+
+@contextlib.contextmanager
+def _by_parts(layer: nn.Module, plain: nn.Parameter, own: nn.Parameter, step: Step) -> Iterator[None]:
+    """Within: the layer computes with `plain` on the rows before `step.first`, and on the others as it is, or
+    with the mean of the two weights, to which it is linear."""
+    usual = layer.forward
+
+    def computed(rows: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def by(weight: nn.Parameter, some: Tensor) -> Tensor:
+            layer._parameters["weight"] = weight
+            answer: Tensor = usual(some, *args, **kwargs)
+            return answer
+
+        first = step.first(len(rows))
+        parts = [by(plain, rows[:first])] if first else []
+        if first < len(rows):
+            whole = by(own, rows[first:])
+            parts.append(whole if step.share == 1 else torch.lerp(by(plain, rows[first:]), whole, step.share))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    replaced = vars(layer).get("forward")
+    layer.forward = computed
+    try:
+        yield
+    finally:
+        layer._parameters["weight"] = own
+        del layer.forward  # the method of its class is there again
+        if replaced is not None:
+            layer.forward = replaced
+
+
+def _weights(unet: nn.Module) -> Weights:
+    """Layer -> the Parameter that is its weight now."""
+    held = {layer: layer._parameters.get("weight") for layer in unet.modules()}
+    return {layer: weight for layer, weight in held.items() if weight is not None}

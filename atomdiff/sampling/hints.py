@@ -1,0 +1,72 @@
+"""What one should know before drawing: what may surprise about concepts, a prompt and a base together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.concept.concept import Concept
+    from atomdiff.core.blocks import Strength
+
+Weighted = Sequence[tuple["Concept", "Strength"]]
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A sentence, which begins with a small letter or a quotation; a `warning` or only a note."""
+
+    text: str
+    warning: bool = True
+
+    def __str__(self) -> str:
+        """The sentence on its own."""
+        return self.text[:1].upper() + self.text[1:]
+
+
+def before_drawing(
+    base: Base, prompt: str, negative: str, weighted: Weighted, always: bool = False
+) -> Iterator[Remark]:
+    """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
+    from atomdiff.base.stable_diffusion import truncated_part
+    from atomdiff.base.textual_inversion import calls, readings, spoken
+    from atomdiff.core.blocks import of_words
+
+    acting = [item for item in weighted if always or calls(prompt, item[0].trigger)]
+    for concept, strength in weighted:
+        cousin = concept.check_base(base.passport)
+        if cousin:
+            yield Remark(cousin)
+        if (concept, strength) not in acting:
+            yield Remark(
+                f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "
+                "therefore does not act on it."
+            )
+    yield from clashes(acting)
+    known = readings(base, [(concept, of_words(strength)) for concept, strength in acting])
+    for what, text in (("prompt", prompt), ("negative prompt", negative)):
+        cut = truncated_part(base, spoken(text, known))
+        if cut:
+            yield Remark(f"the {what} is too long; this end of it is not used: {cut!r}")
+
+
+def clashes(weighted: Weighted) -> Iterator[Remark]:
+    """Pairs of concepts that get in each other's way when they are used together."""
+    from atomdiff.concept import algebra
+
+    used = [concept for concept, strength in weighted if strength]
+    for one, other in itertools.combinations(used, 2):
+        clash = algebra.clash(one, other)
+        if clash is not None and clash > algebra.CLASH:
+            yield Remark(
+                f"{one.title!r} and {other.title!r} overlap by {clash:.0%} in what they change, so each will "
+                "show in the other: lower their strengths, or draw them apart."
+            )
+        elif shared := set(one.trigger.lower().split()) & set(other.trigger.lower().split()):
+            yield Remark(
+                f"{one.title!r} and {other.title!r} are both called by {min(shared)!r}, so a prompt calls "
+                "both and each will show in the other: draw them apart, or train one with another trigger."
+            )

@@ -1,1 +1,0 @@
-"""Concepts on their way to others: cards, QR codes, the library of concepts, the hub."""
