@@ -23,7 +23,6 @@ from torch import Tensor
 import atomdiff
 from atomdiff import pocket
 from atomdiff.base.stable_diffusion import Base, encode_prompts, load_base
-from atomdiff.concept import algebra
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject
@@ -31,6 +30,7 @@ from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError, ConceptError
 from atomdiff.files.quantization import PRECISIONS
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.trim import trim
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.draw import draw
@@ -62,16 +62,15 @@ def made_for(base: Base, files: Iterable[Path]) -> Concept | None:
     return next((c for c in found if c.base.compare(base.passport).kind == "same"), None)
 
 
-def smaller(concept: Concept, base: Base) -> list[tuple[str, Concept, int]]:
+def smaller(concept: Concept) -> list[tuple[str, Concept, int]]:
     """Name, what is read back, and bytes, of the forms that are compared; the first is what to compare to."""
     forms = []
     for dtype in PRECISIONS:
         data = to_bytes(concept, dtype)
         forms.append((dtype, from_bytes(data), len(data)))
     smallest = forms[-1][2]
-    for how, unet in (("by ‖M‖", None), ("by ‖ΔW‖/‖W‖", base.unet)):
-        data = to_bytes(algebra.trim(concept, smallest, "int8", unet), "int8")
-        forms.append((f"int8, layers trimmed {how}", from_bytes(data), len(data)))
+    data = to_bytes(trim(concept, smallest, "int8"), "int8")
+    forms.append(("int8, layers trimmed", from_bytes(data), len(data)))
     return forms
 
 
@@ -150,7 +149,7 @@ def stable_diffusion_bytes() -> dict[str, int]:
 def rows_of(concept: Concept, base: Base, count: int) -> list[tuple[str, ...]]:
     prompt = f"a {concept.trigger} {concept.class_word}"
     likeness = judged(concept.class_word)
-    forms = smaller(concept, base)
+    forms = smaller(concept)
     bare, exact = outputs(base, [], prompt), outputs(base, [forms[0][1]], prompt)
     reference = pictures_of(base, forms[0][1], prompt, count)
 

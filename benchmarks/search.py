@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from atomdiff.concept import algebra
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
+from atomdiff.library.similar import most_similar
 
 from .report import Target, machine, show, verdict
 
@@ -58,7 +58,7 @@ def fill(folder: Path, files: int) -> None:
 def search(folder: Path, name: str) -> tuple[float, float]:
     """CPU seconds of one search, and the share of the concept's relatives among its nearest."""
     start = time.process_time()
-    found = algebra.neighbours(Concept.load(folder / f"{name}-0.safetensors"), folder, RELATIVES)
+    found = most_similar(Concept.load(folder / f"{name}-0.safetensors"), folder, RELATIVES)
     seconds = time.process_time() - start
     return seconds, sum(path.stem.split("-")[0] == name for path, _ in found) / RELATIVES
 

@@ -29,7 +29,7 @@ from atomdiff.core.families import (
 from atomdiff.core.inject import AtomSpec
 from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, size_report, to_bytes
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 SPECS = {
@@ -388,7 +388,7 @@ def test_every_precision_and_the_sizes_of_parts(spec: AtomSpec, dtype: str) -> N
     concept = Concept.of(net, spec, tensors, PASSPORT)
     data = to_bytes(concept, dtype)
     assert to_bytes(from_bytes(data), dtype) == data
-    assert sum(concept.size_report(dtype).values()) == len(data)
+    assert sum(size_report(data).values()) == len(data)
     bound = from_bytes(data).bind(net)
     limit = {"fp16": 1e-3, "int8": 0.02, "int4": 0.3}[dtype]
     for name, values in tensors.items():

@@ -17,7 +17,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, size_report, to_bytes
 from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LiveTable, encode_table
 from atomdiff.training.run import train
@@ -142,7 +142,7 @@ def test_it_travels_with_the_atoms(tiny_base: Callable[..., Any]) -> None:
         data = to_bytes(concept, dtype)
         assert to_bytes(from_bytes(data), dtype) == data
         assert (
-            concept.size_report(dtype)["token"]
+            size_report(data)["token"]
             == concept.token["token"].numel() * {"fp16": 4, "int8": 2, "int4": 1}[dtype] // 2
         )
     assert set(concept.bind(base.unet)) == set(concept.deltas(base.unet))

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from atomdiff import cli
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import BasePassport
-from atomdiff.concept.timeline import Recorder, Timeline
+from atomdiff.concept.timeline import Timeline
 from atomdiff.core.inject import AtomSpec, select
 from atomdiff.errors import ConceptError, Interrupted, SettingsError
 from atomdiff.files import atomic, timeline_file
@@ -29,6 +29,7 @@ from atomdiff.training import run as training
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
+from atomdiff.training.timeline_recorder import Recorder
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 

@@ -70,10 +70,10 @@ def similar(
     count: Annotated[int, typer.Option("--count", "-n", help="How many to name.")] = 10,
 ) -> None:
     """Name the concepts in a folder that are most like one, best first, with the cosine of their changes."""
-    from atomdiff.concept import algebra
     from atomdiff.files import card
+    from atomdiff.library.similar import most_similar
 
-    found = algebra.neighbours(card.look(concept_file(file))[0], folder, count)
+    found = most_similar(card.look(concept_file(file))[0], folder, count)
     for path, likeness in found:
         typer.echo(f"{likeness:6.3f}  {path}")
     if not found:
@@ -91,10 +91,11 @@ def trim(
     """Leave out the layers that matter least, until the file is small enough."""
     from atomdiff.files import card, safetensors_file
     from atomdiff.files import quantization as precisions
+    from atomdiff.files import trim as cut
 
     concept = card.load(concept_file(file))
     dtype = precision or concept.precision
-    trimmed = concept.trim(max_bytes, dtype)
+    trimmed = cut.trim(concept, max_bytes, dtype)
     _write(trimmed, out, dtype)
     if trimmed is concept:
         return

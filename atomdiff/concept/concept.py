@@ -17,7 +17,6 @@ makes sure that they are the ones the concept was trained on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from atomdiff.concept import maps, passport
+from atomdiff.concept import algebra, maps, passport, serialization
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, subspace
@@ -117,12 +116,6 @@ class Concept(Contents[Tensor]):
         bases, atoms = (_unpack(selection, own.spec, packed) for packed in (own.bases, own.atoms))
         return inject.delta_functions(model, own.spec, atoms, bases)
 
-    @property
-    def token(self) -> dict[str, Tensor]:
-        """What is added to the embeddings of the trigger's tokens, (n, 1, d) for each text encoder; empty if
-        none was trained."""
-        return {key: tensor for key, tensor in self.atoms.items() if key.startswith("token")}
-
     def check_base(self, base: BasePassport) -> str:
         """ "" if the concept was trained on this very base, a warning if on a relative of it.
 
@@ -147,22 +140,10 @@ class Concept(Contents[Tensor]):
             f"about {match.distance:.1%} away: it works there, but likeness may suffer."
         )
 
-    def size_report(self, dtype: str | None = None) -> dict[str, int]:
-        """Bytes of each part of the file: conv atoms, linear atoms, bases, scales, header with the texts."""
-        from atomdiff.files import safetensors_file  # formats is built on this module
-
-        return safetensors_file.size_report(safetensors_file.to_bytes(self, dtype))
-
     def sha256(self) -> str:
         """The concept's identity: the checksum of the file that it came from, or that `save` writes by
         default (in fp32 where its own precision cannot hold it)."""
-        from atomdiff.files import safetensors_file
-
-        try:
-            data = safetensors_file.to_bytes(self)
-        except ConceptError:
-            data = safetensors_file.to_bytes(self, "fp32")
-        return hashlib.sha256(data).hexdigest()
+        return serialization.sha256(self)
 
     def save(self, path: str | Path, dtype: str | None = None, max_bytes: int | None = None) -> Path:
         """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.
@@ -171,50 +152,31 @@ class Concept(Contents[Tensor]):
         best of these, from `dtype` down, with which the file is no larger. Raises ConceptError if it cannot
         be written or nothing fits.
         """
-        from atomdiff.files import safetensors_file
-
-        return safetensors_file.write(self, Path(path), dtype, max_bytes)
+        return serialization.concept_file().write(self, Path(path), dtype, max_bytes)
 
     @classmethod
     def load(cls, path: str | Path) -> Concept:
         """Reads a concept file. Raises ConceptError if it is missing, broken, foreign or hostile."""
-        from atomdiff.files import safetensors_file
-
-        return safetensors_file.read(Path(path))
+        return serialization.concept_file().read(Path(path))
 
     def __add__(self, other: Concept) -> Concept:
         """Both at once, as one concept; likewise `a - b`, `-a` and `0.7 * a`. See `algebra.mix`."""
-        return self._mix((self, 1.0), (other, 1.0))
+        return algebra.mix([(self, 1.0), (other, 1.0)])
 
     def __sub__(self, other: Concept) -> Concept:
-        return self._mix((self, 1.0), (other, -1.0))
+        return algebra.mix([(self, 1.0), (other, -1.0)])
 
     def __mul__(self, weight: float) -> Concept:
-        return self._mix((self, weight))
+        return algebra.mix([(self, weight)])
 
     __rmul__ = __mul__
 
     def __neg__(self) -> Concept:
-        return self._mix((self, -1.0))
+        return algebra.mix([(self, -1.0)])
 
     def similarity(self, other: Concept) -> float:
         """The cosine between what the two do to the weights, -1 to 1. See `algebra.Comparison`."""
-        from atomdiff.concept import algebra  # which is built on this module
-
         return algebra.similarity(self, other)
-
-    def trim(self, max_bytes: int, dtype: str = "fp16", unet: nn.Module | None = None) -> Concept:
-        """The concept without the layers that matter least, so that its file is no larger. See
-        `algebra.trim`."""
-        from atomdiff.concept import algebra
-
-        return algebra.trim(self, max_bytes, dtype, unet)
-
-    @staticmethod
-    def _mix(*parts: tuple[Concept, float]) -> Concept:
-        from atomdiff.concept import algebra
-
-        return algebra.mix(parts)
 
     def _selection(self, model: nn.Module) -> Selection:
         try:

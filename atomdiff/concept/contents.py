@@ -17,6 +17,7 @@ from atomdiff.concept.passport import BasePassport
 from atomdiff.core.spec import MOST_SHARED, AtomSpec
 from atomdiff.errors import ConceptError
 
+PRECISIONS = ("fp32", "fp16", "int8", "int4")  # of files, best first
 MAX_TEXT = 1000  # characters of any one text field: a concept is read by people and shown in lists
 Array = TypeVar("Array")  # np.ndarray; of a `Concept`, torch.Tensor
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # Unicode's categories Cc and Cs
@@ -55,6 +56,12 @@ class Contents(Generic[Array]):
     def title(self) -> str:
         """What to call the concept: its name, else its trigger."""
         return self.name or self.trigger or "unnamed"
+
+    @property
+    def token(self) -> dict[str, Array]:
+        """What is added to the embeddings of the trigger's tokens, (n, 1, d) for each text encoder; empty if
+        none was trained."""
+        return {key: array for key, array in self.atoms.items() if key.startswith("token")}
 
     def num_parameters(self) -> int:
         """How many numbers were trained."""

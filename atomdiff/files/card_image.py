@@ -20,9 +20,8 @@ from atomdiff.concept.concept import Concept
 from atomdiff.errors import ImageError
 from atomdiff.files import qr_image
 from atomdiff.files.card import embed
-from atomdiff.files.fonts import font_for, showable
+from atomdiff.files.fonts import fitted, font_for, showable
 from atomdiff.files.safetensors_file import from_bytes
-from atomdiff.sampling.sheets import fitted
 
 if TYPE_CHECKING:
     from PIL.Image import Image

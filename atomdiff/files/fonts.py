@@ -36,6 +36,16 @@ def showable(text: str) -> str:
     return " ".join("".join(letter for letter in text if letter.isspace() or _has(face, letter)).split())
 
 
+def fitted(text: str, font: Any, width: float) -> str:
+    """The text in one line, cut with an ellipsis where it would run out of `width` pixels."""
+    line = " ".join(text.split())
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line.rstrip() + "…"
+
+
 def _face(text: str) -> str:
     letters = {letter for letter in text if not letter.isspace()}
     fewest, best = len(letters) + 1, _OWN

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files import card, qr
-from atomdiff.files.fonts import font_for, showable
-from atomdiff.sampling.sheets import fitted
+from atomdiff.files.fonts import fitted, font_for, showable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

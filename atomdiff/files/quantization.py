@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from atomdiff.concept.contents import PRECISIONS
 from atomdiff.errors import ConceptError
 from atomdiff.files.header import Entry
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")  # best first
 LARGEST = {"int8": 127, "int4": 7}
 SCALE = ".scale"
 _FLOATS: dict[str, Any] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ImageError
 from atomdiff.files import atomic
-from atomdiff.files.fonts import font_for, showable
+from atomdiff.files.fonts import fitted, font_for, showable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,16 +148,6 @@ def grid(images: Sequence[Image]) -> Image:
     """All pictures on one sheet, about as wide as high."""
     columns = math.ceil(math.sqrt(len(images)))
     return contact_sheet([("", images[start : start + columns]) for start in range(0, len(images), columns)])
-
-
-def fitted(text: str, font: Any, width: float) -> str:
-    """The text in one line, cut with an ellipsis where it would run out of `width` pixels."""
-    line = " ".join(text.split())
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line.rstrip() + "…"
 
 
 def _write(pen: Any, at: tuple[int, int], text: str, size: float, room: float) -> None:

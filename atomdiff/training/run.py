@@ -21,7 +21,6 @@ from PIL.Image import Image
 
 from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.concept.concept import Concept
-from atomdiff.concept.timeline import Recorder
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
 from atomdiff.files.images import check_folder
 from atomdiff.files.safetensors_file import check_patterns, from_bytes, to_bytes
@@ -34,6 +33,7 @@ from atomdiff.training.reporting import Reporter, TensorBoard
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 from atomdiff.training.setup import prepare
 from atomdiff.training.sizing import suit_size, texts_of
+from atomdiff.training.timeline_recorder import Recorder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
