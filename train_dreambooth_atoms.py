@@ -16,14 +16,7 @@ import sys
 import typing
 from typing import Any, NoReturn
 
-from atomdiff.errors import (
-    AtomdiffError,
-    BaseError,
-    ImageError,
-    Interrupted,
-    SettingsError,
-    refused_by_system,
-)
+from atomdiff.errors import BaseError, ImageError, Interrupted, SettingsError, sentence_of
 from atomdiff.training import accelerate_launch
 from atomdiff.training.flag_aliases import ELSEWHERE
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
@@ -116,12 +109,12 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(stopped), 130)
     except KeyboardInterrupt:
         _fail("Stopped before the first step; class pictures drawn so far are kept for the next run.", 130)
-    except (SettingsError, ImageError, BaseError) as error:
-        _fail(str(error))  # found alike by every process
-    except AtomdiffError as error:
-        _fail(str(error), everyone=True)
-    except OSError as error:
-        _fail(refused_by_system(error), everyone=True)
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        alike = isinstance(error, (SettingsError, ImageError, BaseError))  # found by every process
+        _fail(sentence, everyone=not alike)
 
 
 def _fail(sentence: str, status: int = 2, everyone: bool = False) -> NoReturn:

@@ -1,8 +1,10 @@
 """Errors that a user can cause: one plain sentence saying what is wrong, what was received and what to do.
 
-The command line prints the sentence and exits with status 2; a library caller catches `AtomdiffError`.
-Anything else that escapes is a defect of atomdiff.
+The command line prints `sentence_of` an error and exits with status 2; the HTTP APIs and the studio answer
+with it; a library caller catches `AtomdiffError`. Anything else that escapes is a defect of atomdiff.
 """
+
+import re
 
 
 class AtomdiffError(Exception):
@@ -31,6 +33,20 @@ class TrainingError(AtomdiffError):
 
 class Interrupted(AtomdiffError):
     """The user stopped a run; its state was saved, and the message says how to go on."""
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What to tell whoever caused the error, in one sentence; None for a defect, whose traceback is to be
+    shown instead."""
+    if isinstance(error, AtomdiffError):
+        return " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search("out of memory|allocate memory", str(error))
+    ):
+        return "There is not enough memory: try smaller pictures, fewer at a time, or fp16."
+    if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
+        return refused_by_system(error)
+    return None
 
 
 def refused_by_system(error: OSError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from atomdiff import __version__
-from atomdiff.errors import AtomdiffError, ConceptError, refused_by_system
+from atomdiff.errors import ConceptError, sentence_of
 
 app = typer.Typer(
     help="Personalise Stable Diffusion with concept files of a few KB.",
@@ -28,18 +27,13 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except AtomdiffError as error:
-            _fail(str(error))
-        except OSError as error:
-            _fail(refused_by_system(error))
         except KeyboardInterrupt:
             _fail("Stopped; nothing was written.")
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not re.search(
-                "out of memory|allocate memory", str(error)
-            ):
+        except Exception as error:
+            sentence = sentence_of(error)
+            if sentence is None:
                 raise
-            _fail("There is not enough memory: try a smaller --size, --batch-size 1 or --dtype fp16.")
+            _fail(sentence)
 
     return wrapped
 
@@ -53,7 +47,7 @@ def check_concept_name(out: Path) -> None:
 
 
 def _fail(sentence: str) -> None:
-    typer.echo(f"error: {' '.join(sentence.split())}", err=True)
+    typer.echo(f"error: {sentence}", err=True)
     raise typer.Exit(2)
 
 
