@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from safetensors.torch import save_file
 
-from atomdiff.base import loading
+from atomdiff.base import architectures, loading
 from atomdiff.base.stable_diffusion import added_conditions, encode_prompts, load_base, truncated_part
 from atomdiff.concept.passport import BasePassport, passport_of
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
@@ -248,6 +248,13 @@ def test_unknown_names_and_devices(tiny_folder):
 def test_loading_prints_nothing(tiny_folder, capfd):
     load_base(str(tiny_folder("sd1")))
     assert capfd.readouterr() == ("", "")
+
+
+def test_every_architecture_is_known_by_a_name_and_a_repository_of_its_own():
+    known = list(architectures.ARCHITECTURES.values())
+    assert len({it.alias for it in known}) == len({it.repository for it in known}) == len(known)
+    assert [it.family for it in known if not it.repository] == ["pocket"]
+    assert architectures.of_unet(load_base("pocket").unet.config) == "pocket"
 
 
 def test_quiet_puts_logging_back():

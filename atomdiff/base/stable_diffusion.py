@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atomdiff.base import loading
+from atomdiff.base import architectures, loading
+from atomdiff.base.architectures import ALIASES
 from atomdiff.concept.passport import BasePassport, Match, passport_of
 from atomdiff.errors import BaseError, SettingsError
 
@@ -109,7 +110,7 @@ def load_base(
         if model is not None:
             model.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
-    family = _family(pipe, name)
+    family = "pocket" if name == "pocket" else architectures.of_unet(pipe.unet.config)
     passport = passport_of(pipe.unet, family, name)
     with loading.quiet():
         return Base(name=name, family=family, pipe=pipe.to(target), passport=passport)
@@ -173,8 +174,8 @@ def _load_pipeline(ref: str, dtype: torch.dtype) -> tuple[Any, str]:
     """The pipeline that `ref` names, and the name under which others can ask for it too (no private path)."""
     if ref == "pocket":
         return loading.from_folder(_pocket(), dtype, ref), ref
-    if ref in loading.ALIASES:
-        return loading.from_hub(loading.ALIASES[ref], dtype, ref), ref
+    if ref in ALIASES:
+        return loading.from_hub(ALIASES[ref].repository, dtype, ref), ref
     path = Path(ref).expanduser()
     if path.is_dir():
         return loading.from_folder(path, dtype, ref), path.resolve().name
@@ -183,7 +184,7 @@ def _load_pipeline(ref: str, dtype: torch.dtype) -> tuple[Any, str]:
     looks_local = ref.startswith((".", "/", "~")) or "\\" in ref or path.suffix in (".safetensors", ".ckpt")
     if loading.HUB_ID.fullmatch(ref) and not looks_local:
         return loading.from_hub(ref, dtype, ref), ref
-    known = ", ".join(("pocket", *loading.ALIASES))
+    known = ", ".join(ALIASES)
     raise BaseError(
         f"There is no base {ref!r}: it is none of {known}, no folder and no file here, and no hub id of the "
         f"form owner/name; check the path, or {loading.GO_ON}."
@@ -213,35 +214,6 @@ def _check_parts(pipe: Any, ref: str) -> None:
             f"The base {ref!r} predicts {prediction!r}; atomdiff knows 'epsilon' and 'v_prediction': "
             f"{loading.GO_ON}."
         )
-
-
-def _family(pipe: Any, name: str) -> str:
-    """pocket by the bundled UNet's shape (so a copy is pocket too), else by how SD generations differ."""
-    config = pipe.unet.config
-    if name == "pocket" or _is_pocket(config):
-        return "pocket"
-    if config.addition_embed_type == "text_time":
-        return "sdxl"
-    return "sd2" if config.use_linear_projection else "sd1"
-
-
-def _is_pocket(config: Any) -> bool:
-    import json
-
-    from atomdiff import pocket
-
-    try:
-        bundled = json.loads((Path(pocket.path()) / "unet" / "config.json").read_text("utf-8"))
-    except (OSError, AttributeError):
-        return False
-    keys = (
-        "block_out_channels",
-        "cross_attention_dim",
-        "layers_per_block",
-        "sample_size",
-        "down_block_types",
-    )
-    return all(json.dumps(config.get(key)) == json.dumps(bundled.get(key)) for key in keys)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -103,21 +103,23 @@ def readme(repo: str, data: bytes, samples: Sequence[Sample] = ()) -> str:
 
 def _metadata(concept: Concept, samples: Sequence[Sample]) -> dict[str, Any]:
     """What the hub searches by and shows at the top of the page."""
-    from atomdiff.base.loading import ALIASES, HUB_ID
+    from atomdiff.base.architectures import ALIASES
+    from atomdiff.base.loading import HUB_ID
 
-    name = ALIASES.get(concept.base.name, concept.base.name)
+    known = ALIASES.get(concept.base.name)
+    name = known.repository if known else concept.base.name
     base = name if HUB_ID.fullmatch(name) else None
     licence = concept.extra.get(PREFIX + "license", "")
-    known = licence.lower() in LICENCES
+    listed = licence.lower() in LICENCES
     widget = [
         {"text": item.prompt or _prompt(concept) or concept.title, "output": {"url": item.path}}
         for item in samples
     ]
     return {
         "base_model": base,
-        "license": licence.lower() if known else ("other" if licence else None),
+        "license": licence.lower() if listed else ("other" if licence else None),
         "license_name": re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
-        if licence and not known
+        if licence and not listed
         else None,
         "library_name": "atomdiff",
         "pipeline_tag": "text-to-image",

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.base import loading, textual_inversion
+from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, strength_text
@@ -49,8 +50,8 @@ SAMPLERS = {
     "heun": Sampler("HeunDiscreteScheduler", "Heun"),
     "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
 }
-GUIDANCE = {"pocket": 4.0, "sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
-BATCH = {"pocket": 8, "sd1": 4, "sd2": 2, "sdxl": 1}
+GUIDANCE = {family: known.guidance for family, known in ARCHITECTURES.items()}
+BATCH = {family: known.batch for family, known in ARCHITECTURES.items()}
 
 
 class CousinWarning(UserWarning):
