@@ -180,8 +180,6 @@ def test_layers_are_compared_one_by_one():
     concept = MADE[0]
     turned = replace(concept, atoms={**concept.atoms, "conv": -concept.atoms["conv"]})
     found = algebra.compare(concept, turned)
-    assert torch.allclose(found.layers()["conv"], torch.tensor(-1.0))
-    assert torch.allclose(found.layers()["linear"], torch.tensor(1.0))
     assert found.clash == pytest.approx(1)
     assert abs(found.similarity) < 1
     assert algebra.compare(MADE[3], MADE[4]).clash == 0  # convolutions here, linear layers there

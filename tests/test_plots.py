@@ -121,19 +121,6 @@ def test_an_untrained_concept_can_be_drawn():
     plots.picture(plots.learned_figure(nothing, layers, drift(nothing, model)), dpi=20)
 
 
-def test_pictures_for_a_page():
-    model = Wide()
-    layer = learned(made_for(model, linear_atoms="none"), model)[0]
-    tile = plots.map_picture(layer, 90)
-    assert tile.size == (90, 90)
-    pixels = np.asarray(tile).astype(int)
-    assert (pixels[::10, ::10] == pixels[5::10, 5::10]).all(), "every number is one square"
-    strongest = np.unravel_index(layer.map.abs().argmax(), (9, 9))
-    red, _, blue = pixels[strongest[0] * 10, strongest[1] * 10]
-    assert (red > blue) == bool(layer.map[strongest] > 0)
-    assert map_sheet.height([layer], 15.0) > 0
-
-
 def test_drawing_leaves_no_global_state():
     model = Wide()
     concept = made_for(model, linear_atoms="none")

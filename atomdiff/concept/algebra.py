@@ -147,13 +147,6 @@ class Comparison:
         the same layers, be it with or against each other, so that each is drawn by the other's strength."""
         return sum(float(both.abs().sum()) for both in self.both.values()) / self._norms()
 
-    def layers(self) -> dict[str, Tensor]:
-        """Family -> the cosine in each layer; 0 where one of the two does nothing."""
-        return {
-            family: both / (self.first[family] * self.second[family]).sqrt().clamp(min=1e-30)
-            for family, both in self.both.items()
-        }
-
     def _norms(self) -> float:
         squares = (sum(float(part.sum()) for part in own.values()) for own in (self.first, self.second))
         return math.sqrt(math.prod(squares)) or 1.0

@@ -10,14 +10,12 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import level_of
 from atomdiff.evaluation import map_sheet
 from atomdiff.evaluation.drift import LayerDrift, by_block, total
 from atomdiff.evaluation.layer_maps import LearnedLayer
-from atomdiff.evaluation.map_sheet import CHANGES, COLOURS, FAINT, INK, PAPER, RULE
+from atomdiff.evaluation.map_sheet import COLOURS, FAINT, INK, PAPER, RULE
 from atomdiff.files.fonts import font_for, showable
 
 if TYPE_CHECKING:
@@ -62,17 +60,6 @@ def picture(figure: Figure, dpi: int = DPI) -> Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER)
     return Image.open(buffer).convert("RGB")
-
-
-def map_picture(layer: LearnedLayer, side: int = 256, limit: float | None = None) -> Image:
-    """The map of one layer as a square picture; ±`limit` (by default its largest number) have full colour."""
-    from matplotlib import colormaps
-    from PIL import Image
-
-    numbers = layer.map.numpy()
-    limit = limit or float(np.abs(numbers).max()) or 1.0
-    colours = colormaps[CHANGES](np.clip(numbers / limit, -1, 1) / 2 + 0.5, bytes=True)
-    return Image.fromarray(colours[..., :3]).resize((side, side), Image.Resampling.NEAREST)
 
 
 # ------------------------------------------------------------------------------------------------ drift

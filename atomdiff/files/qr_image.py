@@ -9,11 +9,10 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, ImageError, SettingsError
-from atomdiff.files import card, qr
+from atomdiff.files import qr
 from atomdiff.files.fonts import fitted, font_for, showable
 
 if TYPE_CHECKING:
@@ -125,25 +124,6 @@ def read(images: Sequence[Image]) -> bytes:
         "The picture carries no concept and no QR code of one can be read in it; if it did once, a site "
         "saved it anew on the way: get the original file, or a sharper picture of the QR codes."
     )
-
-
-def concept_in(paths: Sequence[Path]) -> bytes:
-    """The concept file that a card carries, or that the QR codes in one or several pictures hold together.
-
-    A PNG's chunks are looked at first; no pixel is decoded if they hold a concept. Raises ConceptError,
-    ImageError.
-    """
-    images = []
-    for path in paths:
-        data = card.read_file(path)
-        try:
-            carried = card.extract(data) if card.is_png(data) else None
-        except ConceptError as error:
-            raise ConceptError(f"{str(path)!r}: {error}") from None
-        if carried is not None:
-            return carried
-        images.append(open_picture(data, path.name))
-    return read(images)
 
 
 def open_picture(data: bytes, name: str, mode: str = "L") -> Image:
