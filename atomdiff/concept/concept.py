@@ -28,7 +28,7 @@ from atomdiff.concept import algebra, maps, passport, serialization
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, subspace
-from atomdiff.core.building import SHARED
+from atomdiff.core.building import SHARED, layer_maps
 from atomdiff.core.inject import AtomSpec, DeltaOf, Selection
 from atomdiff.errors import AtomdiffError, ConceptError
 
@@ -115,6 +115,13 @@ class Concept(Contents[Tensor]):
         selection, own = self._selection(model), maps.unshared(self)
         bases, atoms = (_unpack(selection, own.spec, packed) for packed in (own.bases, own.atoms))
         return inject.delta_functions(model, own.spec, atoms, bases)
+
+    def layer_maps(self, model: nn.Module) -> dict[str, Tensor]:
+        """Layer name -> its map (G, n, n), as `mixed.Mixing` takes them. Raises ConceptError where the change
+        is not a map of the weight."""
+        selection, own = self._selection(model), maps.unshared(self)
+        bases, atoms = (_unpack(selection, own.spec, packed) for packed in (own.bases, own.atoms))
+        return layer_maps(model, own.spec, atoms, bases)
 
     def check_base(self, base: BasePassport) -> str:
         """ "" if the concept was trained on this very base, a warning if on a relative of it.

@@ -84,13 +84,6 @@ def _kernel(family: str, k2: int) -> tuple[int, int]:
     return kh, kw
 
 
-def _coarser(maps: Tensor, side: int, kc: int) -> Tensor:
-    """The maps (L, side², side²) of side × side blocks as maps of kc × kc blocks: the same on each part."""
-    n = kc // side
-    own, same = maps.view(-1, side, side, side, side), torch.eye(n)
-    return torch.einsum("lpqxy,ab,cd->lapcqbxdy", own, same, same).reshape(len(maps), kc**2, kc**2)
-
-
 def aligned(concepts: Sequence[Contents]) -> tuple[AtomSpec, str, list[Maps]]:
     """A spec that all fit, the digest of its layers ("" if no concept has all of them), and the maps of each
     under it. Raises ConceptError where the layers cannot be told to be the same."""
@@ -102,7 +95,7 @@ def aligned(concepts: Sequence[Contents]) -> tuple[AtomSpec, str, list[Maps]]:
     whole: dict[str, Contents] = {}
     for concept, own in zip(concepts, maps, strict=True):
         if "linear" in own and concept.spec.linear_block != spec.linear_block:
-            own["linear"] = _coarser(own["linear"], concept.spec.linear_block, spec.linear_block)
+            own["linear"] = subspace.coarser_block_map(own["linear"], spec.linear_block)
         if any(counts.setdefault(family, len(M)) != len(M) for family, M in own.items()):
             raise _different(concepts[0], concept)
     for concept, own in zip(concepts, maps, strict=True):

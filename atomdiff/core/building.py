@@ -123,6 +123,34 @@ def delta_functions(
 
 
 @torch.no_grad()
+def layer_maps(
+    model: nn.Module,
+    spec: AtomSpec,
+    atoms: Mapping[str, Tensor],
+    bases: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """For each layer named in `atoms` its map M (G, n, n) fp32 on the CPU, ΔW = W M for each of G groups of
+    input channels (see `mixed`). Raises ConceptError as `delta_functions` does, and for families whose change
+    is not a map."""
+    modules = dict(model.named_modules())
+    maps: dict[str, Tensor] = {}
+    for name in dict.fromkeys(key.partition("#")[0] for key in atoms):
+        module = modules.get(name)
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
+        own = {part: atoms[entry(name, part)] for part in ("", "beta", "coef") if entry(name, part) in atoms}
+        family = _stored_family(name, module, spec, own, (bases or {}).get(name)).cpu()
+        M = family.inverse @ family.change() if isinstance(family, RecursiveAtoms) else family()
+        if M is None:
+            raise ConceptError(
+                f"The change of {name!r} ({spec.conv_family}, coef_block {spec.coef_block}) is not a map of "
+                "its weight, so the concept cannot share a batch with others: draw it alone."
+            )
+        maps[name] = M if M.ndim == 3 else M[None]
+    return maps
+
+
+@torch.no_grad()
 def _stored_family(
     name: str, module: nn.Conv2d | nn.Linear, spec: AtomSpec, tensors: dict[str, Tensor], basis: Tensor | None
 ) -> Family:

@@ -135,6 +135,17 @@ def block_map_grad(weight: Tensor, grad_weight: Tensor, kc: int) -> Tensor:
     return to_blocks(weight.float(), kc).flatten(0, 1).T @ to_blocks(grad_weight.float(), kc).flatten(0, 1)
 
 
+def coarser_block_map(maps: Tensor, kc: int) -> Tensor:
+    """Maps (L, side², side²) of side × side blocks as maps (L, kc², kc²) of kc × kc blocks, kc a multiple of
+    side: the same on each part. Raises SettingsError for another kc."""
+    side = round(maps.shape[-1] ** 0.5)
+    if kc % side:
+        raise SettingsError(f"Blocks of side {side} cannot be joined to blocks of side {kc}: take a multiple.")
+    n = kc // side
+    own, same = maps.view(-1, side, side, side, side), torch.eye(n, dtype=maps.dtype, device=maps.device)
+    return torch.einsum("lpqxy,ab,cd->lapcqbxdy", own, same, same).reshape(len(maps), kc**2, kc**2)
+
+
 # ------------------------------------------------------------------- coefficients and channel mixing
 
 
