@@ -1,10 +1,10 @@
-"""Batches in which every row has maps of its own: several concepts, or several trainings, on one frozen model.
+"""Batches in which every row has maps of its own: several concepts, or trainings, on one frozen model.
 
 With T_b = I + M_b for row b of a batch,
 
     y[b, o] = Σ_{c,s} W[o,c,s] z[b,c,s],    z[b,c,s] = Σ_t T_b[s,t] shift_t(x[b])[c]
 
-so all rows share the product with the frozen W; only the mixing of the k2 shifts differs. Where a row has many
+so all rows share the product with the frozen W; only the mixing of k2 shifts differs. Where a row has many
 pixels it is cheaper to move W, one map after another, into the same few MB: never is more than one moved
 weight kept. Both forms are equal up to rounding; `row_plan` chooses.
 
@@ -46,7 +46,7 @@ LayerMaps = Mapping[str, Tensor]
 class RowMaps:
     """The maps of one layer and which row of a batch has which.
 
-    `maps` (j, G, n, n) fp32; `index` holds for each row the number of its map, -1 for the plain layer. A batch
+    `maps` (j, G, n, n) fp32; `index` holds for each row the number of its map, -1 for none. A batch
     of twice as many rows repeats them, as classifier-free guidance does.
     """
 
@@ -94,8 +94,8 @@ def mixed_conv2d(
 
 
 def mixed_linear(x: Tensor, own: RowMaps, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x[b] through W + blocks(W) M_b for every row b: x (b, ..., in) -> (b, ..., out), differentiable in x and
-    the maps. Raises ConceptError where the rows do not fit the batch."""
+    """x[b] through W + blocks(W) M_b for every row b: x (b, ..., in) -> (b, ..., out), differentiable in x,
+    maps. Raises ConceptError where the rows do not fit the batch."""
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     parts = []
     for M, rows in own.by_map(len(x)):
@@ -240,7 +240,7 @@ def _backward_weight(
         wanted = (need[0], need[1] and M is not None)
         found, grad_weight = _conv_grads(grad[rows], x[rows], moved, window, groups, wanted)
         if grad_x is not None:
-            grad_x[rows] = found
+            grad_x[rows] = found  # type: ignore[assignment]
         if grad_maps is not None and M is not None:
             grad_maps[number, 0] += subspace.spatial_map_grad(weight, grad_weight)
     return grad_x, grad_maps
@@ -295,7 +295,7 @@ class Mixing:
 
 @contextlib.contextmanager
 def mixing(model: nn.Module, once: Callable[[str], bool] = lambda name: False) -> Iterator[Mixing]:
-    """Within: rows of a batch can be given maps of their own. `once` says of which layers to remember the last
+    """Within: rows of a batch can be given maps of their own. `once` says which layers remember their last
     answer, since they are asked the very same tensor again: keys and values of a prompt."""
     made = Mixing(model, once)
     try:
@@ -305,26 +305,31 @@ def mixing(model: nn.Module, once: Callable[[str], bool] = lambda name: False) -
 
 
 def _row_maps(maps: Sequence[Tensor | None], index: tuple[int, ...]) -> RowMaps:
-    """One layer's maps with a common number of channel groups and size of blocks; None is no map."""
-    there = [M for M in maps if M is not None]
-    size, groups = max(M.shape[-1] for M in there), max(len(M) for M in there)
+    """One layer's maps; None is no map."""
     numbers = {i: n for n, i in enumerate(i for i, M in enumerate(maps) if M is not None)}
-    fitted = [_fitted(M, groups, size) for M in there]
-    return RowMaps(torch.stack(fitted), tuple(numbers.get(i, -1) for i in index))
+    there = common([M for M in maps if M is not None])
+    return RowMaps(torch.stack(there), tuple(numbers.get(i, -1) for i in index))
 
 
-def _fitted(M: Tensor, groups: int, size: int) -> Tensor:
-    if M.shape[-1] != size:
-        M = subspace.coarser_block_map(M, round(size**0.5))
-    if len(M) not in (1, groups):
-        raise ConceptError(
-            f"Concepts with {len(M)} and {groups} groups of channels cannot share a batch: draw them apart."
-        )
-    return M.expand(groups, -1, -1)
+def common(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps (G, n, n) of one layer with the same number of channel groups and size of blocks, those of the
+    finest and the coarsest. Raises ConceptError where groups do not fit each other."""
+    size, groups = max(M.shape[-1] for M in maps), max(len(M) for M in maps)
+    fitted = []
+    for M in maps:
+        if M.shape[-1] != size:
+            M = subspace.coarser_block_map(M, round(size**0.5))
+        if len(M) not in (1, groups):
+            raise ConceptError(
+                f"Concepts with {len(M)} and {groups} groups of channels cannot share a batch: draw them "
+                "apart."
+            )
+        fitted.append(M.expand(groups, -1, -1))
+    return fitted
 
 
 def _pointwise_or_spatial(conv: nn.Conv2d) -> bool:
-    usual = (tuple(conv.stride), conv.padding, conv.groups) in (((1, 1), p, 1) for p in ((0, 0), "valid"))
+    usual = tuple(conv.stride) == (1, 1) and conv.padding in ((0, 0), "valid") and conv.groups == 1
     return tuple(conv.kernel_size) != (1, 1) or usual
 
 
@@ -339,7 +344,7 @@ class _MixedLayer:
         self._known: tuple[Tensor, int, Tensor] | None = None  # input, its version, answer
         spatial = isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
         self._window = sliding_window(module) if spatial else None  # type: ignore[arg-type]
-        module.forward = self._forward  # type: ignore[method-assign]
+        module.forward = self._forward  # type: ignore
 
     def set(self, own: RowMaps | None) -> None:
         self._own, self._known = own, None

@@ -140,7 +140,9 @@ def coarser_block_map(maps: Tensor, kc: int) -> Tensor:
     side: the same on each part. Raises SettingsError for another kc."""
     side = round(maps.shape[-1] ** 0.5)
     if kc % side:
-        raise SettingsError(f"Blocks of side {side} cannot be joined to blocks of side {kc}: take a multiple.")
+        raise SettingsError(
+            f"Blocks of side {side} cannot be joined to blocks of side {kc}: take a multiple."
+        )
     n = kc // side
     own, same = maps.view(-1, side, side, side, side), torch.eye(n, dtype=maps.dtype, device=maps.device)
     return torch.einsum("lpqxy,ab,cd->lapcqbxdy", own, same, same).reshape(len(maps), kc**2, kc**2)

@@ -14,8 +14,8 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from atomdiff.base import loading, textual_inversion
 from atomdiff.base.architectures import ARCHITECTURES
@@ -23,7 +23,9 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, strength_text
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.gating import BRANCHES, USUAL, Negatives, Span, acting, groups
+from atomdiff.sampling import mixed
+from atomdiff.sampling.gating import BRANCHES, USUAL, WHOLE, Negatives, Span, acting, groups
+from atomdiff.sampling.resident import Residents
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +111,7 @@ def draw(
     base: Base,
     prompt: str | Sequence[str],
     *,
-    concepts: Sequence[Concept | tuple[Concept, Strength]] = (),
+    concepts: Sequence[Concept | tuple[Concept, Strength]] | Sequence[list[Any]] = (),
     count: int = 1,
     seed: int = 0,
     steps: int = 25,
@@ -135,13 +137,18 @@ def draw(
     that lead to a place in `span`, on the way from noise, 0, to the finished picture, 1: without more said,
     the layout is the base's.
 
+    With a list of concepts for each prompt, `concepts=[[dog], [(cat, 0.8), hat], []]`, pictures of different
+    concepts are drawn in one batch (see `mixed`); these act plainly, on both branches and in every step.
+
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
     (CousinWarning) where a concept's base was fine-tuned in the meantime.
     """
     settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span, always)
-    weighted = [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
+    mixing = any(isinstance(item, list) for item in concepts)
+    each = [_weighted(cast(list[Any], some)) for some in concepts] if mixing else []
+    weighted = [] if mixing else _weighted(concepts)
     if count < 1 or (batch_size is not None and batch_size < 1):
         raise SettingsError(
             f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
@@ -152,10 +159,19 @@ def draw(
         raise SettingsError(
             f"The seeds {seed} to {seed + total - 1} go beyond 2^63 - 1: take a smaller seed."
         )
-    for concept, _ in weighted:
+    for concept in dict.fromkeys(
+        concept for concept, _ in [*weighted, *(pair for own in each for pair in own)]
+    ):
         warning = concept.check_base(base.passport)
         if warning:
             warnings.warn(warning, CousinWarning, stacklevel=2)
+    if mixing:
+        if isinstance(prompt, str) or len(each) != len(prompts) // count:
+            raise SettingsError(
+                f"With a list of concepts for each prompt give as many lists as prompts, not {len(each)}."
+            )
+        each = [own for own in each for _ in range(count)]
+        return _draw_mixed(base, prompts, each, settings, batch_size, callback, preview)
     together = groups(prompts, [concept for concept, _ in weighted], settings.always)
     limit = batch_size or BATCH[base.family]
     rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
@@ -177,6 +193,40 @@ def draw(
     for i, image in images.items():
         image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
     return [images[i] for i in range(total)]
+
+
+def _weighted(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
+    return [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
+
+
+def _draw_mixed(
+    base: Base,
+    prompts: list[str],
+    each: list[list[tuple[Concept, Strength]]],
+    settings: DrawSettings,
+    batch_size: int | None,
+    callback: Callable[[int, int], None] | None,
+    preview: Callable[[Tensor], None] | None,
+) -> list[Image]:
+    """A picture of each prompt with its own concepts, in batches of any of them together."""
+    settings = replace(settings, branches="both", span=WHOLE, always=True)
+    held, limit, images = Residents(base), batch_size or BATCH[base.family], []
+    resident = [[(held.add(concept), strength) for concept, strength in own] for own in each]
+    starts = range(0, len(prompts), limit)
+    with _scheduler(base, settings, preview), mixed.mixer(base) as mixer:
+        for turn, start in enumerate(starts):
+            some = slice(start, start + limit)
+            told = mixer.told(prompts[some], resident[some], settings.negative)
+            seeds = [settings.seed + i for i in range(len(prompts))[some]]
+            tell = _teller(callback, turn * settings.steps, len(starts) * settings.steps, settings.steps)
+            images += _draw_batch(base, None, settings, seeds, functools.partial(_same, told), tell)
+    for i, image in enumerate(images):
+        image.info["parameters"] = parameters_text(base, prompts[i], settings, each[i], settings.seed + i)
+    return images
+
+
+def _same(told: dict[str, Any], count: int) -> dict[str, Any]:
+    return told
 
 
 def draw_settings(
@@ -234,7 +284,7 @@ def parameters_text(
 
 def _draw_batch(
     base: Base,
-    prompts: list[str],
+    prompts: list[str] | None,
     settings: DrawSettings,
     seeds: list[int],
     avoided: Negatives,

@@ -1,0 +1,104 @@
+"""Mixed batches: every picture of a batch with concepts and strengths of its own, one call of the UNet.
+
+The base's weights are never touched: its layers compute each row with the maps of that row's concepts (see
+`core.mixed`), and each prompt is read with the learned words of its own concepts. Concepts act plainly, on
+every step and on both branches of guidance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomdiff.base import textual_inversion
+from atomdiff.base.stable_diffusion import Base, PromptEmbeds, encode_prompts
+from atomdiff.core.blocks import Strength, by_strength, of_words
+from atomdiff.core.mixed import LayerMaps, Mixing, common, mixing
+from atomdiff.sampling.resident import Resident
+
+Weighted = tuple[Resident, Strength]
+_ASKED_AGAIN = re.compile(r"(^|\.)attn2\.to_[kv]$")  # of the same text in every step
+
+
+class Mixer:
+    """Gives the rows of a pipeline's batch their concepts; made by `mixer`."""
+
+    def __init__(self, base: Base, layers: Mixing) -> None:
+        self._base, self._layers = base, layers
+
+    def told(
+        self, prompts: Sequence[str], each: Sequence[Sequence[Weighted]], negative: str = ""
+    ) -> dict[str, Any]:
+        """Prepares the UNet for these prompts, each with its own concepts (which may be none), and returns
+        what the pipeline is to be told instead of prompts."""
+        keys = [_key(some) for some in each]
+        first = dict(zip(reversed(keys), reversed(each), strict=True))
+        maps = {key: mixed_maps(some) for key, some in first.items()}
+        self._layers.rows([maps[key] for key in keys])
+        embeds = self._encoded(prompts, keys, first, negative)
+        return pipeline_arguments(embeds[: len(prompts)], embeds[len(prompts) :])
+
+    def _encoded(
+        self, prompts: Sequence[str], keys: Sequence[Any], first: dict[Any, Sequence[Weighted]], negative: str
+    ) -> list[PromptEmbeds]:
+        """Every prompt and then every negative one, read with the words of its concepts."""
+        texts, owners = [*prompts, *[negative] * len(prompts)], [*keys, *keys]
+        found: dict[int, PromptEmbeds] = {}
+        for key, some in first.items():
+            mine = [i for i, owner in enumerate(owners) if owner == key]
+            made = read(self._base, [texts[i] for i in mine], some)
+            found |= zip(mine, made, strict=True)
+        return [found[i] for i in range(len(texts))]
+
+
+@contextlib.contextmanager
+def mixer(base: Base) -> Iterator[Mixer]:
+    """Within: the base's pipeline draws each row of a batch with its own concepts, as `Mixer.told` last said;
+    until then with none."""
+    with mixing(base.unet, lambda name: _ASKED_AGAIN.search(name) is not None) as layers:
+        yield Mixer(base, layers)
+
+
+def read(base: Base, texts: Sequence[str], concepts: Sequence[Weighted]) -> list[PromptEmbeds]:
+    """Embeddings of texts, a row each, as they are read with the learned words of some concepts."""
+    worded: list[tuple[Any, float]] = [(r, of_words(strength)) for r, strength in concepts]
+    known = textual_inversion.readings(base, worded)
+    with textual_inversion.added(base, known):
+        hidden, pooled = encode_prompts(base, [textual_inversion.spoken(text, known) for text in texts])
+    rows = range(len(texts))
+    return [PromptEmbeds(hidden[i : i + 1], None if pooled is None else pooled[i : i + 1]) for i in rows]
+
+
+def mixed_maps(concepts: Sequence[Weighted]) -> LayerMaps:
+    """Σ sᵢ Mᵢ, layer by layer, of concepts of one base; block maps over the coarsest blocks of any."""
+    total: dict[str, Tensor] = {}
+    for resident, strength in concepts:
+        for layers, own in by_strength(resident.layer_maps(), strength):
+            for name, M in layers.items():
+                scaled = M if own == 1 else own * M
+                if name in total:
+                    before, scaled = common([total[name], scaled])
+                    scaled = before + scaled
+                total[name] = scaled
+    return total
+
+
+def pipeline_arguments(asked: Sequence[PromptEmbeds], avoided: Sequence[PromptEmbeds]) -> dict[str, Any]:
+    """What a Stable Diffusion pipeline is told of embedded prompts and negative prompts."""
+    told: dict[str, Any] = {}
+    for prefix, embeds in (("", asked), ("negative_", avoided)):
+        told[prefix + "prompt_embeds"] = torch.cat([hidden for hidden, _ in embeds])
+        pooled = [own for _, own in embeds if own is not None]
+        if pooled:
+            told[prefix + "pooled_prompt_embeds"] = torch.cat(pooled)
+    return told
+
+
+def _key(concepts: Sequence[Weighted]) -> tuple[Any, ...]:
+    """Equal for rows that can share their maps."""
+    return tuple((r.sha256, tuple(sorted(s.items())) if isinstance(s, Mapping) else s) for r, s in concepts)
