@@ -1,4 +1,4 @@
-"""What people really keep in folders: every kind of file is used the right way up, or skipped and told."""
+"""What people really keep in folders: every kind of file is read the right way up, or refused and told."""
 
 import struct
 import zlib
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from atomdiff.errors import ImageError
-from atomdiff.files.images import load_folder, read_picture
+from atomdiff.files.images import read_picture
 
 
 def corners(image: Image.Image) -> tuple[tuple[int, int, int], ...]:
@@ -152,69 +152,11 @@ def test_broken_files_are_named_for_what_they_are(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "phone.HEIC").write_bytes(b"\0" * 30)
+    (tmp_path / "raw.DNG").write_bytes(b"\0" * 30)
     Image.new("RGB", (3, 3)).save(tmp_path / "dot.png")
     assert reason(tmp_path / "cut.jpg") == "the file is cut short"
     assert reason(tmp_path / "empty.png") == "an empty file"
     assert reason(tmp_path / "notes.txt") == "not a picture"
-    assert reason(tmp_path / "phone.HEIC") == "HEIC cannot be read; convert it to JPEG"
+    assert reason(tmp_path / "phone.HEIC") == "not a picture"
+    assert reason(tmp_path / "raw.DNG") == "raw camera files cannot be read; convert it to JPEG"
     assert reason(tmp_path / "dot.png") == "only 3 x 3 pixels"
-
-
-def test_a_folder_uses_what_it_can_and_tells_the_rest(tmp_path):
-    quarters().save(tmp_path / "b.png")
-    quarters().save(tmp_path / "a.jpg")
-    (tmp_path / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
-    (tmp_path / "readme.txt").write_text("about")
-    (tmp_path / ".ipynb_checkpoints").mkdir()
-    (tmp_path / "more").mkdir()
-    pictures, skipped = load_folder(tmp_path, 32)
-    assert [picture.path.name for picture in pictures] == ["a.jpg", "b.png"]
-    assert {item.path.name: item.reason for item in skipped} == {
-        ".DS_Store": "a hidden file",
-        ".ipynb_checkpoints": "a hidden file",
-        "more": "a folder; only the pictures directly inside are used",
-        "readme.txt": "not a picture",
-    }
-
-
-def test_captions_are_read_only_when_asked_for(tmp_path):
-    quarters().save(tmp_path / "a.png")
-    quarters().save(tmp_path / "b.png")
-    (tmp_path / "a.txt").write_text("a sks dog\n on a sofa\n")
-    pictures, skipped = load_folder(tmp_path, 32)
-    assert [p.caption for p in pictures] == ["", ""]
-    assert len(skipped) == 1
-    pictures, skipped = load_folder(tmp_path, 32, caption_extension="txt")
-    assert [p.caption for p in pictures] == ["a sks dog on a sofa", ""]
-    assert skipped == []
-
-
-def test_a_caption_in_another_encoding_is_refused(tmp_path):
-    quarters().save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes("Hündin".encode("latin-1"))
-    with pytest.raises(ImageError, match="is not UTF-8 text"):
-        load_folder(tmp_path, 32, caption_extension="txt")
-
-
-def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(ImageError, match=r"does not exist; give a folder"):
-        load_folder(tmp_path / "nowhere", 32)
-    with pytest.raises(ImageError, match="is empty; put a few pictures"):
-        load_folder(tmp_path, 32)
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ImageError, match=r"No usable picture in .*notes\.txt: not a picture"):
-        load_folder(tmp_path, 32)
-    with pytest.raises(ImageError, match="is a file; give the folder"):
-        load_folder(tmp_path / "notes.txt", 32)
-
-
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
-
-
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the real photographs are not here")
-@pytest.mark.parametrize("subject", ["cat", "dog", "teapot"])
-def test_real_photographs(subject):
-    pictures, skipped = load_folder(PHOTOS / subject, 512)
-    assert len(pictures) == 5
-    assert not skipped
-    assert all(np.asarray(picture.image).std() > 10 for picture in pictures)

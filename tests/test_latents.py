@@ -1,5 +1,7 @@
 """Cached latents are the autoencoder's own, and every sample of a run is a function of (seed, number)."""
 
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 from atomdiff.base.stable_diffusion import PromptEmbeds, encode_prompts
 from atomdiff.training import latents
-from atomdiff.training.batches import Sampler, sample_number, seeded
+from atomdiff.training.batches import Sampler, by_shape, sample_number, seeded
 from atomdiff.training.latents import (
     LatentCache,
     PromptTable,
@@ -35,7 +37,7 @@ def test_mean_and_deviation_are_the_autoencoders_in_the_unets_scale(base):
     pictures = [noise_picture(0), noise_picture(1)]
     heard = []
     cache = encode_pictures(base, pictures, [0, 1], ALONE, progress=lambda *now: heard.append(now))
-    assert cache.mean.shape == (2, 1, 4, 8, 8)
+    assert [mean.shape for mean in cache.mean] == [(1, 4, 8, 8)] * 2
     assert cache.prompts == (0, 1)
     assert heard == [(0, 2), (1, 2), (2, 2)]
     with torch.no_grad():
@@ -44,28 +46,28 @@ def test_mean_and_deviation_are_the_autoencoders_in_the_unets_scale(base):
     torch.testing.assert_close(cache.mean[1], normal.mean * scale)
     torch.testing.assert_close(cache.std[1], normal.std * scale)
     noise = torch.randn(4, 8, 8)
-    torch.testing.assert_close(cache.sample(1, 0, noise), cache.mean[1, 0] + cache.std[1, 0] * noise)
+    torch.testing.assert_close(cache.sample(1, 0, noise), cache.mean[1][0] + cache.std[1][0] * noise)
 
 
 def test_mirrored_pictures_are_cached_when_asked_for(base):
     picture = noise_picture(0)
     cache = encode_pictures(base, [picture], [0], ALONE, flips=True)
     mirrored = encode_pictures(base, [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], [0], ALONE)
-    assert cache.mean.shape == (1, 2, 4, 8, 8)
-    torch.testing.assert_close(cache.mean[:, 1], mirrored.mean[:, 0])
+    assert [mean.shape for mean in cache.mean] == [(2, 4, 8, 8)]
+    torch.testing.assert_close(cache.mean[0][1], mirrored.mean[0][0])
 
 
 def test_a_half_precision_autoencoder_encodes_in_fp32_and_stays_half(tiny_base, base):
     half = tiny_base("sd1", dtype=torch.bfloat16)
     cache = encode_pictures(half, [noise_picture(0)], [0], ALONE)
     assert half.vae.dtype == torch.bfloat16
-    assert cache.mean.dtype == torch.float32
+    assert cache.mean[0].dtype == torch.float32
     reference = encode_pictures(base, [noise_picture(0)], [0], ALONE)
-    torch.testing.assert_close(cache.mean, reference.mean, rtol=0.1, atol=0.02)
+    torch.testing.assert_close(cache.mean[0], reference.mean[0], rtol=0.1, atol=0.02)
 
 
 def test_processes_encode_a_share_each_and_all_get_everything(base):
-    pictures = [noise_picture(i) for i in range(3)]
+    pictures = [*(noise_picture(i) for i in range(2)), noise_picture(2).resize((80, 48))]
     whole = encode_pictures(base, pictures, [0] * 3, ALONE)
     sums: list[torch.Tensor] = []
 
@@ -74,14 +76,13 @@ def test_processes_encode_a_share_each_and_all_get_everything(base):
             sums.append(tensor)
             return tensor
 
-        return SimpleNamespace(
-            process_index=index, num_processes=2, device="cpu", gather=lambda shape: shape, reduce=reduce
-        )
+        return SimpleNamespace(process_index=index, num_processes=2, device="cpu", reduce=reduce)
 
     for index in (0, 1):
         encode_pictures(base, pictures, [0] * 3, process(index))
-    assert torch.equal(sums[0] + sums[2], whole.mean)
-    assert torch.equal(sums[1] + sums[3], whole.std)
+    assert whole.mean[2].shape == (1, 4, 6, 10)
+    assert torch.equal(sums[0] + sums[2], torch.cat([mean.flatten() for mean in whole.mean]))
+    assert torch.equal(sums[1] + sums[3], torch.cat([std.flatten() for std in whole.std]))
 
 
 def test_each_prompt_is_embedded_once(tiny_base):
@@ -167,3 +168,46 @@ def test_draws_leave_the_global_generator_alone():
     assert (
         torch.randn(2, generator=seeded(1, "a")).tolist() == torch.randn(2, generator=seeded(1, "a")).tolist()
     )
+
+
+def mixed() -> LatentCache:
+    """Three pictures of two shapes; the second has a mask, and captions to draw from."""
+    shapes = [(2, 4, 2, 2), (2, 4, 2, 4), (2, 4, 2, 4)]
+    mean = tuple(torch.full(shape, float(i)) for i, shape in enumerate(shapes))
+    mask = torch.tensor([[[1.0, 0.5, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]]])
+    return LatentCache(mean, tuple(map(torch.zeros_like, mean)), (0, (1, 2, 3), 4), (None, mask, None))
+
+
+def test_samples_of_many_shapes_are_one_batch_a_shape_with_the_subjects_first():
+    sampler = Sampler(mixed(), 0, "instance", 10)
+    own, others = sampler.samples(0, 6), Sampler(cache(2), 0, "class", 10).samples(0, 3)
+    groups = by_shape(own, others)
+    assert {batch.latents.shape[1:]: (len(batch.latents), count) for batch, count in groups} == {
+        (4, 2, 2): (2 + 3, 2),
+        (4, 2, 4): (4, 4),
+    }
+    for batch, _ in groups:
+        assert batch.noise.shape == batch.latents.shape
+        assert len(batch.timesteps) == len(batch.prompts) == len(batch.latents)
+
+
+def test_a_mask_is_mirrored_with_its_picture_and_others_count_alike():
+    masked = mixed()
+    assert masked.weight(0, 1) is None
+    assert torch.equal(masked.weight(1, 1), masked.weights[1].flip(-1))
+    wide = next(
+        batch
+        for batch, _ in by_shape(Sampler(masked, 0, "a", 10).samples(0, 9), [])
+        if batch.weights is not None
+    )
+    plain = [float(w.min()) == 1 for w in wide.weights]
+    assert wide.weights.shape == (6, 1, 2, 4) and sorted(plain) == [False] * 3 + [True] * 3
+
+
+def test_captions_are_drawn_and_dropped_as_often_as_asked():
+    sampler = Sampler(replace(mixed(), dropout=0.25, empty=9), 0, "instance", 10)
+    rows = Counter(sample.prompt for sample in sampler.samples(0, 900))
+    assert set(rows) == {0, 1, 2, 3, 4, 9}
+    assert abs(rows[9] / 900 - 0.25) < 0.04
+    assert all(abs(rows[row] / 900 - 0.25 / 3) < 0.03 for row in (1, 2, 3))
+    assert sampler.samples(40, 2)[0].prompt == sampler.samples(39, 2)[1].prompt

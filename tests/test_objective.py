@@ -108,3 +108,36 @@ def test_the_mean_of_a_learned_variance_unet_is_used():
         constant_unet(both), scheduler(), latents, torch.zeros(4, 1, 1), None, noise, timesteps, instances=4
     )
     assert float(losses.total) == 0.0
+
+
+def test_a_mask_says_what_counts_and_by_its_share_nothing_else():
+    latents, noise, timesteps = batch()
+    answer = noise.clone()
+    answer[..., 0] += 2.0  # wrong in the first column only
+    weights = torch.zeros(4, 1, *latents.shape[2:])
+    weights[:2, ..., 0] = 1.0  # of the first two the first column counts, of the others the rest
+    weights[2:, ..., 1:] = 0.5
+    losses = [
+        diffusion_loss(
+            constant_unet(answer[own]), scheduler(), latents[own], torch.zeros(2, 1, 1), None, noise[own],
+            timesteps[own], instances=2, weights=weights[own],
+        )
+        for own in (slice(0, 2), slice(2, 4))
+    ]  # fmt: skip
+    assert [float(loss.total) for loss in losses] == [pytest.approx(4.0), pytest.approx(0.0)]
+
+
+def test_the_losses_of_parts_add_up_to_the_joint_batchs():
+    latents, noise, timesteps = batch()
+    answer = noise + torch.arange(4.0)[:, None, None, None]
+
+    def loss(own, instances, of=None):
+        return diffusion_loss(
+            constant_unet(answer[own]), scheduler(), latents[own], torch.zeros(len(own), 1, 1), None,
+            noise[own], timesteps[own], instances=instances, of=of, prior_weight=0.5,
+        )  # fmt: skip
+
+    whole = loss([0, 1, 2, 3], 3)
+    parts = [loss([0], 1, (3, 1)), loss([1, 2, 3], 2, (3, 1))]
+    for i in range(3):
+        assert float(whole[i]) == pytest.approx(sum(float(part[i]) for part in parts))

@@ -7,6 +7,7 @@ bundled pocket model) together with its passport. Nothing here changes a weight.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,9 +71,10 @@ class Base:
         size = self.unet.config.sample_size
         return int(size if isinstance(size, int) else size[0]) * self.vae_factor
 
-    @property
+    @cached_property
     def vae_factor(self) -> int:
-        """Pixels a side of one latent: 8 for Stable Diffusion, 4 for pocket."""
+        """Pixels a side of one latent: 8 for Stable Diffusion, 4 for pocket; known even when the
+        autoencoder is dropped."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property

@@ -1,6 +1,6 @@
-"""A folder of anything -> checked, square, upright RGB pictures.
+"""A file of any kind -> a checked, upright RGB picture.
 
-Whatever people put into a folder of photographs is either made into an RGB picture or skipped with a reason:
+Whatever people put into a folder of photographs is either made into an RGB picture or refused with a reason:
 nothing here lets Pillow's exceptions out, and no pixel is decoded before the header has been checked.
 """
 
@@ -8,21 +8,20 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from atomdiff.errors import ImageError
 
 MAX_PIXELS = 128_000_000  # above any camera in common use; three bytes each is what decoding costs
 MIN_SIDE = 16  # a picture smaller than this shows nothing
-FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO", "HEIF")
 UNREADABLE = {  # containers that phones and cameras write and that Pillow alone cannot read
-    ".heic": "HEIC cannot be read; convert it to JPEG",
-    ".heif": "HEIF cannot be read; convert it to JPEG",
     ".dng": "raw camera files cannot be read; convert it to JPEG",
     ".cr2": "raw camera files cannot be read; convert it to JPEG",
     ".nef": "raw camera files cannot be read; convert it to JPEG",
@@ -33,59 +32,21 @@ UNREADABLE = {  # containers that phones and cameras write and that Pillow alone
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One usable picture: RGB, square, upright; `caption` is the text beside it, where one was asked for."""
+class Opened(NamedTuple):
+    """What a file holds, upright, in its own size."""
 
-    path: Path
-    image: Image.Image
-    original_size: tuple[int, int]  # (width, height) as seen upright, before cropping
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A thing in the folder that is not used, and why."""
-
-    path: Path
-    reason: str
-
-
-def load_folder(
-    folder: str | Path,
-    resolution: int,
-    caption_extension: str = "",
-    limit: int | None = None,
-    keep: Callable[[Path], bool] = lambda path: True,
-) -> tuple[list[Picture], list[Skipped]]:
-    """Read every picture of `folder`, in the order of the names, cropped and resized to `resolution`².
-
-    `caption_extension` ("txt") takes the text beside a picture as its caption; `limit` stops after so many
-    pictures; `keep` leaves out files by name, silently. Raises ImageError when the folder is missing, empty,
-    or holds no usable picture, and then names the first reasons.
-    """
-    folder = Path(folder).expanduser()
-    entries = [entry for entry in check_folder(folder) if keep(entry)]
-    pictures: list[Picture] = []
-    skipped: list[Skipped] = []
-    for entry in entries:
-        if limit is not None and len(pictures) >= limit:
-            break
-        if caption_extension and _is_caption(entry, entries, caption_extension):
-            continue
-        try:
-            image, size = read_picture(entry, resolution)
-        except ImageError as error:
-            skipped.append(Skipped(entry, str(error)))
-            continue
-        pictures.append(Picture(entry, image, size, _caption(entry, caption_extension)))
-    if not pictures:
-        raise ImageError(_nothing_usable(folder, skipped))
-    return pictures, skipped
+    image: Image.Image  # RGB, transparency on white
+    alpha: Image.Image | None  # L, where the file has transparency
 
 
 def read_picture(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, int]]:
     """One file -> (RGB picture of resolution², its size before the crop); ImageError says only why."""
+    image = open_picture(path).image
+    return centre_square(image, resolution), image.size
+
+
+def open_picture(path: Path) -> Opened:
+    """One file -> upright RGB picture and its transparency; ImageError says only why not."""
     if path.name.startswith("."):
         raise ImageError("a hidden file")
     if path.is_dir():
@@ -95,7 +56,7 @@ def read_picture(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, i
     if path.suffix.lower() in UNREADABLE:
         raise ImageError(UNREADABLE[path.suffix.lower()])
     try:
-        return _decode(path, resolution)
+        return _decode(path)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -147,17 +108,10 @@ def check_folder(folder: str | Path) -> list[Path]:
     return entries
 
 
-def _nothing_usable(folder: Path, skipped: list[Skipped]) -> str:
-    reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in skipped[:4])
-    more = f"; and {len(skipped) - 4} more" if len(skipped) > 4 else ""
-    found = (reasons or "nothing to read") + more
-    return f"No usable picture in '{folder}' ({found}); put JPEG, PNG or WebP pictures in it."
-
-
-def _decode(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(path: Path) -> Opened:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of size and of odd EXIF; both are handled here
-        Image.init()  # registers the formats of this build of Pillow; `formats` may name no other
+        _register()
         with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             width, height = image.size  # the header only: no pixel is decoded yet
             if width * height > MAX_PIXELS:
@@ -168,8 +122,24 @@ def _decode(path: Path, resolution: int) -> tuple[Image.Image, tuple[int, int]]:
                 raise ImageError(f"only {width} x {height} pixels")
             image.seek(0)  # an animation counts by its first frame
             image.load()
-            rgb = to_rgb(image)
-    return centre_square(rgb, resolution), rgb.size
+            return Opened(to_rgb(image), _alpha(image))
+
+
+@lru_cache(maxsize=1)
+def _register() -> None:
+    """Make the formats of this build of Pillow known, and HEIC; `formats` of `Image.open` may name no
+    other."""
+    Image.init()
+    pillow_heif.register_heif_opener()
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The transparency of a picture, upright, L."""
+    if not image.has_transparency_data:
+        return None
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGBA").getchannel("A")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -195,31 +165,3 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile: the plain conversion must do
         return image
     return converted or image
-
-
-def _is_caption(entry: Path, entries: list[Path], extension: str) -> bool:
-    """True when `entry` is the caption file of another entry (same stem)."""
-    return _is_text(entry, extension) and any(
-        other.stem == entry.stem and not _is_text(other, extension) for other in entries
-    )
-
-
-def _is_text(path: Path, extension: str) -> bool:
-    return path.suffix.lower() == f".{extension.lstrip('.').lower()}"
-
-
-def _caption(path: Path, extension: str) -> str:
-    if not extension:
-        return ""
-    beside = path.with_suffix(f".{extension.lstrip('.')}")
-    return read_caption(beside) if beside.is_file() else ""
-
-
-def read_caption(path: Path) -> str:
-    """The text of a caption file, in one line. Raises ImageError for one that is no text."""
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError):
-        raise ImageError(
-            f"The caption '{path.name}' is not UTF-8 text; save it as UTF-8 or remove it."
-        ) from None

@@ -7,6 +7,7 @@ n processes compute the gradient of the joint batch.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,13 +18,24 @@ from torch import Generator, Tensor
 from atomdiff.training.latents import LatentCache
 
 
+class Sample(NamedTuple):
+    """One picture as it is seen once, on the CPU."""
+
+    latent: Tensor  # (c, h, w) fp32
+    noise: Tensor  # (c, h, w) fp32
+    timestep: int
+    prompt: int  # row of the prompt table
+    weight: Tensor | None = None  # (1, h, w) fp32: what each place counts, see `masks`
+
+
 class Batch(NamedTuple):
-    """Samples of one set, on the CPU."""
+    """Samples of one shape, on the CPU."""
 
     latents: Tensor  # (b, c, h, w) fp32
     noise: Tensor  # (b, c, h, w) fp32
     timesteps: Tensor  # (b,) int64
     prompts: list[int]  # rows of the prompt table
+    weights: Tensor | None = None  # (b, 1, h, w) fp32
 
 
 @dataclass(frozen=True)
@@ -37,26 +49,25 @@ class Sampler:
     noise_offset: float = 0.0
 
     def batch(self, first: int, size: int) -> Batch:
-        """Samples first, ..., first + size - 1 of the run."""
-        drawn = [self._sample(number) for number in range(first, first + size)]
-        return Batch(
-            torch.stack([latent for latent, _, _, _ in drawn]),
-            torch.stack([noise for _, noise, _, _ in drawn]),
-            torch.tensor([timestep for _, _, timestep, _ in drawn]),
-            [prompt for _, _, _, prompt in drawn],
-        )
+        """Samples first, ..., first + size - 1 of the run, of pictures of one shape."""
+        return stacked(self.samples(first, size))
 
-    def _sample(self, number: int) -> tuple[Tensor, Tensor, int, int]:
+    def samples(self, first: int, size: int) -> list[Sample]:
+        """Samples first, ..., first + size - 1 of the run."""
+        return [self._sample(number) for number in range(first, first + size)]
+
+    def _sample(self, number: int) -> Sample:
         generator = seeded(self.seed, self.stream, number)
         picture = self.picture(number)
-        flip = int(torch.randint(self.cache.mean.shape[1], (), generator=generator))
+        flip = int(torch.randint(len(self.cache.mean[picture]), (), generator=generator))
         timestep = int(torch.randint(self.num_timesteps, (), generator=generator))
-        shape = self.cache.mean.shape[2:]
+        shape = self.cache.mean[picture].shape[1:]
         latent = self.cache.sample(picture, flip, torch.randn(shape, generator=generator))
         noise = torch.randn(shape, generator=generator)
         if self.noise_offset:
             noise = noise + self.noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
-        return latent, noise, timestep, self.cache.prompts[picture]
+        weight = self.cache.weight(picture, flip)
+        return Sample(latent, noise, timestep, self.cache.prompt(picture, generator), weight)
 
     def picture(self, number: int) -> int:
         """The picture of sample `number`: every picture once in each round, each round in a new order."""
@@ -80,11 +91,26 @@ def _order(seed: int, stream: str, round_number: int, n: int) -> tuple[int, ...]
     return tuple(torch.randperm(n, generator=seeded(seed, stream, "order", round_number)).tolist())
 
 
-def joined(a: Batch, b: Batch) -> Batch:
-    """The rows of a, then those of b."""
+def stacked(samples: Sequence[Sample]) -> Batch:
+    """Samples of one shape in one batch."""
+    weights = None
+    if any(sample.weight is not None for sample in samples):
+        whole = torch.ones(1, *samples[0].latent.shape[1:])
+        weights = torch.stack([whole if s.weight is None else s.weight for s in samples])
     return Batch(
-        torch.cat([a.latents, b.latents]),
-        torch.cat([a.noise, b.noise]),
-        torch.cat([a.timesteps, b.timesteps]),
-        a.prompts + b.prompts,
+        torch.stack([sample.latent for sample in samples]),
+        torch.stack([sample.noise for sample in samples]),
+        torch.tensor([sample.timestep for sample in samples]),
+        [sample.prompt for sample in samples],
+        weights,
     )
+
+
+def by_shape(instance: Sequence[Sample], prior: Sequence[Sample]) -> list[tuple[Batch, int]]:
+    """Samples of many shapes as one batch a shape, each with the number of its instance samples, which come
+    first. A joint batch is then several forward passes, whose losses add up."""
+    groups: dict[tuple[int, ...], tuple[list[Sample], list[Sample]]] = {}
+    for place, samples in enumerate((instance, prior)):
+        for sample in samples:
+            groups.setdefault(tuple(sample.latent.shape), ([], []))[place].append(sample)
+    return [(stacked([*own, *others]), len(own)) for own, others in groups.values()]

@@ -5,6 +5,7 @@ are kept (32 KB a picture at 512²) and every step samples from them, so that no
 caching. Afterwards neither the autoencoder nor the text encoders are needed for training.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,18 +25,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Latent distributions of n pictures, fp32 on the CPU, already in the UNet's scale."""
+    """Latent distributions of n pictures, fp32 on the CPU, already in the UNet's scale; each has its own h,
+    w."""
 
-    mean: Tensor  # (n, flips, c, h, w); flips is 2 when mirrored pictures are kept too
-    std: Tensor  # like mean
-    prompts: tuple[int, ...]  # (n,) row of `PromptTable` for each picture
+    mean: Tensor | tuple[Tensor, ...]  # n x (flips, c, h, w); flips is 2 when mirrored pictures are kept too
+    std: Tensor | tuple[Tensor, ...]  # like mean
+    prompts: tuple[
+        int | tuple[int, ...], ...
+    ]  # (n,) row of `PromptTable` for each picture, or rows to draw from
+    weights: tuple[Tensor | None, ...] = ()  # n x (1, h, w) of pictures with a mask; () where none has one
+    dropout: float = 0.0  # the chance of a picture to be seen without its prompt
+    empty: int = 0  # the row of the empty prompt, where there is such a chance
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def sample(self, picture: int, flip: int, noise: Tensor) -> Tensor:
         """One latent (c, h, w) of a picture: mean + std * noise."""
-        return self.mean[picture, flip] + self.std[picture, flip] * noise
+        return self.mean[picture][flip] + self.std[picture][flip] * noise
+
+    def weight(self, picture: int, flip: int) -> Tensor | None:
+        """What each place of a picture counts, (1, h, w); None where all count alike."""
+        found = self.weights[picture] if self.weights else None
+        return found.flip(-1) if found is not None and flip else found
+
+    def prompt(self, picture: int, generator: torch.Generator) -> int:
+        """The row of a prompt for a picture; the generator is used only where there is a choice."""
+        rows = self.prompts[picture]
+        if self.dropout and float(torch.rand((), generator=generator)) < self.dropout:
+            return self.empty
+        if isinstance(rows, int) or len(rows) == 1:
+            return rows if isinstance(rows, int) else rows[0]
+        return rows[int(torch.randint(len(rows), (), generator=generator))]
 
 
 @dataclass(frozen=True)
@@ -81,12 +102,12 @@ class LiveTable:
 def encode_pictures(
     base: "Base",
     images: Sequence[Image.Image],
-    prompts: Sequence[int],
+    prompts: Sequence[int | tuple[int, ...]],
     accelerator: Any,
     flips: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatentCache:
-    """Encode RGB pictures of one size, one at a time in fp32, shared out over the processes.
+    """Encode RGB pictures, one at a time in fp32, shared out over the processes.
 
     fp32 since SDXL's autoencoder overflows in fp16; one at a time so that memory does not depend on
     the folder.
@@ -102,10 +123,10 @@ def encode_pictures(
     _cast(vae, kept)
     if mine:
         progress(len(mine), len(mine))
+    factor, channels = base.vae_factor, base.vae.config.latent_channels
+    shapes = [(1 + flips, channels, image.height // factor, image.width // factor) for image in images]
     return LatentCache(
-        _collect(means, len(images), base, accelerator),
-        _collect(stds, len(images), base, accelerator),
-        tuple(prompts),
+        _collect(means, shapes, accelerator), _collect(stds, shapes, accelerator), tuple(prompts)
     )
 
 
@@ -153,24 +174,16 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
             model.to(dtype)
 
 
-def _collect(parts: dict[int, Tensor], n: int, base: "Base", accelerator: Any) -> Tensor:
-    """Everyone's parts in one tensor (n, ...) on the CPU: a sum in which all others have zeros is exact."""
+def _collect(
+    parts: dict[int, Tensor], shapes: Sequence[tuple[int, ...]], accelerator: Any
+) -> tuple[Tensor, ...]:
+    """Everyone's parts, n tensors on the CPU: a sum in which all others have zeros is exact."""
     if accelerator.num_processes == 1:
-        return torch.stack([parts[i] for i in range(n)])
-    shape = (
-        accelerator.gather(torch.tensor([_shape(parts)], device=accelerator.device))
-        .max(dim=0)
-        .values.tolist()
-    )
-    whole = torch.zeros((n, *shape), device=accelerator.device)
-    for i, part in parts.items():
-        whole[i] = part.to(accelerator.device)
-    return accelerator.reduce(whole, reduction="sum").cpu()
-
-
-def _shape(parts: dict[int, Tensor]) -> list[int]:
-    """Shape of a part; zeros for a process that had no picture to encode."""
-    return list(next(iter(parts.values())).shape) if parts else [0, 0, 0, 0]
+        return tuple(parts[i] for i in range(len(shapes)))
+    own = [parts[i].flatten() if i in parts else torch.zeros(math.prod(s)) for i, s in enumerate(shapes)]
+    whole = accelerator.reduce(torch.cat(own).to(accelerator.device), reduction="sum").cpu()
+    split = whole.split([math.prod(shape) for shape in shapes])
+    return tuple(part.view(shape) for part, shape in zip(split, shapes, strict=True))
 
 
 def _put(rows: Tensor, places: list[int], new: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from atomdiff.base.stable_diffusion import added_conditions
 from atomdiff.core.inject import AtomSpec, Attached, attach
 from atomdiff.errors import Interrupted, TrainingError
-from atomdiff.training.batches import Sampler, joined, sample_number
+from atomdiff.training.batches import Batch, Sampler, by_shape, sample_number
 from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
 from atomdiff.training.objective import Losses, diffusion_loss
@@ -166,10 +166,10 @@ class Run:
         instance, prior = 0.0, 0.0
         turns = self.settings.gradient_accumulation_steps
         for turn in range(turns):
-            losses = self._losses(turn)
-            self.accelerator.backward(losses.total / turns)
-            instance += float(losses.instance) / turns
-            prior += float(losses.prior) / turns
+            for losses in self._losses(turn):
+                self.accelerator.backward(losses.total / turns)
+                instance += float(losses.instance) / turns
+                prior += float(losses.prior) / turns
         instance, prior, wish = self._share([instance, prior, float(stop())])
         loss = instance + self.settings.prior_loss_weight * prior
         norm = self._clip()
@@ -186,8 +186,9 @@ class Run:
             self.done, self.total, loss, instance, prior, rate, norm, seconds, overflow
         ), wish > 0
 
-    def _losses(self, turn: int) -> Losses:
-        """Forward pass of this process's share of one accumulation turn."""
+    def _losses(self, turn: int) -> Iterator[Losses]:
+        """Forward passes of this process's share of one accumulation turn, one for pictures of each shape;
+        the losses add up."""
         size = int(self.settings.train_batch_size or 1)
         first = sample_number(
             self.done,
@@ -197,12 +198,15 @@ class Run:
             turns=self.settings.gradient_accumulation_steps,
             processes=self.accelerator.num_processes,
         )
-        batch = self._instance.batch(first, size)
-        if self._prior:
-            batch = joined(batch, self._prior.batch(first, size))
-        device = self.accelerator.device
+        prior = self._prior.samples(first, size) if self._prior else []
+        for batch, instances in by_shape(self._instance.samples(first, size), prior):
+            yield self._loss(batch, instances, (size, len(prior)))
+
+    def _loss(self, batch: Batch, instances: int, of: tuple[int, int]) -> Losses:
+        device, factor = self.accelerator.device, self.base.vae_factor
+        height, width = batch.latents.shape[2:]
         embeds = self.data.table.rows(batch.prompts, device)
-        added = added_conditions(self.base, embeds, self.settings.resolution)
+        added = added_conditions(self.base, embeds, (height * factor, width * factor))
         with self.accelerator.autocast():
             return diffusion_loss(
                 self.base.unet,
@@ -212,7 +216,9 @@ class Run:
                 added,
                 batch.noise.to(device),
                 batch.timesteps.to(device),
-                instances=size,
+                instances=instances,
+                of=of,
+                weights=batch.weights.to(device) if batch.weights is not None else None,
                 prior_weight=self.settings.prior_loss_weight,
                 snr_gamma=self.settings.snr_gamma,
             )

@@ -6,7 +6,8 @@ A batch holds the instance samples first and, with prior preservation, as many c
 
 with z = a_t x + s_t ε, y = ε (epsilon prediction) or a_t ε - s_t x (velocity, Salimans & Ho 2022), and
 w(t) = min(SNR, γ) / SNR for ε or min(SNR, γ) / (SNR + 1) for velocity, SNR = a_t² / s_t² (Hang et al. 2023);
-without γ, w = 1. The prior term is Ruiz et al. 2023.
+without γ, w = 1. The prior term is Ruiz et al. 2023. Where a picture has a mask, ||e||² is the mean
+weighted by it, Σ m e² / Σ m.
 """
 
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ def diffusion_loss(
     timesteps: Tensor,
     *,
     instances: int,
+    of: tuple[int, int] | None = None,
+    weights: Tensor | None = None,
     prior_weight: float = 0.0,
     snr_gamma: float | None = None,
 ) -> Losses:
@@ -81,7 +84,16 @@ def diffusion_loss(
     ):  # a UNet that also predicts the variance: only the mean is trained
         answer = answer.chunk(2, dim=1)[0]
     wanted = target(kind, latents, noise, a4, s4)
-    errors = (answer.float() - wanted).square().mean(dim=(1, 2, 3)) * snr_weights(kind, a, s, snr_gamma)
-    instance = errors[:instances].mean()
-    prior = errors[instances:].mean() if len(errors) > instances else errors.new_zeros(())
+    errors = _mean_square(answer.float() - wanted, weights) * snr_weights(kind, a, s, snr_gamma)
+    subjects, others = of or (instances, len(errors) - instances)
+    instance = errors[:instances].sum() / max(1, subjects)
+    prior = errors[instances:].sum() / max(1, others)
     return Losses(instance + prior_weight * prior, instance.detach(), prior.detach())
+
+
+def _mean_square(error: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean square of each sample of (b, c, h, w), (b,): plain, or weighted by (b, 1, h, w)."""
+    square = error.square()
+    if weights is None:
+        return square.mean(dim=(1, 2, 3))
+    return (square.mean(dim=1, keepdim=True) * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ImageError, TrainingError
 from atomdiff.files.atomic import write_atomically
-from atomdiff.files.images import Picture, Skipped, load_folder, read_picture
+from atomdiff.files.images import read_picture
 from atomdiff.sampling.draw import draw
 from atomdiff.training.checkpoint import require_writable
+from atomdiff.training.pictures import Picture, Reading, Skipped, load_folder
 
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
@@ -38,6 +39,7 @@ class ClassRequest:
     count: int
     resolution: int
     seed: int = 0
+    step: int | None = None  # of the sides of pictures that someone else put into the folder, see `buckets`
 
     def key(self, base: "Base") -> str:
         """10 hex digits that differ for whatever would give other pictures."""
@@ -118,7 +120,10 @@ def _read_own(folder: Path, request: ClassRequest) -> tuple[list[Picture], list[
         return [], []
     try:
         return load_folder(
-            folder, request.resolution, limit=request.count, keep=lambda path: not OURS.fullmatch(path.name)
+            folder,
+            Reading(request.resolution, request.step, masks=False),
+            limit=request.count,
+            keep=lambda path: not OURS.fullmatch(path.name),
         )
     except ImageError:  # nothing usable but what was drawn here
         return [], []

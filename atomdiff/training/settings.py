@@ -46,8 +46,16 @@ class TrainingSettings:
     instance_prompt: str = option("", 'prompt of the subject (default: "a TRIGGER CLASS")')
     class_prompt: str = option("", 'prompt of its class (default: "a CLASS")')
     caption_extension: str = option(
-        "", "take text files of this extension beside the pictures as their prompts"
+        "",
+        "take text files of this extension, txt or caption, beside the pictures as their prompts; a "
+        "metadata.jsonl in the folder is taken anyway",
     )
+    caption_column: str = option("", "column of the captions in metadata.jsonl (default: text)")
+    shuffle_caption: bool = option(False, "shuffle the tags of a caption, which commas part")
+    keep_tokens: int = option(0, "so many first tags of a caption neither move nor go")
+    caption_tag_dropout_rate: float = option(0.0, "chance of each tag to be left out")
+    caption_dropout_rate: float = option(0.0, "chance of a picture to be seen without its prompt")
+    caption_separator: str = option(",", "what parts the tags of a caption")
     with_prior_preservation: bool = option(
         False,
         "train on class pictures too, which keeps the class where the concept is not called by its word",
@@ -60,6 +68,15 @@ class TrainingSettings:
         None, "class pictures to train on (default: 48 for pocket, else 100)"
     )
     resolution: int | None = option(None, "side of the training pictures (default: native to the base)")
+    center_crop: bool = option(
+        False, "crop each picture to its middle square; else it keeps its shape, with as many pixels"
+    )
+    masked_loss: bool = option(
+        True,
+        "where a picture has a mask, NAME.mask.png beside it or its own transparency, learn what is white in "
+        "it or can be seen",
+    )
+    unmasked_weight: float = option(0.1, "what the rest of a picture with a mask counts, from 0 to 1")
     random_flip: bool = option(False, "mirror pictures at random; off, since few subjects are symmetric")
     seed: int = option(0, "seed of everything random")
     train_batch_size: int | None = option(None, "pictures a step and process (default: 4 for pocket, else 1)")
@@ -171,6 +188,7 @@ class TrainingSettings:
             "checkpoints_total_limit",
             "timeline_steps",
             "lr_warmup_steps",
+            "keep_tokens",
             "seed",
         ):
             self._at_least(name, 0)
@@ -182,6 +200,9 @@ class TrainingSettings:
             self._check(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0")
         for name in ("adam_beta1", "adam_beta2"):
             self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        for name in ("caption_tag_dropout_rate", "caption_dropout_rate", "unmasked_weight"):
+            self._check(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
+        self._check(bool(self.caption_separator.strip()), "caption_separator", "a sign such as ,")
         self._check(0 <= self.average_last <= 1, "average_last", "a share of the steps, from 0 to 1")
         self._check(1 <= self.num_vectors <= 16, "num_vectors", "from 1 to 16")
         self._check(self.seed < 2**63, "seed", "below 2^63")

@@ -3,27 +3,30 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from atomdiff.base.stable_diffusion import Base, truncated_part
 from atomdiff.base.textual_inversion import TriggerToken, calls
 from atomdiff.concept.passport import BasePassport
 from atomdiff.errors import SettingsError, TrainingError
-from atomdiff.files.images import Picture, Skipped, load_folder
-from atomdiff.training import latents, prior_preservation
+from atomdiff.training import latents, masks, prior_preservation
+from atomdiff.training.batches import seeded
+from atomdiff.training.captions import Variation
 from atomdiff.training.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
 from atomdiff.training.defaults import count_steps, numerical
 from atomdiff.training.loop import Run, TrainingData
+from atomdiff.training.pictures import STEP, Picture, Reading, Skipped, load_folder
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.settings import TrainingSettings
 
 
 def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Reporter, drop: bool) -> Run:
     """Pictures, class pictures, latents, embeddings and the state to resume from -> a run about to start."""
-    pictures, skipped = load_folder(
-        settings.instance_data_dir, int(settings.resolution or 0), settings.caption_extension
-    )
+    pictures, skipped = load_folder(settings.instance_data_dir, _reading(settings, base))
     _tell_pictures(pictures, skipped, settings, told)
     settings = count_steps(settings, len(pictures), accelerator.num_processes)
     saved = _saved_state(settings, told)
@@ -57,12 +60,11 @@ def _tell_pictures(
         told.notice(f"Skipped {item.path.name}: {item.reason}")
     if len(skipped) > 10:
         told.notice(f"Skipped {len(skipped) - 10} more")
-    small = sum(min(picture.original_size) < int(settings.resolution or 0) for picture in pictures)
-    enlarged = f"; {small} smaller than {settings.resolution} pixels and enlarged" if small else ""
     captions = [picture.caption for picture in pictures if picture.caption]
     own = f"{len(captions)} by their texts, such as '{captions[0]}'" if captions else ""
     usual = f"as '{settings.instance_prompt}'" if len(captions) < len(pictures) else ""
-    told.notice(f"Pictures: {len(pictures)}, {'; the others '.join(filter(None, (own, usual)))}{enlarged}")
+    prompts = "; the others ".join(filter(None, (own, usual)))
+    told.notice("; ".join([f"Pictures: {len(pictures)}, {prompts}", *_shapes(pictures, settings)]))
     silent = [caption for caption in captions if not calls(caption, settings.trigger)]
     if silent:
         told.warn(
@@ -70,6 +72,39 @@ def _tell_pictures(
             f"such as '{silent[0]}': the concept is called by that word, and learns less of it from those "
             "pictures; write it into them, or choose the word with --trigger."
         )
+
+
+def _shapes(pictures: Sequence[Picture], settings: TrainingSettings) -> list[str]:
+    """What is to be told of sizes, crops and masks."""
+    side = int(settings.resolution or 0)
+    small = sum(
+        p.original_size[0] * p.original_size[1] < 0.99 * p.image.width * p.image.height for p in pictures
+    )
+    sizes = list(dict.fromkeys(p.image.size for p in pictures))
+    cut = sum(picture.cut_off > 0.1 for picture in pictures)
+    masked = sum(picture.mask is not None for picture in pictures)
+    shown = ", ".join(f"{w} x {h}" for w, h in sizes[:4]) + (" ..." if len(sizes) > 4 else "")
+    return [
+        text
+        for text, due in (
+            (f"in their own shapes, {shown}", sizes != [(side, side)]),
+            (f"{cut} cropped by more than a tenth", cut),
+            (f"{small} smaller than {side} pixels and enlarged", small),
+            (f"{masked} with a mask", masked),
+        )
+        if due
+    ]
+
+
+def _reading(settings: TrainingSettings, base: Base) -> Reading:
+    """How the picture folder is read."""
+    return Reading(
+        int(settings.resolution or 0),
+        None if settings.center_crop else STEP * base.vae_factor,
+        settings.caption_extension,
+        settings.caption_column,
+        settings.masked_loss,
+    )
 
 
 def _class_pictures(
@@ -80,6 +115,7 @@ def _class_pictures(
         int(settings.num_class_images or 0),
         int(settings.resolution or 0),
         settings.seed,
+        _reading(settings, base).step,
     )
     made, skipped = prior_preservation.class_pictures(
         base,
@@ -104,8 +140,22 @@ def _encode(
     told: Reporter,
 ) -> TrainingData:
     """Latents and embeddings of everything; prompts that are cut are told."""
-    captions = [picture.caption or settings.instance_prompt for picture in pictures]
-    prompts = list(dict.fromkeys([*captions, *([settings.class_prompt] if class_pictures else [])]))
+    variation = Variation(
+        settings.shuffle_caption,
+        settings.keep_tokens,
+        settings.caption_tag_dropout_rate,
+        settings.caption_separator,
+    )
+    captions = [
+        variation.of(picture.caption, seeded(settings.seed, "captions", i))
+        if picture.caption
+        else (settings.instance_prompt,)
+        for i, picture in enumerate(pictures)
+    ]
+    prompts = list(dict.fromkeys(prompt for variants in captions for prompt in variants))
+    extra = [settings.class_prompt] if class_pictures else []
+    extra += [""] if settings.caption_dropout_rate else []
+    prompts = list(dict.fromkeys([*prompts, *extra]))
     token = _token(settings, base, told)
     for prompt in prompts:
         cut = truncated_part(base, token.reading().spoken(prompt) if token else prompt)
@@ -116,18 +166,28 @@ def _encode(
     cached = latents.encode_table(base, prompts)
     table = latents.LiveTable(cached, base, token) if token else cached
 
-    def encoded(those: list[Picture], rows: list[int], what: str) -> latents.LatentCache:
+    def encoded(those: list[Picture], rows: list[tuple[int, ...]], what: str) -> latents.LatentCache:
         images = [picture.image for picture in those]
         heard = lambda done, total: told.stage(f"Encoding {what}", done, total)  # noqa: E731
-        return latents.encode_pictures(base, images, rows, accelerator, settings.random_flip, heard)
+        found = latents.encode_pictures(base, images, rows, accelerator, settings.random_flip, heard)
+        return replace(found, weights=_weights(those, base.vae_factor, settings.unmasked_weight))
 
-    instance = encoded(pictures, [prompts.index(caption) for caption in captions], "pictures")
+    rows = [tuple(prompts.index(prompt) for prompt in variants) for variants in captions]
+    instance = encoded(pictures, rows, "pictures")
+    if settings.caption_dropout_rate:
+        instance = replace(instance, dropout=settings.caption_dropout_rate, empty=prompts.index(""))
     if not class_pictures:
         return TrainingData(instance, None, table, token)
     row = prompts.index(settings.class_prompt)
-    return TrainingData(
-        instance, encoded(class_pictures, [row] * len(class_pictures), "class pictures"), table, token
-    )
+    prior = encoded(class_pictures, [(row,)] * len(class_pictures), "class pictures")
+    return TrainingData(instance, prior, table, token)
+
+
+def _weights(pictures: Sequence[Picture], factor: int, outside: float) -> tuple[Tensor | None, ...]:
+    """What each place of the pictures counts; () where none has a mask."""
+    if all(picture.mask is None for picture in pictures):
+        return ()
+    return tuple(masks.weights(p.mask, factor, outside) if p.mask else None for p in pictures)
 
 
 def _token(settings: TrainingSettings, base: Base, told: Reporter) -> TriggerToken | None:
@@ -207,4 +267,6 @@ def _digest(pictures: Sequence[Picture]) -> str:
     for picture in pictures:
         digest.update(picture.image.tobytes())
         digest.update(picture.caption.encode() + b"\0")
+        if picture.mask:
+            digest.update(picture.mask.tobytes())
     return digest.hexdigest()

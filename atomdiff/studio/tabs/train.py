@@ -190,7 +190,8 @@ def _connect_wishes(page: Page) -> None:
 
 def _tiles(studio: Studio, files: list[str], base: str) -> str:
     """The pictures as they will be used, and why some will not."""
-    from atomdiff.files.images import read_caption, read_picture
+    from atomdiff.files.images import read_picture
+    from atomdiff.training.captions import read_caption
 
     side = min(film.SIDE, studio.facts(base).resolution)
     made, problems = [], []
