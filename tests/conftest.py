@@ -50,7 +50,7 @@ def tiny_base(tiny_folder: Callable[..., Path]) -> Callable:
 @pytest.fixture(scope="module")
 def studio(tiny_base, tmp_path_factory):
     """A studio with a tiny base and an empty library."""
-    from atomdiff.studio.house import Options, Studio
+    from atomdiff.studio.session import Options, Studio
 
     folder = tmp_path_factory.mktemp("studio")
     base = tiny_base("sd1")

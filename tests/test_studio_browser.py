@@ -79,7 +79,7 @@ def draw(page, text: str = "", steps: int = 2, count: int = 1) -> None:
 
 def test_first_start_the_example_then_pictures_that_carry_it(browser, tmp_path):
     from atomdiff.files.card import concept_bytes
-    from atomdiff.studio.shelf import EXAMPLE
+    from atomdiff.studio.library_view import EXAMPLE
 
     with served(tmp_path) as studio:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -191,8 +191,8 @@ def test_a_wrong_file_is_told_in_a_sentence(page, tmp_path):
 
 def test_an_empty_prompt_is_told_in_a_sentence(page):
     page.locator("#go").click()
-    page.locator("#status .error").wait_for()
-    assert page.locator("#status .error").inner_text() == "There is no prompt: write what to draw."
+    page.locator(".toast-message-text").wait_for()
+    assert page.locator(".toast-message-text").inner_text() == "There is no prompt: write what to draw."
 
 
 def test_cancel_and_reload_while_drawing(page):

@@ -17,15 +17,16 @@ from atomdiff.files import card
 from atomdiff.files.safetensors_file import to_bytes
 from atomdiff.sampling import previews
 from atomdiff.sampling.infotext import parse
-from atomdiff.studio import drawing, form, pieces, reading
-from atomdiff.studio.desk import Look
-from atomdiff.studio.drawing import Order
-from atomdiff.studio.house import Facts, Options, Studio
+from atomdiff.studio import draw_form, drawing, html, png_info
+from atomdiff.studio.bases import BaseInfo
+from atomdiff.studio.drawing import DrawRequest
+from atomdiff.studio.job_queue import JobStatus
+from atomdiff.studio.session import Options, Studio
 
 
 def test_an_order_is_drawn_and_kept_with_its_settings(studio):
-    order = Order("tiny-sd1", "a dog", steps=2, guidance=2, count=3, batch=2, seed=5)
-    look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+    order = DrawRequest("tiny-sd1", "a dog", steps=2, guidance=2, count=3, batch=2, seed=5)
+    look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done", look.error
     assert [parse(entry.text).whole("Seed") for entry in look.results] == [5, 6, 7]
     with Image.open(look.results[0].file) as picture:
@@ -35,12 +36,12 @@ def test_an_order_is_drawn_and_kept_with_its_settings(studio):
 
 
 def test_drawing_stops_within_a_step(studio):
-    order = Order("tiny-sd1", "a dog", steps=200, seed=0)
-    job = studio.desk.submit("me", drawing.drawn(studio, "me", order))
-    while job.look().done < 2:
+    order = DrawRequest("tiny-sd1", "a dog", steps=200, seed=0)
+    job = studio.queue.submit("me", drawing.draw(studio, "me", order))
+    while job.status().done < 2:
         time.sleep(0.01)
     job.cancel()
-    at = job.look().done
+    at = job.status().done
     look = job.wait(30)
     assert look.state == "cancelled"
     assert look.done <= at + 1
@@ -48,9 +49,9 @@ def test_drawing_stops_within_a_step(studio):
 
 
 def test_without_the_concept_is_the_same_seed_on_the_base_alone(studio):
-    order = Order("tiny-sd1", "a dog", steps=2, seed=9)
-    first = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60).results[0]
-    again = studio.desk.submit("me", drawing.without_concept(studio, "me", first)).wait(60).results[0]
+    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=9)
+    first = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60).results[0]
+    again = studio.queue.submit("me", drawing.without_concept(studio, "me", first)).wait(60).results[0]
     assert again.kind == "without"
     with Image.open(first.file) as one, Image.open(again.file) as other:
         assert one.tobytes() == other.tobytes()  # no concept was used
@@ -67,8 +68,8 @@ def test_pictures_carry_their_concept_if_asked(studio, tiny_base):
 
     def drawn(*chosen, carry):
         concepts = tuple((entry.id, 1.0) for entry in chosen)
-        order = Order("tiny-sd1", "a sks dog", concepts, steps=1, seed=1, carry=carry)
-        look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+        order = DrawRequest("tiny-sd1", "a sks dog", concepts, steps=1, seed=1, carry=carry)
+        look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
         assert look.state == "done", look.error
         return look.results[0].file.read_bytes(), look.notes
 
@@ -81,7 +82,7 @@ def test_pictures_carry_their_concept_if_asked(studio, tiny_base):
 
 
 def test_a_grid_of_too_many_steps_is_refused(studio):
-    order = Order("tiny-sd1", "a dog", seed=1)
+    order = DrawRequest("tiny-sd1", "a dog", seed=1)
     with pytest.raises(SettingsError, match="at most 200 steps"):
         drawing.grid_of(studio, order, [("steps", "5, 500")])
     assert len(drawing.grid_of(studio, order, [("steps", "5, 10")]).cells()) == 2
@@ -96,8 +97,8 @@ def test_another_base_takes_the_place_of_the_one_before(tiny_base, tmp_path):
 
     studio = Studio(Options(load, "one", tmp_path / "concepts", tmp_path / "out"))
     for name in ("one", "sd15", "sd15", "one"):
-        order = Order(name, "a dog", steps=1, seed=1)
-        look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+        order = DrawRequest(name, "a dog", steps=1, seed=1)
+        look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
         assert look.state == "done", look.error
         assert parse(look.results[0].text).fields["Model"] == name
     assert loaded == ["one", "sd15", "one"]
@@ -105,7 +106,7 @@ def test_another_base_takes_the_place_of_the_one_before(tiny_base, tmp_path):
 
 
 def test_a_base_that_was_not_given_is_refused(studio):
-    look = studio.desk.submit("me", drawing.drawn(studio, "me", Order("/etc", "a dog"))).wait(30)
+    look = studio.queue.submit("me", drawing.draw(studio, "me", DrawRequest("/etc", "a dog"))).wait(30)
     assert "not started with the base '/etc'" in look.error
 
 
@@ -126,20 +127,23 @@ def test_a_base_that_was_not_given_is_refused(studio):
 )
 def test_orders_that_cannot_work(change, message):
     with pytest.raises(SettingsError, match=message):
-        Order(**({"base": "pocket", "prompt": "a dog"} | change))
+        DrawRequest(**({"base": "pocket", "prompt": "a dog"} | change))
 
 
 def test_the_form_reads_what_a_browser_sends_and_back():
-    values = dict.fromkeys(form.FIELDS, 1.0) | {
-        "prompt": "a sks dog", "concepts": ["id"], "strength 0": 0.8, "negative": None, "size": "64×48",
+    values = dict.fromkeys(draw_form.STRENGTHS, 1.0) | {
+        "guidance": 1.0, "carry": 1.0, "blocks": "",
+        "prompt": "a sks dog", "concepts": ["id"], "strength_0": 0.8, "negative": None, "size": "64×48",
         "seed": " ", "steps": 5, "count": 2, "sampler": "dpm++", "base": "pocket", "batch": 4, "acting": None,
     }  # fmt: skip
-    order = form.order_from(list(values.values()))
-    assert order == Order("pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4)
-    assert form.values_of(order)["strength 0"] == 0.8
-    for name, wrong in (("seed", "x"), ("size", "big"), ("steps", "many"), ("strength 0", None)):
+    order = draw_form.request_from(values)
+    assert order == DrawRequest(
+        "pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4
+    )
+    assert draw_form.values_of(order)["strength_0"] == 0.8
+    for name, wrong in (("seed", "x"), ("size", "big"), ("steps", "many"), ("strength_0", None)):
         with pytest.raises(SettingsError):
-            form.order_from(list((values | {name: wrong}).values()))
+            draw_form.request_from(values | {name: wrong})
 
 
 def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, tmp_path):
@@ -148,27 +152,27 @@ def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, t
     atoms = {name: torch.ones_like(t) for name, t in attached.read().items()}
     concept = Concept.of(base.unet, attached.spec, atoms, base.passport, trigger="sks", class_word="dog")
     entry = studio.library.add(to_bytes(concept))
-    order = Order("tiny-sd1", "a dog", ((entry.id, 1.0),), steps=2, seed=3, acting="Both, 0-1, always")
+    order = DrawRequest("tiny-sd1", "a dog", ((entry.id, 1.0),), steps=2, seed=3, acting="Both, 0-1, always")
     assert order.scene(studio).acting == {"branches": "both", "span": (0.0, 1.0), "always": True}
-    look = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60)
+    look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done" and not any("lacks" in note for note in look.notes)
-    again = drawing.order_of(parse(look.results[0].text), studio)
+    again = drawing.request_of(parse(look.results[0].text), studio)
     assert drawing.acting_of(again.acting) == order.scene(studio).acting
-    assert drawing.order_of(parse("x\nSteps: 2, Concept span: soon"), studio).acting == ""
-    assert form.values_of(again)["acting"] == again.acting == "both, 0-1, always"
-    usual = studio.desk.submit("me", drawing.drawn(studio, "me", replace(order, acting=""))).wait(60)
+    assert drawing.request_of(parse("x\nSteps: 2, Concept span: soon"), studio).acting == ""
+    assert draw_form.values_of(again)["acting"] == again.acting == "both, 0-1, always"
+    usual = studio.queue.submit("me", drawing.draw(studio, "me", replace(order, acting=""))).wait(60)
     with Image.open(look.results[0].file) as one, Image.open(usual.results[0].file) as other:
         assert one.tobytes() != other.tobytes()
 
 
 def test_triggers_are_filled_in_and_taken_out():
     dog, cat = ("sks", "dog"), ("zwx", "cat")
-    assert form.with_triggers("", [], [dog]) == "a sks dog"
-    assert form.with_triggers("a dog on the beach", [], [dog]) == "a sks dog on the beach"
-    assert form.with_triggers("in space", [], [dog]) == "a sks dog, in space"
-    assert form.with_triggers("a SKS dog", [], [dog]) == "a SKS dog"
-    assert form.with_triggers("a sks dog on the beach", [dog], []) == "a dog on the beach"
-    assert form.with_triggers("a sks dog", [dog], [dog, cat]) == "a zwx cat, a sks dog"
+    assert draw_form.with_triggers("", [], [dog]) == "a sks dog"
+    assert draw_form.with_triggers("a dog on the beach", [], [dog]) == "a sks dog on the beach"
+    assert draw_form.with_triggers("in space", [], [dog]) == "a sks dog, in space"
+    assert draw_form.with_triggers("a SKS dog", [], [dog]) == "a SKS dog"
+    assert draw_form.with_triggers("a sks dog on the beach", [dog], []) == "a dog on the beach"
+    assert draw_form.with_triggers("a sks dog", [dog], [dog, cat]) == "a zwx cat, a sks dog"
 
 
 def test_settings_of_other_programs_are_understood():
@@ -189,32 +193,32 @@ def test_settings_of_other_programs_are_understood():
 
 
 def test_pictures_tell_or_say_why_not(tmp_path, studio):
-    order = Order("tiny-sd1", "a dog", steps=1, seed=1)
-    entry = studio.desk.submit("me", drawing.drawn(studio, "me", order)).wait(60).results[0]
-    told = reading.read(entry.file)
-    assert drawing.order_of(told.generation, studio).seed == 1
+    order = DrawRequest("tiny-sd1", "a dog", steps=1, seed=1)
+    entry = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60).results[0]
+    told = png_info.read(entry.file)
+    assert drawing.request_of(told.generation, studio).seed == 1
     assert ("Prompt", "a dog") in told.rows()
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"'x\.png' is no picture"):
-        reading.read(tmp_path / "x.png")
+        png_info.read(tmp_path / "x.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(ImageError, match="says nothing of how it was made"):
-        reading.read(tmp_path / "plain.png")
+        png_info.read(tmp_path / "plain.png")
 
 
 def test_strangers_texts_are_escaped():
-    assert "<script>" not in pieces.facts([("<script>", "<script>")])
-    assert "<b>" not in pieces.progress(Look("failed", error="<b>"))
-    assert "<b>" not in pieces.progress(Look("done", notes=("<b>",)))
+    assert "<script>" not in html.facts([("<script>", "<script>")])
+    assert "<b>" not in html.progress(JobStatus("failed", error="<b>"))
+    assert "<b>" not in html.progress(JobStatus("done", notes=("<b>",)))
 
 
 def test_what_the_page_says_of_a_job():
-    assert "2 before you" in pieces.progress(Look("waiting", ahead=2))
-    running = pieces.progress(Look("running", stage="Drawing", done=5, total=20, seconds_left=125))
+    assert "2 before you" in html.progress(JobStatus("waiting", ahead=2))
+    running = html.progress(JobStatus("running", stage="Drawing", done=5, total=20, seconds_left=125))
     assert "width:25.0%" in running
     assert "step 5 of 20 · 2 min left" in running
-    assert pieces.duration(4000) == "1 h 6 min"
-    assert Facts("x", "sd1", 512, 7.5, 4).sizes()[512, 512] == (1, 1)
+    assert html.duration(4000) == "1 h 6 min"
+    assert BaseInfo("x", "sd1", 512, 7.5, 4).sizes()[512, 512] == (1, 1)
 
 
 def test_previews_of_large_autoencoders_are_read_off_the_latents(tiny_base, monkeypatch):

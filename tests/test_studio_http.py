@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from atomdiff.studio import gate, people
+from atomdiff.studio import identity, security
 from benchmarks.serving import ROOT, served
 
 USER, OTHER = ("ann", "open sesame"), ("bob", "his own word")
@@ -124,7 +124,7 @@ def test_with_auth_no_route_answers_a_stranger(studio, stranger):
     assert len(found) > 50
     assert ("POST", "/gradio_api/queue/join") in found
     for method, path in found:
-        if path == "/" or path.startswith(gate.OPEN):
+        if path == "/" or path.startswith(security.OPEN):
             continue
         status, body = raw(studio, stranger, method, path)
         assert status in (401, 404), (method, path, status)
@@ -157,7 +157,7 @@ def test_it_listens_on_this_machine_alone_and_reports_to_nobody(studio, ann):
 
 def test_a_program_that_gives_no_session_is_someone_new_each_time():
     request = SimpleNamespace(username=None, cookies={}, session_hash=None)
-    assert people.owner(request) != people.owner(request)
+    assert identity.owner(request) != identity.owner(request)
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -259,11 +259,11 @@ def test_a_request_has_a_bound(studio, ann):
     connection = http.client.HTTPConnection("127.0.0.1", studio.port, timeout=30)
     connection.putrequest("POST", "/gradio_api/upload")
     connection.putheader("Cookie", "; ".join(f"{name}={value}" for name, value in ann.cookies.items()))
-    connection.putheader("Content-Length", str(2 * gate.MAX_UPLOADS))
+    connection.putheader("Content-Length", str(2 * security.MAX_UPLOADS))
     connection.endheaders()
     assert connection.getresponse().status == 413  # before anything was sent
     connection.close()
-    huge = json.dumps({"data": ["a" * gate.MAX_REQUEST]}).encode()
+    huge = json.dumps({"data": ["a" * security.MAX_REQUEST]}).encode()
     assert ann.post("gradio_api/run/draw", content=huge).status_code == 413
     pieces = (huge[i : i + 1_000_000] for i in range(0, len(huge), 1_000_000))
     kind = {"content-type": "application/json"}

@@ -32,20 +32,29 @@ def studio(
         list[str] | None,
         typer.Option(metavar="USER:PASSWORD", help="Let only this user in; may be given several times."),
     ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name under which a reverse proxy reaches it, draw.example.com or *.example.com; may be "
+            "given several times.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """Open the studio, the web page to draw with concepts."""
     from atomdiff.cli.arguments import load_base
-    from atomdiff.studio.house import Options, Studio
+    from atomdiff.studio.session import Options, Studio
 
     load = functools.partial(load_base, device=device, dtype=dtype, given=True)
-    options = Options(load, base, concepts, out, host, port, share, tuple(map(_user, auth or ())))
-    from atomdiff.studio import page  # the slowest to import comes last
+    users, hosts = tuple(map(_user, auth or ())), tuple(allowed_hosts or ())
+    options = Options(load, base, concepts, out, host, port, share, users, hosts)
+    from atomdiff.studio import app as studio_app  # the slowest to import comes last
 
     typer.echo(f"base: {base}")
-    house = Studio(options)
-    blocks = page.launch(house)
+    running = Studio(options)
+    blocks = studio_app.launch(running)
     typer.echo(f"The studio is open at {blocks.local_url} (Ctrl-C ends it).")
     if blocks.share_url:
         typer.echo(f"Everyone with this link may use it: {blocks.share_url}")
@@ -53,7 +62,7 @@ def studio(
     try:
         blocks.block_thread()
     finally:
-        house.close()
+        running.close()
 
 
 def _user(auth: str) -> tuple[str, str]:

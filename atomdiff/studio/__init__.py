@@ -1,6 +1,6 @@
-"""The studio: the web page on which people draw with concepts.
+"""The studio: the web page on which people draw with concepts and train them.
 
-Three layers, each knowing only those before it: `desk` and `history` (one queue on the device; what was
-drawn), `drawing` and `house` (what a drawing is; everything the page talks to), then `page` and `tabs`
-(Gradio, no logic). Nothing but `page`, `tabs` and `endpoints` imports Gradio.
+`job_queue`, `bases`, `history` and `trainings` are its parts and `session` puts them together; `drawing` and
+`training_jobs` are what the queue runs. Only `app`, `api`, `theme` and `tabs` import Gradio: `app` calls the
+functions of `tabs` in the order in which they are shown, and hands each what it needs of those before it.
 """

@@ -1,4 +1,4 @@
-"""What the device is asked to draw: orders checked, drawn batch by batch, and every picture kept."""
+"""What the queue draws: requests checked, drawn batch by batch, and every picture kept."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, check_strength, parse_strength
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.sampling.grids import Grid, Scene, parse_axis
 from atomdiff.sampling.hints import before_drawing
 from atomdiff.sampling.infotext import Generation, parse
-from atomdiff.studio.desk import Job
 from atomdiff.studio.history import Entry
-from atomdiff.studio.house import Studio
+from atomdiff.studio.job_queue import Job
+from atomdiff.studio.session import Studio
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
     from atomdiff.base.stable_diffusion import Base
 
-MAX_COUNT = 64  # pictures of one order
+MAX_COUNT = 64  # pictures of one request
 MAX_STEPS = 200
 MAX_SIDE = 2048
 MAX_PROMPT = 10_000  # letters
-_SPAN = re.compile(r"(\d(?:\.\d+)?)-(\d(?:\.\d+)?)")
 SEEDS = 2**32  # a random seed is below: short enough to read out, exact in a browser
+_SPAN = re.compile(r"(\d(?:\.\d+)?)-(\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
-class Order:
+class DrawRequest:
     """What someone wants drawn. Raises SettingsError for what cannot work.
 
     `concepts` are ids of the library with strengths; None stands for the base's default, or a random seed.
@@ -76,12 +76,10 @@ class Order:
             if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
                 raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
         guidance = 1.0 if self.guidance is None else self.guidance
-        DrawSettings(
-            self.seed or 0, self.steps, guidance, self.negative, self.size or (8, 8), self.sampler,
-            **acting_of(self.acting),
-        )  # fmt: skip
+        size, acting = self.size or (8, 8), acting_of(self.acting)
+        DrawSettings(self.seed or 0, self.steps, guidance, self.negative, size, self.sampler, **acting)
 
-    def seeded(self) -> Order:
+    def seeded(self) -> DrawRequest:
         """The same with a seed, random if none was given."""
         return replace(self, seed=secrets.randbelow(SEEDS)) if self.seed is None else self
 
@@ -120,24 +118,29 @@ def acting_of(text: str) -> dict[str, Any]:
     return said
 
 
-def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
-    """The order that would draw a picture again, as far as its text tells and the studio has what it needs.
+def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRequest:
+    """The request that would draw a picture again, as far as its text tells and the studio has what it needs.
 
     Raises SettingsError for settings that cannot work here.
     """
     from atomdiff.sampling.draw import SAMPLERS
 
     titles = {sampler.title.lower(): name for name, sampler in SAMPLERS.items()}
-    sampler = generation.fields.get("Sampler", "").lower()
-    model = generation.fields.get("Model", "")
-    entries = studio.concepts()
+    fields = generation.fields
+    model, entries = fields.get("Model", ""), studio.concepts()
     concepts = []
     for used in generation.concepts:
         same = [entry for entry in entries if used.sha256 and entry.id.startswith(used.sha256)]
         same += [entry for entry in entries if entry.title == used.title]
         concepts += [(entry.id, parse_strength(used.strength)) for entry in same[:1]]
-    return Order(
-        base=model if model in studio.bases else base or studio.default,
+    span = fields.get("Concept span", "")
+    acting = (
+        "both" if fields.get("Concept branches") == "both" else "",
+        span if _SPAN.fullmatch(span) else "",  # the text may be a stranger's
+        "always" if fields.get("Concepts always") == "yes" else "",
+    )
+    return DrawRequest(
+        base=model if model in studio.bases.names else base or studio.bases.default,
         prompt=generation.prompt or "a picture",
         concepts=tuple(concepts),
         negative=generation.negative,
@@ -145,43 +148,32 @@ def order_of(generation: Generation, studio: Studio, base: str = "") -> Order:
         steps=generation.whole("Steps") or 25,
         guidance=generation.number("CFG scale"),
         size=generation.size,
-        sampler=titles.get(sampler, "dpm++"),
-        acting=_acted(generation.fields),
+        sampler=titles.get(fields.get("Sampler", "").lower(), "dpm++"),
+        acting=", ".join(filter(None, acting)),
     )
 
 
-def _acted(fields: Mapping[str, str]) -> str:
-    """How concepts acted, by a picture's text, which may be a stranger's."""
-    span = fields.get("Concept span", "")
-    said = [
-        "both" if fields.get("Concept branches") == "both" else "",
-        span if _SPAN.fullmatch(span) else "",
-        "always" if fields.get("Concepts always") == "yes" else "",
-    ]
-    return ", ".join(filter(None, said))
-
-
-def drawn(studio: Studio, owner: str, order: Order, kind: str = "picture") -> Callable[[Job], None]:
-    """The work of an order: its results are history entries, one after another."""
-    order = order.seeded()
+def draw(studio: Studio, owner: str, request: DrawRequest, kind: str = "picture") -> Callable[[Job], None]:
+    """The work of a request: its results are history entries, one after another."""
+    request = request.seeded()
 
     def work(job: Job) -> None:
-        base = _base(studio, job, order.base)
-        scene = order.scene(studio)
+        base = _base(studio, job, request.base)
+        scene = request.scene(studio)
         _remarks(job, base, scene)
-        inside = _inside(studio, job, order)
-        limit = order.batch or studio.facts(base.name).batch
-        starts = range(0, order.count, limit)
+        carried = _carried(studio, job, request)
+        limit = request.batch or studio.bases.info(base.name).batch
+        starts = range(0, request.count, limit)
         for number, start in enumerate(starts):
-            options = {"count": min(limit, order.count - start), "batch_size": limit}
+            options = {"count": min(limit, request.count - start), "batch_size": limit}
             part = replace(scene, seed=scene.seed + start)
             for image in _draw(studio, job, base, part, number, len(starts), **options):
-                job.add(studio.history.keep(owner, image, kind, inside))
+                job.add(studio.history.keep(owner, image, kind, carried))
 
     return work
 
 
-def grid_drawn(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callable[[Job], None]:
+def draw_grid(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callable[[Job], None]:
     """The work of a grid: its results are the pictures in the order of its cells, then the sheet."""
 
     def work(job: Job) -> None:
@@ -200,12 +192,10 @@ def grid_drawn(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callab
     return work
 
 
-def grid_of(studio: Studio, order: Order, given: list[tuple[str, str]]) -> Grid:
-    """The grid that an order and up to three (kind, values) mean. Raises SettingsError or ConceptError."""
-    axes: list[Axis] = [parse_axis(kind, text, studio.concept_named) for kind, text in given if kind]
-    if not axes:
-        axes = [parse_axis("", "")]
-    grid = Grid(order.scene(studio), *axes)
+def grid_of(studio: Studio, request: DrawRequest, given: list[tuple[str, str]]) -> Grid:
+    """The grid that a request and up to three (kind, values) mean. Raises SettingsError or ConceptError."""
+    axes = [parse_axis(kind, text, studio.concept_named) for kind, text in given if kind]
+    grid = Grid(request.scene(studio), *(axes or [parse_axis("", "")]))
     if max(cell.scene.steps for cell in grid.cells()) > MAX_STEPS:
         raise SettingsError(f"The studio draws at most {MAX_STEPS} steps: write fewer.")
     return grid
@@ -231,33 +221,32 @@ def without_concept(studio: Studio, owner: str, entry: Entry) -> Callable[[Job],
     generation = parse(entry.text)
     if not generation.fields:
         raise SettingsError("This picture does not say how it was drawn, so it cannot be drawn again.")
-    if generation.fields.get("Model") not in studio.bases:
+    if generation.fields.get("Model") not in studio.bases.names:
         raise SettingsError(
             f"The picture was drawn on {generation.fields.get('Model')!r}, which is not here."
         )
-    order = replace(order_of(generation, studio), concepts=())
-    return drawn(studio, owner, order, "without")
+    return draw(studio, owner, replace(request_of(generation, studio), concepts=()), "without")
 
 
-def _inside(studio: Studio, job: Job, order: Order) -> bytes | None:
-    """The concept file that the pictures of an order carry along. Raises ConceptError."""
+def _carried(studio: Studio, job: Job, request: DrawRequest) -> bytes | None:
+    """The concept file that the pictures of a request carry along. Raises ConceptError."""
     from atomdiff.files.card import concept_bytes
 
-    if not (order.carry and order.concepts):
+    if not (request.carry and request.concepts):
         return None
-    if len(order.concepts) > 1:
+    if len(request.concepts) > 1:
         job.note("A picture carries one concept; these were drawn with several, so they carry none.")
         return None
-    return concept_bytes(studio.library.get(order.concepts[0][0]).path)
+    return concept_bytes(studio.library.get(request.concepts[0][0]).path)
 
 
 def _draw(
     studio: Studio, job: Job, base: Base, scene: Scene, number: int, parts: int, **options: int
 ) -> list[Image]:
-    """Part `number` of `parts`, with progress and previews told."""
+    """Part `number` of `parts`, with progress and previews."""
     from atomdiff.sampling.draw import CousinWarning
 
-    previewer = studio.previewer()
+    previewer = studio.bases.previewer()
 
     def callback(done: int, total: int) -> None:
         job.progress(number * total + done, parts * total, "Drawing")
@@ -274,16 +263,15 @@ def _draw(
 
 def _base(studio: Studio, job: Job, name: str) -> Base:
     job.progress(0, 1, f"Loading {name}")
-    base = studio.base(name)
+    base = studio.bases.get(name)
     job.progress(0, 1, "Drawing")
     return base
 
 
 def _remarks(job: Job, base: Base, scene: Scene) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    for remark in before_drawing(
-        base, scene.prompt, scene.negative, scene.concepts, scene.acting.get("always", False)
-    ):
+    always = scene.acting.get("always", False)
+    for remark in before_drawing(base, scene.prompt, scene.negative, scene.concepts, always):
         job.note(str(remark))
 
 

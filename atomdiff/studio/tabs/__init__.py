@@ -1,1 +1,1 @@
-"""The tabs of the studio, one file each: components and events, no logic."""
+"""The tabs: a function each, which lays it out, connects it, and gives what later tabs need of it."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
-from atomdiff.errors import AtomdiffError
 from atomdiff.sampling.grids import KINDS, Grid
 from atomdiff.sampling.infotext import parse
-from atomdiff.studio import drawing, form, pieces
-from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import draw, settings
-
-if TYPE_CHECKING:
-    from atomdiff.studio.page import Page
+from atomdiff.studio import draw_form, drawing, html
+from atomdiff.studio.identity import owner
+from atomdiff.studio.session import Studio
+from atomdiff.studio.tabs import parts
+from atomdiff.studio.tabs.draw import DrawTab
 
 NAMES = {"strength": "Strength", "seed": "Seed", "steps": "Steps", "guidance": "CFG", "sampler": "Sampler",
          "concept": "Concept", "prompt": "Part of the prompt"}  # fmt: skip
@@ -27,133 +25,84 @@ USUAL = {
     "guidance": "2, 4, 8",
     "sampler": "dpm++, euler a, ddim",
 }
-HELP = pieces.hint(
+HELP = html.hint(
     "Values: 0, 0.5, 1 or 0..1 by 0.25 or 1..4. Concepts by name, none for without. Of the parts of the "
     "prompt, write first the one that stands in it."
 )
-EMPTY = pieces.empty(
+EMPTY = html.empty(
     "Nothing compared yet",
     "Choose what changes across and down. All other settings, the prompt too, are those on Draw.",
 )
 
 
-def build(page: Page) -> None:
-    """Lays the tab out."""
-    shared = page.shared
-    axes: list[Any] = []
+def compare_tab(studio: Studio, tabs: gr.Tabs, draw: DrawTab) -> None:
+    """The tab."""
     with gr.Tab("Compare", id="compare", render_children=True), gr.Row(elem_classes="workbench"):
         with gr.Column(elem_classes="controls"):
-            for name, kind in (("Across", "strength"), ("Down", "seed"), ("Tables", "")):
-                axes += _axis(name, kind)
+            axes = [_axis(*axis) for axis in (("Across", "strength"), ("Down", "seed"), ("Tables", ""))]
             gr.HTML(HELP)
-            with gr.Row(elem_classes="line"):
-                shared["compare.go"] = gr.Button(
-                    "Draw the grid", variant="primary", elem_id="grid-go", elem_classes="go"
-                )
-                shared["compare.halt"] = gr.Button(
-                    "Cancel", variant="stop", visible=False, elem_id="grid-halt", elem_classes="halt"
-                )
+            go, halt = parts.go_and_halt("Draw the grid", "grid-go", "grid-halt")
         with gr.Column(elem_classes="stage-side"):
-            shared["compare.status"] = gr.HTML(EMPTY, elem_id="grid-status")
-            shared["compare.sheet"] = gr.Image(
-                visible=False,
-                type="filepath",
-                format="png",
-                show_label=False,
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                elem_id="grid-sheet",
-                elem_classes="sheet",
-            )
-            shared["compare.table"] = gr.Dataframe(
-                visible=False, interactive=False, elem_id="grid-table", wrap=True
-            )
-            shared["compare.files"] = gr.DownloadButton(
-                "Download all as a zip", visible=False, elem_id="grid-files"
-            )
-    shared["compare.axes"] = axes
+            status = gr.HTML(EMPTY, elem_id="grid-status")
+            sheet = gr.Image(
+                visible=False, type="filepath", format="png", show_label=False, interactive=False,
+                buttons=["download", "fullscreen"], elem_id="grid-sheet", elem_classes="sheet",
+            )  # fmt: skip
+            table = gr.Dataframe(visible=False, interactive=False, elem_id="grid-table", wrap=True)
+            files = gr.DownloadButton("Download all as a zip", visible=False, elem_id="grid-files")
+    results = [sheet, table, files]
+
+    @go.click(
+        inputs=[part for axis in axes for part in axis],
+        inputs_kwargs=draw.settings.form,
+        outputs=[status, *results, go, halt],
+        trigger_mode="once",
+    )
+    async def compare(
+        kind_x: str, x: str, kind_y: str, y: str, kind_z: str, z: str, request: gr.Request, **form: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        me, wanted = owner(request), draw_form.request_from(form).seeded()
+        grid = drawing.grid_of(studio, wanted, [(kind_x, x), (kind_y, y), (kind_z, z)])
+        job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted.base, grid))
+        async for now in studio.queue.watch(job):
+            made = _results(grid, list(now.results)) if now.state == "done" else [parts.HIDDEN] * 3
+            shown = dict(zip(results, made, strict=True))
+            yield {status: html.progress(now), **parts.running(go, halt, not now.over), **shown}
+
+    @halt.click(queue=False)
+    def stop(request: gr.Request) -> None:
+        studio.queue.cancel(owner(request))
+
+    @draw.to_compare.click(inputs=[draw.drawn, draw.chosen], outputs=draw.settings.outputs)
+    def send(shown: list[int], at: int, request: gr.Request) -> dict[Any, Any]:
+        """What the picture was drawn with is what is compared around."""
+        entry = parts.picked(studio, request, shown, at)
+        filled = draw.settings.filled(drawing.request_of(parse(entry.text), studio))
+        return filled | {tabs: gr.Tabs(selected="compare")}
 
 
-def _axis(name: str, kind: str) -> list[Any]:
+def _axis(name: str, kind: str) -> tuple[gr.Dropdown, gr.Textbox]:
     with gr.Row(elem_classes="line"):
         choices = [("nothing", "")] if name != "Across" else []
         which = gr.Dropdown(
-            [*choices, *((NAMES[kind], kind) for kind in KINDS)],
-            value=kind,
-            label=name,
-            scale=2,
-            min_width=110,
-            elem_id=f"axis-{name.lower()}",
-        )
+            [*choices, *((NAMES[kind], kind) for kind in KINDS)], value=kind, label=name, scale=2,
+            min_width=110, elem_id=f"axis-{name.lower()}",
+        )  # fmt: skip
         text = gr.Textbox(
-            USUAL.get(kind, ""),
-            label="Values",
-            scale=3,
-            min_width=150,
-            elem_id=f"values-{name.lower()}",
+            USUAL.get(kind, ""), label="Values", scale=3, min_width=150, elem_id=f"values-{name.lower()}"
         )
     # In the browser: an answer of the server could come after the user has typed.
-    usual = f"(kind) => ({json.dumps(USUAL)})[kind] ?? ''"
-    which.input(None, which, text, js=usual, api_visibility="private")
-    return [which, text]
-
-
-def wire(page: Page) -> None:
-    """Connects it."""
-    studio, shared = page.studio, page.shared
-    names = ("status", "sheet", "table", "files", "go", "halt")
-    outputs = [shared[f"compare.{name}"] for name in names]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-    async def compare(request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
-        me = owner(request)
-        try:
-            order = form.order_from(values[:-6]).seeded()
-            grid = drawing.grid_of(studio, order, list(zip(values[-6::2], values[-5::2], strict=True)))
-            job = studio.desk.submit(me, drawing.grid_drawn(studio, me, order.base, grid))
-        except AtomdiffError as error:
-            hidden = gr.update(visible=False)
-            yield [pieces.error(str(error)), hidden, hidden, hidden, gr.skip(), gr.skip()]
-            return
-        async for look in studio.desk.watch(job):
-            buttons = [gr.update(visible=look.over), gr.update(visible=not look.over)]
-            results = _results(grid, list(look.results)) if look.over else [gr.update(visible=False)] * 3
-            yield [pieces.progress(look), *results, *buttons]
-
-    shared["compare.go"].click(
-        compare,
-        [*page.form.values(), *shared["compare.axes"]],
-        outputs,
-        concurrency_limit=None,
-        trigger_mode="once",
-        **quiet,
-    )
-    shared["compare.halt"].click(draw.stopper(studio), None, None, queue=False, **quiet)
-
-    def send(drawn: list[int], chosen: int, request: gr.Request) -> list[Any]:
-        """What the picture was drawn with is what is compared around."""
-        entry = draw.picked(studio, request, drawn, chosen)
-        try:
-            filled = settings.filled(page, drawing.order_of(parse(entry.text if entry else ""), studio))
-        except AtomdiffError:
-            filled = []
-        form = filled if entry and filled else [gr.skip()] * (len(page.form) + 1)
-        return [*form, gr.update(selected="compare")]
-
-    which = [shared["draw.drawn"], shared["draw.chosen"]]
-    filled = [*page.form.values(), shared["draw.subjects"], page.tabs]
-    shared["draw.to_compare"].click(send, which, filled, **quiet)
+    which.input(None, which, text, js=f"(kind) => ({json.dumps(USUAL)})[kind] ?? ''")
+    return which, text
 
 
 def _results(grid: Grid, entries: list[Any]) -> list[Any]:
     """Values for sheet, table and files, once the grid is drawn."""
-    if not entries or entries[-1].kind != "grid":
-        return [gr.update(visible=False)] * 3
     headers = [*(axis.kind for axis in grid.axes), "file"]
     rows = [[*cell.labels, entry.file.name] for cell, entry in zip(grid.cells(), entries[:-1], strict=True)]
-    archive = drawing.zipped(headers, rows, entries)
-    return [
-        gr.update(value=str(entries[-1].file), visible=True),
-        gr.update(value={"headers": headers, "data": rows}, visible=True),
-        gr.update(value=archive, visible=True),
-    ]
+    values = (
+        str(entries[-1].file),
+        {"headers": headers, "data": rows},
+        drawing.zipped(headers, rows, entries),
+    )
+    return [gr.update(value=value, visible=True) for value in values]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from atomdiff.errors import AtomdiffError
-from atomdiff.studio import parts, pieces, shelf
-from atomdiff.studio.house import Studio
-from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import sending, settings
+from atomdiff.studio import html, library_view
+from atomdiff.studio.identity import owner
+from atomdiff.studio.session import Studio
+from atomdiff.studio.tabs import parts
+from atomdiff.studio.tabs.draw import DrawTab
+from atomdiff.studio.tabs.drop_anywhere import DROP_ANYWHERE
 
 if TYPE_CHECKING:
     from atomdiff.library import Entry
-    from atomdiff.studio.page import Page
 
 A_PAGE = 48
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
+EMPTY = html.empty(
+    "No concepts yet",
+    "Drop a concept file, a card or a screenshot of its QR codes anywhere on this page, or paste its text. "
+    "Or make your own under Train.",
+)
+NONE_FOUND = html.empty("Nothing found", "No concept has all of these words in its name, trigger or tags.")
 # A card tells which it is; on a phone what is told of it stands below.
 CARDS = """
 element.addEventListener('click', (event) => {
@@ -33,276 +40,246 @@ element.addEventListener('click', (event) => {
 """
 
 
-def build(page: Page) -> None:
-    """Lays the tab out."""
-    shared = page.shared
-    with gr.Tab("Concepts", id="concepts", render_children=True) as shared["concepts.tab"]:
-        shared["concepts.words"], shared["concepts.count"] = parts.search("concept", "Search names and tags")
+@dataclass(frozen=True)
+class ConceptsTab:
+    """What later tabs need: the chosen concept, the button that leads to what it learned, and `known`, to be
+    set to `changed()` when a concept came into the library."""
+
+    chosen: gr.State
+    to_inspect: gr.Button
+    known: gr.State
+    changed: Callable[[], int]
+
+
+def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) -> ConceptsTab:
+    """The tab, and the fields beside it that take what is dropped or pasted anywhere."""
+    with gr.Tab("Concepts", id="concepts", render_children=True) as tab:
+        words, count = parts.search("concept", "Search names and tags")
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="stage-side", scale=3):
-                shared["concepts.status"] = gr.HTML("", elem_id="concept-status")
-                shared["concepts.empty"] = gr.HTML(shelf.EMPTY)
-                shared["concepts.example"] = gr.Button(
+                status = gr.HTML("", elem_id="concept-status")
+                empty = gr.HTML(EMPTY)
+                example = gr.Button(
                     "Try the example", variant="primary", visible=False, elem_id="try-example"
                 )
-                shared["concepts.cards"] = gr.HTML("", elem_id="cards", js_on_load=CARDS)
-                shared["concepts.more"] = gr.Button("Show more", size="sm", visible=False)
+                cards = gr.HTML("", elem_id="cards", js_on_load=CARDS)
+                more = gr.Button("Show more", size="sm", visible=False)
             with gr.Column(elem_classes="controls", elem_id="concept-side"):
-                with gr.Column(visible=False, elem_id="one-concept") as shared["concepts.side"]:
-                    _one(shared)
-                _adding(shared)
-    shared["concepts.chosen"], shared["concepts.limit"] = gr.State(""), gr.State(A_PAGE)
-    shared["concepts.known"] = gr.State(0)  # changes with the library
+                with gr.Column(visible=False, elem_id="one-concept") as side:
+                    one = _One()
+                adding = _Adding()
+    # Beside the tabs: a tab is laid out only when it is first opened.
+    dropped = gr.File(file_count="multiple", type="filepath", visible="hidden", elem_id="catch-files")
+    pasted = gr.Textbox(lines=2, elem_id="catch-text", visible="hidden", container=False)
+    paste = gr.Button(visible="hidden", elem_id="catch-go")
+    gr.HTML("", js_on_load=DROP_ANYWHERE)
+    chosen, limit, known = gr.State(""), gr.State(A_PAGE), gr.State(0)
+    settings = draw.settings
+    base = settings.form["base"]
+    at = {"words": words, "limit": limit, "ident": chosen, "base": base}
+    listing = [
+        known, empty, cards, count, more, example, adding.trash, adding.removed, limit, chosen, side,
+        *one.outputs,
+    ]  # fmt: skip
+    outputs = [*listing, status, words, tabs]
 
+    def changed() -> int:
+        """A number that changes with what the library offers."""
+        return hash(tuple(sorted((entry.id, entry.title) for entry in studio.concepts()))) or 1
 
-def _one(shared: dict[str, Any]) -> None:
-    """What can be done with the chosen concept."""
-    shared["concepts.about"] = gr.HTML("", elem_id="concept-about")
-    with gr.Row(elem_classes="line"):
-        shared["concepts.draw"] = gr.Button("Draw with it", variant="primary", scale=3, elem_id="draw-with")
-        shared["concepts.learned"] = gr.Button("What it learned", scale=2, min_width=130, elem_id="look-into")
-    with gr.Row(elem_classes="line"):
-        shared["concepts.file"] = gr.DownloadButton("File", size="sm", min_width=60, elem_id="share-file")
-        for which, label in (("card", "Card"), ("qr", "QR"), ("text", "Text")):
-            shared[f"concepts.{which}"] = gr.Button(label, size="sm", min_width=60, elem_id=f"share-{which}")
-    shared["concepts.picture"] = gr.HTML("", visible=False, elem_id="share-picture")
-    shared["concepts.get"] = gr.DownloadButton(
-        "Download the picture", size="sm", visible=False, elem_id="share-get"
-    )
-    shared["concepts.line"] = gr.Textbox(
-        label="Its text: paste it into any chat",
-        lines=3,
-        max_lines=3,
-        visible=False,
-        interactive=False,
-        buttons=["copy"],
-        elem_id="share-line",
-    )
-    with gr.Accordion("Name and tags", open=False, elem_classes="quiet", elem_id="concept-notes"):
-        shared["concepts.name"] = gr.Textbox(label="Name in this library", elem_id="concept-name")
-        shared["concepts.tags"] = gr.Textbox(
-            label="Tags", placeholder="pets, favourite", elem_id="concept-tags"
-        )
-        with gr.Row(elem_classes="line"):
-            shared["concepts.note"] = gr.Button("Save", size="sm", elem_id="concept-note")
-            shared["concepts.remove"] = gr.Button(
-                "Remove", size="sm", variant="stop", elem_id="concept-remove"
-            )
+    def listed(words: str, limit: int, ident: str, base: str, again: bool = False) -> dict[Any, Any]:
+        """The cards that have the words, and what is told of the chosen one. `again` is for an answer to
+        anything but a choice: it may come after someone has chosen another card or has begun to type a name,
+        and must undo neither."""
+        everything, entries = studio.concepts(), studio.library.find(words or "")
+        entry = next((entry for entry in everything if entry.id == ident), None)
+        total = "1 concept" if len(entries) == 1 else f"{len(entries):,} concepts"
+        trash = library_view.removed(studio)
+        updates = {
+            known: changed(),
+            empty: gr.update(value=NONE_FOUND if everything else EMPTY, visible=not entries),
+            cards: library_view.cards(entries[:limit], base, ident),
+            count: total if entries else "",
+            more: gr.update(visible=len(entries) > limit),
+            example: gr.update(visible=library_view.example(studio) is not None),
+            adding.trash: gr.update(visible=bool(trash)),
+            adding.removed: gr.update(choices=trash, value=trash[0][1] if trash else None),
+            limit_state: limit,
+            side: gr.update(visible=entry is not None),
+        }
+        if entry and again:
+            return updates | {one.about: library_view.about(entry, base)}
+        return updates | {chosen: entry.id if entry else ""} | one.shown(studio, entry, base)
 
+    limit_state = limit
 
-def _adding(shared: dict[str, Any]) -> None:
-    """The fields through which concepts come in, and the way back from the trash."""
-    with gr.Accordion("Add concepts", open=True, elem_classes="quiet", elem_id="adding"):
-        # A file, not gr.Image: that would re-encode a card, and lose the concept.
-        shared["concepts.files"] = gr.File(
-            show_label=False, file_count="multiple", type="filepath", height=130, elem_id="add-files",
-            elem_classes="drop",
-        )  # fmt: skip
-        gr.HTML(pieces.hint("Files, cards, screenshots or photos of QR codes, JSON."))
-        shared["concepts.pasted"] = gr.Textbox(
-            label="Or its text", placeholder="atomdiff:v1:…", lines=2, max_lines=4, elem_id="add-text"
-        )
-        shared["concepts.paste"] = gr.Button("Add", size="sm", elem_id="add-paste")
-    with gr.Accordion(
-        "Removed", open=False, visible=False, elem_classes="quiet", elem_id="removed"
-    ) as shared["concepts.trash"]:
-        shared["concepts.removed"] = gr.Dropdown(
-            [], label="In the trash", show_label=False, container=False, elem_id="trash"
-        )
-        shared["concepts.restore"] = gr.Button("Bring back", size="sm", elem_id="restore")
-
-
-def wire(page: Page) -> None:
-    """Connects it."""
-    _connect_looking(page)
-    _connect_sharing(page)
-    _connect_changing(page)
-
-
-def shown(page: Page) -> list[Any]:
-    """The parts that `listed` gives values for."""
-    names = (
-        "known",
-        "empty",
-        "cards",
-        "count",
-        "more",
-        "example",
-        "trash",
-        "removed",
-        "limit",
-        "chosen",
-        "side",
-    )
-    return [page.shared[f"concepts.{name}"] for name in names] + _of_one(page)
-
-
-def _of_one(page: Page) -> list[Any]:
-    """The parts that `_told` gives values for."""
-    return [
-        page.shared[f"concepts.{name}"]
-        for name in ("about", "file", "name", "tags", "picture", "get", "line")
-    ]
-
-
-def _connect_looking(page: Page) -> None:
-    studio, shared, base = page.studio, page.shared, page.form["base"]
-    at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
-
-    def look(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return listed(studio, words, limit, chosen, base, again=True)
-
-    def rescan(words: str, limit: int, chosen: str, base: str) -> list[Any]:
+    @gr.on([tab.select, page.load], inputs_kwargs=at, outputs=listing)
+    def rescan(**where: Any) -> dict[Any, Any]:
         studio.concepts(scan=True)
-        return listed(studio, words, limit, chosen, base, again=True)
+        return listed(**where, again=True)
 
-    def more(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return listed(studio, words, limit + A_PAGE, chosen, base, again=True)
+    @words.change(inputs_kwargs=at, outputs=listing, trigger_mode="always_last")
+    def search(**where: Any) -> dict[Any, Any]:
+        return listed(**where, again=True)
 
-    def choose(words: str, limit: int, base: str, event: gr.EventData) -> list[Any]:
-        return [*listed(studio, words, limit, str(getattr(event, "id", "")), base), ""]
+    @more.click(inputs_kwargs=at, outputs=listing)
+    def show_more(limit: int, **where: Any) -> dict[Any, Any]:
+        return listed(limit=limit + A_PAGE, **where, again=True)
 
+    @cards.click(inputs=[words, limit, base], outputs=outputs)
+    def choose(query: str, most: int, on: str, event: gr.EventData) -> dict[Any, Any]:
+        return listed(query, most, str(getattr(event, "id", "")), on) | {status: ""}
+
+    @cards.submit(outputs=words)
     def by_tag(event: gr.EventData) -> str:
         return str(getattr(event, "tag", ""))
 
-    shared["concepts.tab"].select(rescan, at, shown(page), **QUIET)
-    page.blocks.load(rescan, at, shown(page), **QUIET)
-    shared["concepts.words"].change(look, at, shown(page), trigger_mode="always_last", **QUIET)
-    shared["concepts.more"].click(more, at, shown(page), **QUIET)
-    chosen = [*shown(page), shared["concepts.status"]]
-    shared["concepts.cards"].click(choose, [at[0], at[1], base], chosen, **QUIET)
-    shared["concepts.cards"].submit(by_tag, None, shared["concepts.words"], **QUIET)
-
-    def offer(base: str) -> list[Any]:
+    @known.change(inputs=base, outputs=[settings.form["concepts"], settings.example])
+    def offer(on: str) -> Any:
         """On Draw. Not when the list there is opened: an answer that comes while someone chooses would undo
         the choice."""
-        first = not studio.concepts() and shelf.example(studio) is not None
-        about = settings.about_choices(studio)
-        return [gr.update(choices=settings.choices(studio, base), info=about), gr.update(visible=first)]
+        first = not studio.concepts() and library_view.example(studio) is not None
+        return settings.offer(on), gr.update(visible=first)
 
-    drawing = [page.form["concepts"], shared["draw.example"]]
-    shared["concepts.known"].change(offer, base, drawing, **QUIET)
+    # ------------------------------------------------------------------------------- what comes in
 
+    def added(result: library_view.Added, ident: str, on: str) -> dict[Any, Any]:
+        newest = result.entries[-1].id if result.entries else ident
+        shown = listed("", A_PAGE, newest, on)
+        return shown | {status: result.html(), words: "", tabs: gr.Tabs(selected="concepts")}
 
-def _connect_sharing(page: Page) -> None:
-    studio, shared = page.studio, page.shared
-    outputs = [shared[f"concepts.{name}"] for name in ("picture", "get", "line", "status")]
+    def take(part: gr.File | gr.Textbox) -> Callable[..., Any]:
+        def taken(given: list[str] | str | None, ident: str, on: str) -> Any:
+            if not given or not str(given).strip():
+                return gr.skip()
+            sources = [given] if isinstance(given, str) else [Path(path) for path in given]
+            blank = "" if isinstance(given, str) else None
+            return added(library_view.add(studio, sources), ident, on) | {part: blank}
 
-    def picture(which: str) -> Any:
-        def make(chosen: str, request: gr.Request) -> list[Any]:
-            try:
-                path = shelf.shared(studio, owner(request), chosen, which)
-            except AtomdiffError as error:
-                return [gr.update(visible=False)] * 3 + [pieces.error(str(error))]
-            image = f'<img alt="" src="{pieces.data_uri(path.read_bytes())}">'
-            return [
-                gr.update(value=image, visible=True),
-                gr.update(value=str(path), visible=True),
-                gr.update(visible=False),
-                "",
-            ]
+        return taken
 
-        return make
+    for part in (adding.files, dropped):
+        part.upload(take(part), [part, chosen, base], [*outputs, part])
+    for button, text in ((adding.paste, adding.text), (paste, pasted)):
+        button.click(take(text), [text, chosen, base], [*outputs, text])
 
-    def text(chosen: str) -> list[Any]:
-        hidden = gr.update(visible=False)
-        try:
-            line = shelf.text_of(studio, chosen)
-        except AtomdiffError as error:
-            return [hidden, hidden, hidden, pieces.error(str(error))]
-        return [hidden, hidden, gr.update(value=line, visible=True), ""]
-
-    for which in ("card", "qr"):
-        shared[f"concepts.{which}"].click(picture(which), shared["concepts.chosen"], outputs, **QUIET)
-    shared["concepts.text"].click(text, shared["concepts.chosen"], outputs, **QUIET)
-
-    def draw(chosen: str, *values: Any) -> list[Any]:
-        return [*sending.on_draw(page, chosen, *values), gr.update(selected="draw")]
-
-    shared["concepts.draw"].click(
-        draw,
-        [shared["concepts.chosen"], *sending.draw_inputs(page)],
-        [*sending.draw_outputs(page), page.tabs],
-        **QUIET,
+    @gr.on(
+        [example.click, settings.example.click],
+        inputs=chosen,
+        inputs_kwargs=settings.context,
+        outputs=[*outputs[:-1], *settings.outputs],
     )
+    def try_example(ident: str, **context: Any) -> dict[Any, Any]:
+        """Takes the bundled concept in, and goes to Draw with it."""
+        result = library_view.add_example(studio)
+        shown = added(result, ident, context["base"])
+        return shown | (settings.with_concept(result.entries[0].id, **context) if result.entries else {})
+
+    one.connect(studio, settings, chosen, status)
+
+    # ------------------------------------------------------------------------------- what is changed
+
+    @one.save.click(inputs=[one.name, one.tags], inputs_kwargs=at, outputs=outputs)
+    def note(name: str, tags: str, ident: str, **where: Any) -> dict[Any, Any]:
+        library_view.annotate(studio, ident, name or "", tags or "")
+        return listed(ident=ident, **where) | {status: ""}
+
+    @one.remove.click(inputs_kwargs=at, outputs=outputs)
+    def remove(ident: str, **where: Any) -> dict[Any, Any]:
+        studio.library.remove(ident)
+        return listed(ident=ident, **where) | {status: ""}
+
+    @adding.restore.click(inputs=adding.removed, inputs_kwargs=at, outputs=outputs)
+    def restore(removed: str | None, ident: str, **where: Any) -> dict[Any, Any]:
+        studio.library.restore(removed or "")
+        return listed(ident=removed or "", **where) | {status: ""}
+
+    return ConceptsTab(chosen, one.to_inspect, known, changed)
 
 
-def _connect_changing(page: Page) -> None:
-    studio, shared, base = page.studio, page.shared, page.form["base"]
-    outputs = [*shown(page), shared["concepts.status"]]
-    at = [shared["concepts.words"], shared["concepts.limit"], shared["concepts.chosen"], base]
+class _One:
+    """What can be done with the chosen concept."""
 
-    def attempted(change: Any, words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        told = ""
-        try:
-            change()
-        except AtomdiffError as error:
-            told = pieces.error(str(error))
-        return [*listed(studio, words, limit, chosen, base), told]
+    def __init__(self) -> None:
+        self.about = gr.HTML("", elem_id="concept-about")
+        with gr.Row(elem_classes="line"):
+            self.draw = gr.Button("Draw with it", variant="primary", scale=3, elem_id="draw-with")
+            self.to_inspect = gr.Button("What it learned", scale=2, min_width=130, elem_id="look-into")
+        with gr.Row(elem_classes="line"):
+            self.file = gr.DownloadButton("File", size="sm", min_width=60, elem_id="share-file")
+            self.card, self.qr, self.text = (
+                gr.Button(label, size="sm", min_width=60, elem_id=f"share-{label.lower()}")
+                for label in ("Card", "QR", "Text")
+            )
+        self.picture = gr.HTML("", visible=False, elem_id="share-picture")
+        self.get = gr.DownloadButton("Download the picture", size="sm", visible=False, elem_id="share-get")
+        self.line = gr.Textbox(
+            label="Its text: paste it into any chat", lines=3, max_lines=3, visible=False, interactive=False,
+            buttons=["copy"], elem_id="share-line",
+        )  # fmt: skip
+        with gr.Accordion("Name and tags", open=False, elem_classes="quiet", elem_id="concept-notes"):
+            self.name = gr.Textbox(label="Name in this library", elem_id="concept-name")
+            self.tags = gr.Textbox(label="Tags", placeholder="pets, favourite", elem_id="concept-tags")
+            with gr.Row(elem_classes="line"):
+                self.save = gr.Button("Save", size="sm", elem_id="concept-note")
+                self.remove = gr.Button("Remove", size="sm", variant="stop", elem_id="concept-remove")
+        self.outputs = [self.about, self.file, self.name, self.tags, self.picture, self.get, self.line]
 
-    def note(words: str, limit: int, chosen: str, base: str, name: str, tags: str) -> list[Any]:
-        return attempted(
-            lambda: shelf.noted(studio, chosen, name or "", tags or ""), words, limit, chosen, base
-        )
+    def shown(self, studio: Studio, entry: Entry | None, base: str) -> dict[Any, Any]:
+        """Updates for a concept that was chosen, or for none."""
+        shared = dict.fromkeys((self.picture, self.get, self.line), parts.HIDDEN)
+        if entry is None:
+            return shared | {self.about: "", self.name: "", self.tags: ""}
+        return shared | {
+            self.about: library_view.about(entry, base),
+            self.file: str(library_view.share(studio, "", entry.id, "file")),
+            self.name: entry.title,
+            self.tags: ", ".join(entry.tags),
+        }
 
-    def remove(words: str, limit: int, chosen: str, base: str) -> list[Any]:
-        return attempted(lambda: studio.library.remove(chosen), words, limit, chosen, base)
+    def connect(self, studio: Studio, settings: Any, chosen: gr.State, status: gr.HTML) -> None:
+        """The buttons that hand the concept on, or draw with it."""
+        outputs = [self.picture, self.get, self.line, status]
 
-    def restore(words: str, limit: int, chosen: str, base: str, removed: str | None) -> list[Any]:
-        return attempted(lambda: studio.library.restore(removed or ""), words, limit, removed or "", base)
+        def picture(form: str) -> Callable[..., Any]:
+            def make(ident: str, request: gr.Request) -> Any:
+                path = library_view.share(studio, owner(request), ident, form)
+                image = f'<img alt="" src="{html.data_uri(path.read_bytes())}">'
+                download = gr.update(value=str(path), visible=True)
+                return gr.update(value=image, visible=True), download, parts.HIDDEN, ""
 
-    notes = [shared["concepts.name"], shared["concepts.tags"]]
-    shared["concepts.note"].click(note, [*at, *notes], outputs, **QUIET)
-    shared["concepts.remove"].click(remove, at, outputs, **QUIET)
-    shared["concepts.restore"].click(restore, [*at, shared["concepts.removed"]], outputs, **QUIET)
+            return make
 
+        self.card.click(picture("card"), chosen, outputs)
+        self.qr.click(picture("qr"), chosen, outputs)
 
-def known(studio: Studio) -> int:
-    """A number that changes with what the library offers."""
-    return hash(tuple(sorted((entry.id, entry.title) for entry in studio.concepts()))) or 1
+        @self.text.click(inputs=chosen, outputs=outputs)
+        def text(ident: str) -> Any:
+            line = gr.update(value=library_view.text_of(studio, ident), visible=True)
+            return parts.HIDDEN, parts.HIDDEN, line, ""
 
-
-def listed(
-    studio: Studio, words: str | None, limit: int, chosen: str, base: str, again: bool = False
-) -> list[Any]:
-    """Values for `shown`: the cards that have the words, and what is told of the chosen one.
-
-    `again` is for an answer to anything but a choice: it may come after someone has chosen another card or
-    has begun to type a name, and must undo neither.
-    """
-    everything = studio.concepts()
-    entries = shelf.found(studio, words or "")
-    one = next((entry for entry in everything if entry.id == chosen), None)
-    count = "1 concept" if len(entries) == 1 else f"{len(entries):,} concepts"
-    removed = shelf.removed(studio)
-    return [
-        known(studio),
-        gr.update(value=shelf.NONE_FOUND if everything else shelf.EMPTY, visible=not entries),
-        shelf.cards(entries[:limit], base, chosen),
-        count if entries else "",
-        gr.update(visible=len(entries) > limit),
-        gr.update(visible=shelf.example(studio) is not None),
-        gr.update(visible=bool(removed)),
-        gr.update(choices=removed, value=removed[0][1] if removed else None),
-        limit,
-        gr.skip() if one and again else one.id if one else "",
-        gr.update(visible=one is not None),
-        *(_told_again(one, base) if one and again else _told(studio, one, base)),
-    ]
-
-
-def _told_again(entry: Entry, base: str) -> list[Any]:
-    """Values for `_of_one` where only what is told of its base may have changed."""
-    return [shelf.about(entry, base), *[gr.skip()] * 6]
+        self.draw.click(settings.with_concept, chosen, settings.outputs, inputs_kwargs=settings.context)
 
 
-def _told(studio: Studio, entry: Entry | None, base: str) -> list[Any]:
-    """Values for `_of_one`."""
-    hidden = gr.update(visible=False)
-    if entry is None:
-        return ["", gr.skip(), "", "", hidden, hidden, hidden]
-    try:
-        file = str(shelf.shared(studio, "", entry.id, "file"))
-    except AtomdiffError as error:  # it was changed this moment
-        return [pieces.error(str(error)), gr.skip(), entry.name, "", hidden, hidden, hidden]
-    return [shelf.about(entry, base), file, entry.title, ", ".join(entry.tags), hidden, hidden, hidden]
+class _Adding:
+    """The fields through which concepts come in, and the way back from the trash."""
+
+    def __init__(self) -> None:
+        with gr.Accordion("Add concepts", open=True, elem_classes="quiet", elem_id="adding"):
+            # A file, not gr.Image: that would re-encode a card, and lose the concept.
+            self.files = gr.File(
+                show_label=False, file_count="multiple", type="filepath", height=130, elem_id="add-files",
+                elem_classes="drop",
+            )  # fmt: skip
+            gr.HTML(html.hint("Files, cards, screenshots or photos of QR codes, JSON."))
+            self.text = gr.Textbox(
+                label="Or its text", placeholder="atomdiff:v1:…", lines=2, max_lines=4, elem_id="add-text"
+            )
+            self.paste = gr.Button("Add", size="sm", elem_id="add-paste")
+        with gr.Accordion(
+            "Removed", open=False, visible=False, elem_classes="quiet", elem_id="removed"
+        ) as self.trash:
+            self.removed = gr.Dropdown(
+                [], label="In the trash", show_label=False, container=False, elem_id="trash"
+            )
+            self.restore = gr.Button("Bring back", size="sm", elem_id="restore")

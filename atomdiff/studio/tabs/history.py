@@ -3,140 +3,100 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
-from atomdiff.errors import AtomdiffError
 from atomdiff.sampling.infotext import parse
-from atomdiff.studio import drawing, parts, pieces
+from atomdiff.studio import drawing, html
 from atomdiff.studio.history import Entry
-from atomdiff.studio.people import owner
-from atomdiff.studio.tabs import draw, picture, settings
-
-if TYPE_CHECKING:
-    from atomdiff.studio.page import Page
+from atomdiff.studio.identity import owner
+from atomdiff.studio.session import Studio
+from atomdiff.studio.tabs import parts
+from atomdiff.studio.tabs.draw import DrawTab
 
 A_PAGE = 24
-EMPTY = pieces.empty(
+EMPTY = html.empty(
     "No pictures yet", "Every picture you draw is kept here, with its settings, until you delete it."
 )
-NONE_FOUND = pieces.empty("Nothing found", "No picture has all of these words in its prompt or settings.")
+NONE_FOUND = html.empty("Nothing found", "No picture has all of these words in its prompt or settings.")
 
 
-def build(page: Page) -> None:
-    """Lays the tab out."""
-    shared = page.shared
-    with gr.Tab("History", id="history", render_children=True) as shared["history.tab"]:
-        shared["history.words"], shared["history.count"] = parts.search(
-            "history", "Search prompts and settings"
-        )
+@dataclass(frozen=True)
+class HistoryTab:
+    """What later tabs need: which picture is chosen, and the button that leads to Picture info."""
+
+    shown: gr.State
+    chosen: gr.State
+    to_info: gr.Button
+
+
+def history_tab(studio: Studio, draw: DrawTab) -> HistoryTab:
+    """The tab."""
+    with gr.Tab("History", id="history", render_children=True) as tab:
+        words, count = parts.search("history", "Search prompts and settings")
         with gr.Row(elem_classes="workbench"):
             with gr.Column(elem_classes="stage-side", scale=3):
-                shared["history.empty"] = gr.HTML(EMPTY)
-                shared["history.gallery"] = parts.pictures("history-gallery", columns=4)
-                shared["history.more"] = gr.Button(
-                    "Show more", size="sm", visible=False, elem_id="history-more"
-                )
-            with gr.Column(elem_classes="controls", visible=False) as shared["history.side"]:
-                shared["history.about"] = gr.HTML("", elem_id="history-about")
-                shared["history.use"] = gr.Button(
-                    "Use these settings", variant="primary", elem_id="history-use"
-                )
-                shared["history.info"] = gr.Button("Picture info", elem_id="history-info")
-                shared["history.delete"] = gr.Button("Delete", variant="stop", elem_id="history-delete")
-    shared["history.shown"], shared["history.chosen"] = gr.State([]), gr.State(0)
-    shared["history.limit"] = gr.State(A_PAGE)
+                empty = gr.HTML(EMPTY)
+                gallery = parts.gallery("history-gallery", columns=4)
+                more = gr.Button("Show more", size="sm", visible=False, elem_id="history-more")
+            with gr.Column(elem_classes="controls", visible=False) as side:
+                about = gr.HTML("", elem_id="history-about")
+                use = gr.Button("Use these settings", variant="primary", elem_id="history-use")
+                to_info = gr.Button("Picture info", elem_id="history-info")
+                delete = gr.Button("Delete", variant="stop", elem_id="history-delete")
+    shown, chosen, limit = gr.State([]), gr.State(0), gr.State(A_PAGE)
+    which, at = [shown, chosen], [words, limit]
+    outputs = [empty, gallery, more, count, shown, side, limit]
 
+    @gr.on([tab.select], inputs=at, outputs=outputs)
+    def listed(query: str, most: int, request: gr.Request) -> dict[Any, Any]:
+        me = owner(request)
+        entries = [entry for entry in studio.history.find(me, query, most) if entry.file.is_file()]
+        total = studio.history.count(me, query)
+        files = [str(entry.file) for entry in entries]
+        return {
+            empty: gr.update(value=NONE_FOUND if query.strip() else EMPTY, visible=not entries),
+            gallery: gr.update(value=files, visible=bool(files), selected_index=None),
+            more: gr.update(visible=total > most),
+            count: "1 picture" if total == 1 else f"{total:,} pictures" if total else "",
+            shown: [entry.id for entry in entries],
+            side: parts.HIDDEN,
+            limit: most,
+        }
 
-def wire(page: Page) -> None:
-    """Connects it."""
-    studio, shared = page.studio, page.shared
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    names = ("empty", "gallery", "more", "count", "shown", "side", "limit")
-    listed = [shared[f"history.{name}"] for name in names]
+    @words.change(inputs=words, outputs=outputs, trigger_mode="always_last")
+    def search(query: str, request: gr.Request) -> dict[Any, Any]:
+        return listed(query, A_PAGE, request)
 
-    def look(words: str, limit: int, request: gr.Request) -> list[Any]:
-        return _listed(page, owner(request), words, limit)
+    @more.click(inputs=at, outputs=outputs)
+    def show_more(query: str, most: int, request: gr.Request) -> dict[Any, Any]:
+        return listed(query, most + A_PAGE, request)
 
-    def search(words: str, request: gr.Request) -> list[Any]:
-        return _listed(page, owner(request), words, A_PAGE)
+    @gallery.select(inputs=shown, outputs=[chosen, about, side])
+    def select(ids: list[int], request: gr.Request, event: gr.SelectData) -> Any:
+        entry = parts.picked(studio, request, ids, int(event.index))
+        return int(event.index), _about(entry), gr.update(visible=True)
 
-    def more(words: str, limit: int, request: gr.Request) -> list[Any]:
-        return _listed(page, owner(request), words, limit + A_PAGE)
+    @delete.click(inputs=[*which, *at], outputs=outputs)
+    def forget(ids: list[int], at: int, query: str, most: int, request: gr.Request) -> dict[Any, Any]:
+        studio.history.delete(owner(request), ids[at : at + 1])
+        return listed(query, most, request)
 
-    at = [shared["history.words"], shared["history.limit"]]
-    shared["history.tab"].select(look, at, listed, **quiet)
-    shared["history.words"].change(
-        search, shared["history.words"], listed, trigger_mode="always_last", **quiet
-    )
-    shared["history.more"].click(more, at, listed, **quiet)
+    @use.click(inputs=which, outputs=draw.settings.outputs)
+    def use_settings(ids: list[int], at: int, request: gr.Request) -> dict[Any, Any]:
+        entry = parts.picked(studio, request, ids, at)
+        filled = draw.settings.filled(drawing.request_of(parse(entry.text), studio))
+        return filled | draw.settings.opened()
 
-    def select(shown: list[int], request: gr.Request, event: gr.SelectData) -> list[Any]:
-        entry = draw.picked(studio, request, shown, int(event.index))
-        return [int(event.index), _about(entry), gr.update(visible=True)] if entry else [gr.skip()] * 3
-
-    shared["history.gallery"].select(
-        select,
-        shared["history.shown"],
-        [shared[f"history.{name}"] for name in ("chosen", "about", "side")],
-        **quiet,
-    )
-    which = [shared["history.shown"], shared["history.chosen"]]
-
-    def delete(shown: list[int], chosen: int, words: str, limit: int, request: gr.Request) -> list[Any]:
-        studio.history.delete(owner(request), shown[chosen : chosen + 1])
-        return _listed(page, owner(request), words, limit)
-
-    shared["history.delete"].click(delete, [*which, *at], listed, **quiet)
-    _connect_sending(page, which, quiet)
-
-
-def _connect_sending(page: Page, which: list[Any], quiet: dict[str, Any]) -> None:
-    studio, shared = page.studio, page.shared
-
-    def use(shown: list[int], chosen: int, request: gr.Request) -> list[Any]:
-        try:
-            entry = draw.picked(studio, request, shown, chosen)
-            order = drawing.order_of(parse(entry.text if entry else ""), studio)
-        except AtomdiffError as error:
-            return [*[gr.skip()] * (len(page.form) + 2), pieces.error(str(error))]
-        return [*settings.filled(page, order), gr.update(selected="draw"), gr.skip()]
-
-    def info(shown: list[int], chosen: int, request: gr.Request) -> list[Any]:
-        entry = draw.picked(studio, request, shown, chosen)
-        return [*picture.looked_at(str(entry.file) if entry else None), gr.update(selected="picture")]
-
-    form = [*page.form.values(), shared["draw.subjects"]]
-    shared["history.use"].click(use, which, [*form, page.tabs, shared["history.about"]], **quiet)
-    told = [shared[f"picture.{name}"] for name in ("told", "use", "keep", "status", "path")]
-    shared["history.info"].click(info, which, [*told, page.tabs], **quiet)
-
-
-def _listed(page: Page, me: str, words: str, limit: int) -> list[Any]:
-    """Values for empty, gallery, more, count, shown, side and limit."""
-    history = page.studio.history
-    entries = [entry for entry in history.find(me, words, limit) if entry.file.is_file()]
-    count = history.count(me, words)
-    pictures = "1 picture" if count == 1 else f"{count:,} pictures"
-    return [
-        gr.update(value=NONE_FOUND if words.strip() else EMPTY, visible=not entries),
-        gr.update(value=[str(entry.file) for entry in entries], visible=bool(entries), selected_index=None),
-        gr.update(visible=count > limit),
-        pictures if count else "",
-        [entry.id for entry in entries],
-        gr.update(visible=False),
-        limit,
-    ]
+    return HistoryTab(shown, chosen, to_info)
 
 
 def _about(entry: Entry) -> str:
     generation = parse(entry.text)
     made = time.strftime("%d %B %Y, %H:%M", time.localtime(entry.made))
-    rows = [
-        ("Prompt", generation.prompt),
-        ("Kept out", generation.negative),
-        *generation.fields.items(),
-        ("Drawn", made),
-    ]
-    return pieces.facts([(name, value) for name, value in rows if name != "Version"])
+    fields = [(name, value) for name, value in generation.fields.items() if name != "Version"]
+    return html.facts(
+        [("Prompt", generation.prompt), ("Kept out", generation.negative), *fields, ("Drawn", made)]
+    )

@@ -1,0 +1,1 @@
+"""HTTP: what the services share."""

@@ -1,0 +1,123 @@
+"""Between the form on Draw and a request: what a browser sends is read with care, both ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atomdiff.core.blocks import Strength, parse_strength, strength_text
+from atomdiff.errors import SettingsError
+from atomdiff.studio.drawing import DrawRequest
+
+ROWS = 16  # concepts at a time on the page; the API takes any number
+STRENGTHS = tuple(f"strength_{i}" for i in range(ROWS))
+
+
+def request_from(form: Mapping[str, Any]) -> DrawRequest:
+    """The request that the form's values mean. Raises SettingsError."""
+    chosen = list(form["concepts"] or [])
+    if len(chosen) > ROWS:
+        raise SettingsError(f"The page takes {ROWS} concepts at a time; {len(chosen)} are chosen.")
+    return DrawRequest(
+        base=str(form["base"]),
+        prompt=str(form["prompt"] or ""),
+        concepts=tuple(
+            (str(ident), _strength(form[name], form["blocks"]))
+            for ident, name in zip(chosen, STRENGTHS, strict=False)
+        ),
+        negative=str(form["negative"] or ""),
+        seed=seed(form["seed"]),
+        steps=int(_number(form["steps"], "The number of steps")),
+        guidance=_number(form["guidance"], "CFG"),
+        size=size(form["size"]),
+        sampler=str(form["sampler"]),
+        count=int(_number(form["count"], "The number of pictures")),
+        batch=int(_number(form["batch"], "The batch size")) or None,
+        carry=form["carry"] is True,
+        acting=str(form["acting"] or ""),
+    )
+
+
+def values_of(request: DrawRequest) -> dict[str, Any]:
+    """The form's values for a request, by name; what the form has no room for is left out."""
+    concepts = request.concepts[:ROWS]
+    width, height = request.size or (0, 0)
+    strengths = {
+        name: 1.0 if isinstance(strength, Mapping) else strength  # a strength a block is written beside it
+        for name, (_, strength) in zip(STRENGTHS, concepts, strict=False)
+    }
+    return {
+        "prompt": request.prompt,
+        "concepts": [ident for ident, _ in concepts],
+        **dict.fromkeys(STRENGTHS, 1.0),
+        **strengths,
+        "negative": request.negative,
+        "size": f"{width}x{height}",
+        "seed": "" if request.seed is None else str(request.seed),
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "sampler": request.sampler,
+        "base": request.base,
+        "acting": request.acting,
+        "blocks": next((strength_text(s) for _, s in concepts if isinstance(s, Mapping)), ""),
+    }
+
+
+def seed(text: Any) -> int | None:
+    """A seed as it is written; None, for a random one, if nothing is. Raises SettingsError."""
+    written = str("" if text is None else text).strip()
+    if written in ("", "-1", "random"):
+        return None
+    if not re.fullmatch(r"\d{1,19}", written):
+        raise SettingsError(f"A seed is a whole number, or nothing for a random one, not {written[:40]!r}.")
+    return int(written)
+
+
+def size(text: Any) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT or a side, in pixels; None if nothing is written. Raises SettingsError."""
+    written = str(text or "").lower().replace("×", "x").replace(" ", "")
+    if not written:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", written)
+    if found is None:
+        raise SettingsError(f"A size is WIDTHxHEIGHT in pixels, 512x768, say, not {written[:40]!r}.")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def with_triggers(prompt: str, before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]]) -> str:
+    """The prompt with the words of the chosen concepts, (trigger, class word) each, filled in.
+
+    A word already there is left where it stands; those of concepts that were put away go, if they are where
+    this function put them; "a dog" becomes "a sks dog" for a concept of a dog.
+    """
+    from atomdiff.base.textual_inversion import calls
+
+    for trigger, word in before:
+        if trigger and (trigger, word) not in now:
+            prompt = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)\s*", "", prompt)
+    for trigger, word in now:
+        if calls(prompt, trigger):
+            continue
+        called = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) if word else None
+        if called:
+            prompt = f"{prompt[: called.start()]}{trigger} {prompt[called.start() :]}"
+        else:
+            subject = f"a {trigger} {word}".strip()
+            prompt = f"{subject}, {prompt.strip()}" if prompt.strip() else subject
+    return " ".join(prompt.split()) if "\n" not in prompt else prompt
+
+
+def _strength(slider: Any, blocks: Any) -> Strength:
+    """A slider's number, times what is written for each block. Raises SettingsError."""
+    number, written = _number(slider, "A strength"), str(blocks or "").strip()
+    times = parse_strength(written) if written else 1.0
+    if isinstance(times, Mapping):
+        return {block: number * factor for block, factor in times.items()}
+    return number * times
+
+
+def _number(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SettingsError(f"{what} is a number, not {str(value)[:40]!r}.")
+    return float(value)

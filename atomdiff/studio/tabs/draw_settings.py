@@ -1,0 +1,254 @@
+"""The left side of Draw: every setting, what changes with the base and the concepts, and a request put into
+it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from atomdiff.studio import draw_form, drawing
+from atomdiff.studio.bases import BaseInfo
+from atomdiff.studio.draw_form import ROWS, STRENGTHS
+from atomdiff.studio.drawing import DrawRequest
+from atomdiff.studio.session import Studio
+from atomdiff.studio.tabs import parts
+
+if TYPE_CHECKING:
+    from atomdiff.core.blocks import Strength
+    from atomdiff.library import Entry
+
+SHAPES = {(1, 1): "Square", (3, 4): "Portrait 3:4", (4, 3): "Landscape 4:3", (2, 3): "Portrait 2:3",
+          (3, 2): "Landscape 3:2", (9, 16): "Tall 9:16", (16, 9): "Wide 16:9"}  # fmt: skip
+STRENGTH, GUIDANCE = (0, 2), (0, 20)  # the ends of the sliders
+ACTING = [
+    ("As usual", ""),
+    ("From the first step on", "0-1"),
+    ("From the first step on, on both sides of guidance", "both, 0-1"),
+    ("Whatever the prompt says", "always"),
+]
+EXAMPLES = {
+    "pocket": (
+        "a teal dog on the beach",
+        "a red robot in space",
+        "a pencil sketch of a cat in the city",
+        "a yellow cat wearing a red hat in the snow",
+    ),
+    "": (
+        "a corgi astronaut, soft morning light",
+        "a lighthouse in a storm, oil painting",
+        "a tiny robot watering a bonsai, macro photo",
+        "a street market at night, rain, reflections",
+    ),
+}
+
+
+class DrawSettings:
+    """The components of the form, by the names that `draw_form` reads, and `subjects`, the ids of the
+    concepts whose words are in the prompt."""
+
+    def __init__(self, studio: Studio, tabs: gr.Tabs) -> None:
+        self._studio, self._tabs = studio, tabs
+        self.form: dict[str, Any] = {}
+        self._layout(studio.bases.info(studio.bases.default))
+        self.subjects = gr.State([])
+        self.context = {"prompt": self.form["prompt"], "base": self.form["base"], "before": self.subjects}
+        """Inputs, by name, that `with_concept` is to be told."""
+        self.outputs = [*self.form.values(), self.subjects, tabs]
+        """What `filled` and `with_concept` update."""
+        self._connect()
+
+    def filled(self, request: DrawRequest) -> dict[Any, Any]:
+        """Updates of the whole form for a request."""
+        values, form, info = draw_form.values_of(request), self.form, self._studio.bases.info(request.base)
+        if request.size is None:
+            values["size"] = _native(info)
+        if request.guidance is None:
+            values["guidance"] = info.guidance
+        updates = {form[name]: gr.update(value=value) for name, value in values.items()}
+        updates[form["guidance"]] = _slider(GUIDANCE, values["guidance"])
+        return updates | self._chosen(request.concepts, request.base) | {self.subjects: values["concepts"]}
+
+    def with_concept(
+        self, ident: str, prompt: str, base: str, before: list[str], strength: Strength = 1.0
+    ) -> dict[Any, Any]:
+        """Updates that open Draw with a concept, alone, on its own base where that is here; what else is
+        chosen there stays. Raises ConceptError if the concept is gone."""
+        entry, form = self._studio.library.get(ident), self.form
+        on = entry.base if entry.base in self._studio.bases.names else base
+        asked = draw_form.with_triggers(prompt, self._words(before), [words(entry)]) or entry.title
+        filled = self.filled(DrawRequest(on, asked, ((ident, strength),)))
+        changed = {"prompt", "concepts", *STRENGTHS, "blocks", "carry"}
+        changed |= {"base", "size", "guidance"} if on != base else set()
+        kept = {form[name] for name in form if name not in changed}
+        return {part: update for part, update in filled.items() if part not in kept} | self.opened()
+
+    def opened(self) -> dict[Any, Any]:
+        """The update that goes to Draw."""
+        return {self._tabs: gr.Tabs(selected="draw")}
+
+    def offer(self, base: str) -> Any:
+        """An update of the list of concepts."""
+        entries = self._studio.concepts()
+        about = "" if entries else "None yet: make one under Train, or drop one anywhere."
+        return gr.update(choices=_choices(entries, base), info=about)
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _layout(self, info: BaseInfo) -> None:
+        form, studio = self.form, self._studio
+        form["prompt"] = gr.Textbox(
+            label="What to draw", placeholder="a dog on the beach", lines=3, max_lines=8, elem_id="prompt"
+        )
+        self.go, self.halt = parts.go_and_halt("Draw", "go", "halt")
+        gr.HTML('<p class="hint"><kbd>Ctrl</kbd> <kbd>Enter</kbd> draws</p>')
+        gr.Examples(
+            [[text] for text in EXAMPLES.get(info.family, EXAMPLES[""])], form["prompt"], label="Examples",
+            cache_examples=False, run_on_click=False, elem_id="examples",
+        )  # fmt: skip
+        form["concepts"] = gr.Dropdown(
+            _choices(studio.concepts(), info.name), value=[], multiselect=True, max_choices=ROWS,
+            label="Concepts", elem_id="concepts",
+        )  # fmt: skip
+        self.example = gr.Button("Try the example concept", size="sm", visible=False, elem_id="draw-example")
+        for i, name in enumerate(STRENGTHS):
+            form[name] = gr.Slider(
+                *STRENGTH,
+                1.0,
+                step=0.05,
+                label="Strength",
+                visible=False,
+                buttons=[],
+                elem_id=f"strength-{i}",
+            )
+        form["blocks"] = gr.Textbox(
+            label="Times, by block", visible=False, elem_id="blocks", info="Empty it for one strength again."
+        )
+        form["carry"] = gr.Checkbox(
+            label="Put the concept into the pictures", info="Whoever gets one can draw with it too.",
+            visible=False, elem_id="carry",
+        )  # fmt: skip
+        with gr.Row(elem_classes="line"):
+            form["size"] = gr.Dropdown(
+                _sizes(info), value=_native(info), label="Size", allow_custom_value=True, min_width=120,
+                elem_id="size",
+            )  # fmt: skip
+            form["count"] = gr.Slider(
+                1, 16, 4, step=1, label="Pictures", min_width=120, buttons=[], elem_id="count"
+            )
+        with gr.Row(elem_classes="line", equal_height=True):
+            form["seed"] = gr.Textbox(
+                label="Seed", placeholder="random", scale=3, min_width=90, elem_id="seed"
+            )
+            self.random = gr.Button("Random", size="sm", scale=1, min_width=70, elem_id="random-seed")
+            self.last = gr.Button("Last", size="sm", scale=1, min_width=60, elem_id="last-seed")
+        with gr.Accordion("More settings", open=False, elem_classes="quiet", elem_id="more"):
+            self._more(info)
+
+    def _more(self, info: BaseInfo) -> None:
+        from atomdiff.sampling.draw import SAMPLERS
+
+        form, names = self.form, self._studio.bases.names
+        form["negative"] = gr.Textbox(
+            label="What to keep out", placeholder="blurry, text", lines=2, elem_id="negative"
+        )
+        form["steps"] = gr.Slider(
+            1, drawing.MAX_STEPS, 25, step=1, label="Steps", buttons=[], elem_id="steps"
+        )
+        form["guidance"] = gr.Slider(
+            *GUIDANCE, info.guidance, step=0.1, label="Prompt strength (CFG)", buttons=[], elem_id="guidance"
+        )
+        samplers = [(sampler.title, name) for name, sampler in SAMPLERS.items()]
+        with gr.Row(elem_classes="line"):
+            form["sampler"] = gr.Dropdown(
+                samplers, value="dpm++", label="Sampler", min_width=130, elem_id="sampler"
+            )
+            form["batch"] = gr.Slider(
+                1, 16, info.batch, step=1, label="Batch size", min_width=130, buttons=[], elem_id="batch"
+            )
+        form["base"] = gr.Dropdown(
+            list(names), value=info.name, label="Base model", elem_id="base",
+            info="Another base is loaded with the next picture.",
+        )  # fmt: skip
+        form["acting"] = gr.Dropdown(
+            ACTING, value="", label="How concepts act", allow_custom_value=True, elem_id="acting",
+            info="Or write it: both, always, and a part of the steps such as 0-0.8.",
+        )  # fmt: skip
+
+    def _connect(self) -> None:
+        form, subjects, sliders = self.form, self.subjects, [self.form[name] for name in STRENGTHS]
+
+        @form["concepts"].input(
+            inputs=[form["concepts"], subjects, form["prompt"], form["base"], *sliders],
+            outputs=[form["prompt"], subjects, form["concepts"], form["carry"], form["blocks"], *sliders],
+        )
+        def choose(ids: list[str], before: list[str], prompt: str, base: str, *strengths: float) -> Any:
+            old = dict(zip(before, strengths, strict=False))
+            filled = draw_form.with_triggers(prompt, self._words(before), self._words(ids))
+            chosen = self._chosen([(ident, old.get(ident, 1.0)) for ident in ids], base)
+            del chosen[form["concepts"]], chosen[form["blocks"]]
+            return {form["prompt"]: filled, subjects: ids} | chosen
+
+        @form["base"].input(
+            inputs=form["base"],
+            outputs=[form["size"], form["guidance"], form["batch"], form["concepts"]],
+        )
+        def change_base(name: str) -> Any:
+            info = self._studio.bases.info(name)
+            size = gr.update(choices=_sizes(info), value=_native(info))
+            return size, info.guidance, info.batch, self.offer(name)
+
+        self.random.click(lambda: "", None, form["seed"])
+
+    def _chosen(self, concepts: Sequence[tuple[str, Strength]], base: str) -> dict[Any, Any]:
+        """Updates of what shows the chosen concepts."""
+        form, entries = self.form, {entry.id: entry for entry in self._studio.concepts()}
+        request = DrawRequest(base, "-", tuple(concepts[:ROWS]))
+        values = draw_form.values_of(request)
+        updates: dict[Any, Any] = {
+            form["concepts"]: self.offer(base) | {"value": values["concepts"]},
+            form["carry"]: gr.update(visible=bool(concepts)),
+            form["blocks"]: gr.update(value=values["blocks"], visible=bool(values["blocks"])),
+        }
+        for i, name in enumerate(STRENGTHS):
+            entry = entries.get(concepts[i][0]) if i < len(concepts) else None
+            label = f"Strength of {entry.title}" if entry else "Strength"
+            updates[form[name]] = _slider(STRENGTH, values[name]) | {"visible": bool(entry), "label": label}
+        return updates
+
+    def _words(self, ids: list[str]) -> list[tuple[str, str]]:
+        entries = {entry.id: entry for entry in self._studio.concepts()}
+        return [words(entries[ident]) for ident in ids if ident in entries]
+
+
+def words(entry: Entry) -> tuple[str, str]:
+    """What calls a concept: its trigger and class."""
+    return entry.trigger, entry.class_word
+
+
+def _choices(entries: Sequence[Entry], base: str) -> list[tuple[str, str]]:
+    """The library as choices: titles, told apart where two are alike, with their base where it is not this
+    one."""
+    titles, made = Counter(entry.title for entry in entries), []
+    for entry in entries:
+        label = entry.title if titles[entry.title] == 1 else f"{entry.title} ({entry.id[:6]})"
+        made.append((label if entry.base == base else f"{label} · for {entry.base}", entry.id))
+    return made
+
+
+def _slider(usual: tuple[float, float], value: float) -> dict[str, Any]:
+    """An update whose ends reach a value from elsewhere: Gradio refuses what lies outside."""
+    return gr.update(value=value, minimum=min(usual[0], value), maximum=max(usual[1], value))
+
+
+def _sizes(info: BaseInfo) -> list[tuple[str, str]]:
+    return [
+        (f"{SHAPES[ratio]} · {width} × {height}", f"{width}x{height}")
+        for (width, height), ratio in info.sizes().items()
+    ]
+
+
+def _native(info: BaseInfo) -> str:
+    return f"{info.resolution}x{info.resolution}"

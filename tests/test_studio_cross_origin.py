@@ -1,0 +1,105 @@
+"""What a page of another site, open in the same browser, can do to the studio: nothing."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_studio_browser import CHROMIUM, sync_api
+
+from benchmarks.serving import served
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.filterwarnings("default"),  # what a browser's library warns of is not ours
+]
+
+# What a page can send anywhere without asking: simple requests, of which only the answer is kept from it.
+ATTACK = """async (url) => {
+  const form = new FormData();
+  form.append('files', new Blob(['x'.repeat(9)]), 'planted.png');
+  const json = JSON.stringify({ data: [], session_hash: 'x' });
+  const tries = [
+    ['upload', { method: 'POST', mode: 'no-cors', body: form, credentials: 'include' }],
+    ['run/cancel', { method: 'POST', mode: 'no-cors', body: json, credentials: 'include' }],
+    ['info', { mode: 'cors' }],
+    ['info', { mode: 'cors', credentials: 'include' }],
+  ];
+  const read = [];
+  for (const [path, options] of tries) {
+    try { const answer = await fetch(`${url}gradio_api/${path}`, options); read.push(await answer.text()); }
+    catch (error) { read.push(''); }
+  }
+  return read;
+}"""
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory) -> Iterator:
+    with served(tmp_path_factory.mktemp("studio")) as studio:
+        yield studio
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """To it, evil.example is this machine, as after DNS rebinding."""
+    with sync_api.sync_playwright() as playwright:
+        rebound = "--host-resolver-rules=MAP evil.example 127.0.0.1"
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rebound])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> Iterator[int]:
+    """The port of another site on this machine."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "index.html").write_text("<title>another site</title>")
+
+    class Site(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_name_that_was_made_to_mean_this_machine_is_refused(studio, browser):
+    page = browser.new_page()
+    answer = page.goto(f"http://evil.example:{studio.port}/")
+    assert answer.status == 421
+    assert "This server is not" in page.content()
+    assert "gradio" not in page.content()
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["evil.example", "127.0.0.1"])
+def test_a_page_of_another_origin_reads_and_changes_nothing(studio, browser, elsewhere, name, tmp_path):
+    page = browser.new_page()
+    answers: list[tuple[str, int]] = []
+    page.on("response", lambda answer: answers.append((answer.url, answer.status)))
+    page.goto(f"http://{name}:{elsewhere}/index.html")
+    assert page.evaluate(ATTACK, studio.url) == ["", "", "", ""]
+    asked = [status for url, status in answers if url.startswith(studio.url)]
+    assert len(asked) >= 2  # the browser itself keeps some from a private address
+    assert set(asked) == {403}
+    cache = Path(studio.log).parent / "out" / "cache"
+    assert not list(cache.rglob("planted.png"))
+    page.close()
+
+
+def test_the_same_requests_of_its_own_page_are_answered(studio, browser):
+    page = browser.new_page()
+    page.goto(studio.url)
+    read = page.evaluate(ATTACK, studio.url)
+    assert "planted.png" in read[0]
+    assert "named_endpoints" in read[2]
+    page.close()
