@@ -1,10 +1,10 @@
 """Picture to picture, and into a picture: drawing that starts from a picture instead of noise alone.
 
-The picture is encoded, given the noise of a step `strength` of the way back to pure noise, and drawn from there
-(SDEdit, arXiv 2108.01073): 0 changes nothing, 1 keeps nothing. With a mask only what is white in it is drawn anew:
-a square around it is cut out, drawn at the base's own resolution and put back, so that the rest of a photo of any
-size keeps its pixels. diffusers' own pipelines do it with the base's own components, so concepts act as ever.
-"""
+The picture is encoded, given the noise of a step `strength` of the way back to pure noise, and drawn from
+there (SDEdit, arXiv 2108.01073): 0 changes nothing, 1 keeps nothing. With a mask only what is white in it
+is drawn anew: a square around it is cut out, drawn at the base's own resolution and put back, so that the
+rest of a photo of any size keeps its pixels. diffusers' own pipelines do it with the base's own components,
+so concepts act as ever."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Start:
-    """A picture to start from, as the pipeline takes it: `image` (RGB) and `mask` (L, or None) of `size`, (width,
-    height). `photo` and `box` say where a masked part is put back."""
+    """A picture to start from, as the pipeline takes it: `image` (RGB) and `mask` (L, or None) of `size`,
+    (width, height). `photo` and `box` say where a masked part is put back."""
 
     image: Image
     mask: Image | None
@@ -59,11 +59,11 @@ class Start:
 def start_from(
     base: Base, image: Image, mask: Image | None, strength: float, size: tuple[int, int] | None
 ) -> Start:
-    """Prepares a picture, and what of it is to be drawn anew; `size` is of what is drawn, by default about the base's
-    own area in the picture's shape. Raises SettingsError for what cannot work."""
+    """Prepares a picture, and what of it is to be drawn anew; `size` is of what is drawn, by default about
+    the base's own area in the picture's shape. Raises SettingsError for what cannot work."""
     if not 0 < strength <= 1:
         raise SettingsError(
-            f"How much of the picture may change is a number above 0 and up to 1, not {strength:g}: 0.6 is usual."
+            f"How much of the picture may change is a number above 0 and up to 1, not {strength:g}: 0.6, say."
         )
     photo = image.convert("RGB")
     if mask is None:
@@ -74,7 +74,9 @@ def start_from(
     chosen = mask.convert("L").resize(photo.size, Pictures.Resampling.BILINEAR)
     chosen = chosen.point(lambda level: 255 if level >= 128 else 0)
     if chosen.getbbox() is None:
-        raise SettingsError("The mask is all black, so nothing would be drawn: paint white what is to change.")
+        raise SettingsError(
+            "The mask is all black, so nothing would be drawn: paint white what is to change."
+        )
     box = _around(chosen.getbbox(), photo.size)
     sides = size or fitting((box[2] - box[0], box[3] - box[1]), base.resolution)
     return Start(
@@ -87,7 +89,8 @@ def start_from(
 
 
 def with_pipeline(base: Base, inpaint: bool) -> Base:
-    """The base with diffusers' pipeline for picture to picture, or for inpainting, around the same components."""
+    """The base with diffusers' pipeline for picture to picture, or for inpainting, around the same
+    components."""
     import diffusers
 
     from atomdiff.base import loading

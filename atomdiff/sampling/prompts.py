@@ -1,9 +1,9 @@
 """Prompts written once and used often: styles, and words of which each picture takes one.
 
-A style is a template for prompt and negative prompt, `{prompt}` standing for what was written; a file of them is
-A1111's `styles.csv` (name, prompt, negative_prompt). Of `{red|blue}` a picture takes one part, and of `__animal__` a
-line of `animal.txt`, by its seed: the same seed takes the same (the syntax of the dynamic-prompts extension).
-"""
+A style is a template for prompt and negative prompt, `{prompt}` standing for what was written; a file of
+them is A1111's `styles.csv` (name, prompt, negative_prompt). Of `{red|blue}` a picture takes one part, and
+of `__animal__` a line of `animal.txt`, by its seed: the same seed takes the same (the syntax of the
+dynamic-prompts extension)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ STYLES: Mapping[str, Style] = {
 
 
 def load_styles(file: Path) -> dict[str, Style]:
-    """STYLES and those of a `styles.csv`, where there is one. Raises SettingsError for a file that is none."""
+    """STYLES and those of a `styles.csv`, where there is one. Raises SettingsError for a file that is
+    none."""
     if not file.is_file():
         return dict(STYLES)
     try:
@@ -61,14 +62,15 @@ def load_styles(file: Path) -> dict[str, Style]:
         }
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SettingsError(
-            f"The styles in '{file}' cannot be read ({error}): it is a CSV file with the columns name, prompt and "
-            "negative_prompt."
+            f"The styles in '{file}' cannot be read ({error}): it is a CSV file of name, prompt "
+            "and negative_prompt."
         ) from None
     return {**STYLES, **own}
 
 
 def styled(prompt: str, negative: str, name: str, styles: Mapping[str, Style] = STYLES) -> tuple[str, str]:
-    """Prompt and negative prompt in the style `name`; "" for none. Raises SettingsError for an unknown one."""
+    """Prompt and negative prompt in the style `name`; "" for none. Raises SettingsError for an unknown
+    one."""
     if not name:
         return prompt, negative
     if name not in styles:
@@ -90,7 +92,9 @@ def expanded(prompt: str, seed: int, folder: Path | None = None) -> str:
             return prompt
         options = found[1].split("|") if found[1] is not None else _words(found[2], folder)
         prompt = prompt[: found.start()] + choose.choice(options).strip() + prompt[found.end() :]
-    raise SettingsError(f"The prompt has more than {MAX_CHOICES} choices; words that name each other never end.")
+    raise SettingsError(
+        f"The prompt has more than {MAX_CHOICES} choices; words that name each other never end."
+    )
 
 
 def _words(name: str, folder: Path | None) -> list[str]:

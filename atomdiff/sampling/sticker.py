@@ -1,8 +1,7 @@
 """A picture as a sticker: its subject on nothing, with a white edge and a soft shadow.
 
-Where the picture's rim is of one colour, what hangs together with it in that colour is cut away; else the whole
-picture becomes a sticker with round corners. No model is asked.
-"""
+Where the picture's rim is of one colour, what hangs together with it in that colour is cut away; else the
+whole picture becomes a sticker with round corners. No model is asked."""
 
 from __future__ import annotations
 
@@ -37,7 +36,9 @@ def sticker(image: Image) -> Image:
     outer = inner.filter(ImageFilter.GaussianBlur(edge)).point(lambda level: min(255, level * 8))
     made = Pictures.new("RGBA", size, (0, 0, 0, 0))
     dark = Pictures.new("RGBA", size, (0, 0, 0, 90))
-    made.paste(dark, (0, shadow), outer.filter(ImageFilter.GaussianBlur(shadow)).point(lambda level: level // 3))
+    made.paste(
+        dark, (0, shadow), outer.filter(ImageFilter.GaussianBlur(shadow)).point(lambda level: level // 3)
+    )
     made.paste((255, 255, 255, 255), (0, 0, *size), outer)
     coloured = Pictures.new("RGB", size, "white")
     coloured.paste(picture, (room, room))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from atomdiff.base.architectures import ALIASES, ARCHITECTURES
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from atomdiff.sampling.previews import Previewer
 
 RATIOS = ((1, 1), (3, 4), (4, 3), (2, 3), (3, 2), (9, 16), (16, 9))
-NAMED = {"pocket": ("pocket", 64), "sd15": ("sd1", 512), "sd21": ("sd2", 768), "sdxl": ("sdxl", 1024)}
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Bases:
         self._reserved = ""
         self.names = {first: first}  # name -> how to ask for it
         self.default = self._take(first)
-        self.names |= {name: name for name in NAMED}
+        self.names |= {name: name for name in ALIASES}
 
     def info(self, name: str) -> BaseInfo:
-        """What is known of a base that was loaded once or is in NAMED; of the default base else."""
-        if name not in self._info and name in NAMED:
-            return _info(name, *NAMED[name])
+        """What is known of a base that was loaded once or is in ALIASES; of the default base else."""
+        if name not in self._info and name in ALIASES:
+            return _info(name, ALIASES[name].family, ALIASES[name].resolution)
         return self._info.get(name) or self._info[self.default]
 
     def check(self, name: str) -> None:
@@ -107,6 +107,5 @@ class Bases:
 
 
 def _info(name: str, family: str, resolution: int) -> BaseInfo:
-    from atomdiff.sampling.draw import BATCH, GUIDANCE
-
-    return BaseInfo(name, family, resolution, GUIDANCE[family], BATCH[family])
+    known = ARCHITECTURES[family]
+    return BaseInfo(name, family, resolution, known.guidance, known.batch)
