@@ -84,7 +84,7 @@ def test_texts_of_the_pictures_names_are_their_captions(studio, pictures, tmp_pa
     ]
     assert problems == []
     files[2].write_bytes(b"\xff\xfe\x00")
-    assert "b.txt' is not UTF-8" in train.used_pictures(list(map(str, files)), 64)[1][0]
+    assert "b.txt' is no text" in train.used_pictures(list(map(str, files)), 64)[1][0]
     with pytest.raises(SettingsError, match="says what is in a picture called 'b'"):
         wanted((files[1], files[2]))
     with pytest.raises(SettingsError, match="There are no pictures"):
