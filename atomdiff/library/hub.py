@@ -101,6 +101,12 @@ def pull(
     return path
 
 
+def is_repo(name: str) -> bool:
+    """Whether this is how a concept on the hub is named."""
+    repo, _, revision = name.partition("@")
+    return _REPO.fullmatch(repo) is not None and (not revision or _REVISION.fullmatch(revision) is not None)
+
+
 def _download(
     api: HfApi, name: str, revision: str | None, token: str | None, cache_dir: str | Path | None
 ) -> Path:

@@ -1,0 +1,1 @@
+"""Concepts in the tools that people draw with: stock diffusers pipelines, and files that other tools read."""
