@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingError,
     )
+    from atomdiff.integrations.diffusers import concepts, fuse, load, set_concepts, unfuse, unload
     from atomdiff.library import Library
     from atomdiff.library.hub import pull, push
     from atomdiff.sampling.draw import draw
@@ -42,16 +43,22 @@ _HOMES = {
     "Timeline": "concept.timeline",
     "TrainingError": "errors",
     "attach": "core.inject",
+    "concepts": "integrations.diffusers",
     "contact_sheet": "sampling.sheets",
     "detach": "core.inject",
     "draw": "sampling.draw",
     "encode_prompts": "base.stable_diffusion",
     "fold": "core.inject",
+    "fuse": "integrations.diffusers",
+    "load": "integrations.diffusers",
     "load_base": "base.stable_diffusion",
     "pull": "library.hub",
     "push": "library.hub",
     "save_picture": "sampling.sheets",
+    "set_concepts": "integrations.diffusers",
     "train": "training.run",
+    "unfuse": "integrations.diffusers",
+    "unload": "integrations.diffusers",
 }
 
 __all__ = [
@@ -68,16 +75,22 @@ __all__ = [
     "Timeline",
     "TrainingError",
     "attach",
+    "concepts",
     "contact_sheet",
     "detach",
     "draw",
     "encode_prompts",
     "fold",
+    "fuse",
+    "load",
     "load_base",
     "pull",
     "push",
     "save_picture",
+    "set_concepts",
     "train",
+    "unfuse",
+    "unload",
 ]
 
 

@@ -180,7 +180,10 @@ def _refuse_if_busy(model: nn.Module) -> None:
     if getattr(model, _ATTACHED, None) is not None or any(isinstance(m, AtomLayer) for m in model.modules()):
         raise AtomdiffError("The model carries atoms already; call detach(model) first.")
     if getattr(model, _FOLDED, None) is not None:
-        raise AtomdiffError("The model has concepts folded into its weights; call remove() on them first.")
+        raise AtomdiffError(
+            "The model has concepts folded into its weights; call remove() on them first, or "
+            "atomdiff.unload(pipe) if they were loaded into a pipeline."
+        )
 
 
 def _finite(strength: float) -> float:

@@ -2,24 +2,24 @@
 
 The sum is worked out anew in every forward, which costs little beside the layer itself and makes loading,
 unloading and a new strength free. Where ΔW = W M, Σ sᵢ ΔWᵢ is one small map, and that of a convolution acts
-on the activations where this is cheaper (see `core.forms`). A layer stays the module it was, with its class,
-its parameters and its place; only its `forward` is another. So PEFT may wrap it before or after, `.to()`
-moves it, and accelerate's hooks find what they expect.
+on the activations where this is cheaper (see `core.functional`). A layer stays the module it was, with its
+class, its parameters and its place; only its `forward` is another. So PEFT may wrap it before or after,
+`.to()` moves it, and accelerate's hooks find what they expect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from atomdiff.concepts.concept import Concept
+from atomdiff.concept.concept import Concept
 from atomdiff.core import subspace
-from atomdiff.core.forms import Plan, adapted_conv2d, choose_plan
+from atomdiff.core.functional import Plan, adapted_conv2d, choose_plan
 from atomdiff.core.inject import DeltaOf
 from atomdiff.core.layers import sliding_window
 from atomdiff.integrations.layers import Layer
@@ -45,7 +45,7 @@ def changes_of(concept: Concept, unet: nn.Module) -> dict[str, Change]:
         if _is_spatial(layer):
             spec = concept.spec
             plain = spec.conv_family == "atoms" and not spec.coef_block
-            M = _spatial_map(delta, layer.kernel_size) if plain else None  # type: ignore[arg-type]
+            M = _spatial_map(delta, layer.kernel_size) if plain else None
         else:
             M = _block_map(delta, concept.spec.linear_block)
         found[name] = Change(M, delta)
@@ -72,10 +72,15 @@ class LayerChange:
                 M, side = strength * change.map, len(change.map)
                 sums[side] = sums[side] + M if side in sums else M
         self.maps = list(sums.values())
-        if self.maps or self.deltas:
+        if self.acts:
             override(self.layer, self.forward)
         else:
             restore(self.layer)
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is any change."""
+        return bool(self.maps or self.deltas)
 
     @torch.no_grad()
     def weight(self) -> Tensor:
@@ -105,14 +110,15 @@ class LayerChange:
 
     def _mixes_activations(self, x: Tensor) -> bool:
         """Whether the map of a convolution is better applied to the activations than to the weight."""
-        if self.deltas or not _is_spatial(self.layer) or x.ndim != 4:
+        layer = self.layer
+        if self.deltas or not _is_spatial(layer) or x.ndim != 4:
             return False
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return False  # the compiler and autocast know what to do with a weight
         assert self._slides is not None
         window, margins = self._slides
         oh, ow = window.output_size(*x.shape[2:])
-        rows = len(self.layer.weight) // self.layer.groups  # type: ignore[union-attr]
+        rows = layer.out_channels // layer.groups
         return not any(margins) and choose_plan(x.dtype, rows, len(x) * oh * ow).forward == "map"
 
     def _maps(self, device: torch.device) -> list[Tensor]:
@@ -134,11 +140,11 @@ def restore(module: nn.Module) -> None:
         module.__dict__.pop("forward", None)
 
 
-def _is_spatial(layer: nn.Module) -> bool:
+def _is_spatial(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     return isinstance(layer, nn.Conv2d) and tuple(layer.kernel_size) != (1, 1)
 
 
-def _spatial_map(delta: DeltaOf, kernel: tuple[int, int]) -> Tensor:
+def _spatial_map(delta: DeltaOf, kernel: tuple[int, ...]) -> Tensor:
     """M of ΔW = W M: what ΔW is for the k² kernels that are 1 in one place each."""
     k2 = kernel[0] * kernel[1]
     return delta(torch.eye(k2).view(k2, 1, *kernel)).reshape(k2, k2)

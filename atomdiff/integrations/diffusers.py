@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from atomdiff.concepts.passport import passport_of
+from atomdiff.concept.passport import passport_of
 from atomdiff.core import inject
 from atomdiff.core.blocks import Strength, by_strength, check_strength, of_words
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
 from atomdiff.integrations.changes import Change, LayerChange, changes_of
+from atomdiff.integrations.fusing import Fused
 from atomdiff.integrations.layers import PlainUNet, plain_layers
 from atomdiff.integrations.sources import Source, read_concept
 from atomdiff.integrations.words import ENCODERS, Learned, Vocabulary, Word, learned_word
-from atomdiff.pictures.sampling import CousinWarning
+from atomdiff.sampling.draw import CousinWarning
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.concept.concept import Concept
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def load(pipe: Any, source: Source, strength: Strength = 1.0, name: str | None =
     check_strength(strength)
     name = concept.title if name is None else name
     if name in loaded.entries:
-        raise SettingsError(f"A concept {name!r} is loaded already: unload it, or give this one another name.")
+        raise SettingsError(
+            f"A concept {name!r} is loaded already: unload it, or give this one another name."
+        )
     _refuse_fused(loaded)
     plain = PlainUNet(plain_layers(unet))
     warning = concept.check_base(passport_of(plain, concept.base.family, "the pipeline's UNet"))
@@ -91,9 +94,7 @@ def set_concepts(pipe: Any, strengths: Mapping[str, Strength] | Iterable[str] | 
         _named(loaded, name)
         check_strength(strength)
     _refuse_fused(loaded)
-    changed = {
-        name: replace(entry, strength=wanted.get(name, 0.0)) for name, entry in loaded.entries.items()
-    }
+    changed = {name: replace(entry, strength=wanted.get(name, 0.0)) for name, entry in loaded.entries.items()}
     _act(pipe, unet, changed)
 
 
@@ -115,6 +116,35 @@ def unload(pipe: Any, name: str | None = None) -> None:
     _act(pipe, unet, {key: own for key, own in loaded.entries.items() if name is not None and key != name})
 
 
+def fuse(pipe: Any) -> None:
+    """Writes the concepts, at their strengths, into the weights: drawing then costs what the base's does, and
+    `pipe.save_pretrained` makes an ordinary Stable Diffusion folder in which the learned words work too.
+
+    The weights that were there are kept for `unfuse`. Raises SettingsError where no concept is loaded, they
+    are fused already, or accelerate offloads layer by layer.
+    """
+    unet = _unet(pipe)
+    loaded = _loaded(unet)
+    if not loaded.entries:
+        raise SettingsError("No concept is loaded into this pipeline: call atomdiff.load first.")
+    _refuse_fused(loaded)
+    loaded.fused = Fused(loaded.layers.values(), _vocabularies(pipe).values())
+    _index_tokenizers(pipe)
+
+
+def unfuse(pipe: Any) -> None:
+    """Puts the very weights back that were there before `fuse`; the concepts act as before it. Harmless where
+    nothing is fused."""
+    unet = _unet(pipe)
+    loaded = _loaded(unet)
+    if loaded.fused is None:
+        return
+    loaded.fused.undo()
+    loaded.fused = None
+    _index_tokenizers(pipe)
+    _act(pipe, unet, loaded.entries)
+
+
 # ------------------------------------------------------------------------------------ what is loaded
 
 
@@ -133,7 +163,7 @@ class Loaded:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     layers: dict[str, LayerChange] = field(default_factory=dict)
-    fused: Any = None
+    fused: Fused | None = None
 
 
 _VOCABULARY = "_atomdiff_vocabulary"  # of a text encoder
@@ -153,8 +183,8 @@ def _act(pipe: Any, unet: nn.Module, entries: dict[str, Entry]) -> None:
 
     for layer in wanted.keys() - loaded.layers.keys():
         loaded.layers[layer] = LayerChange(modules[layer])
-    for layer, change in loaded.layers.items():
-        change.set(wanted.get(layer, ()))
+    for layer, own in loaded.layers.items():
+        own.set(wanted.get(layer, ()))
     for key, vocabulary in vocabularies.items():
         vocabulary.set(words[key])
         vocabulary.users[unet] = entries
@@ -177,6 +207,12 @@ def _vocabularies(pipe: Any) -> dict[str, Vocabulary]:
             object.__setattr__(encoder, _VOCABULARY, made)
         found[key] = made
     return found
+
+
+def _index_tokenizers(pipe: Any) -> None:
+    """Has the pipeline note of which class its tokenizers are, which is what `save_pretrained` writes."""
+    names = [name for name, _ in ENCODERS.values() if getattr(pipe, name, None) is not None]
+    pipe.register_modules(**{name: getattr(pipe, name) for name in names})
 
 
 def _words(vocabulary: Vocabulary, key: str, users: Iterable[Mapping[str, Entry]]) -> list[Word]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -28,18 +29,24 @@ class PlainUNet(nn.Module):
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         super().__init__()
-        shown = {name: _readable(layer) for name, layer in layers.items()}
-        object.__setattr__(self, "layers", shown)  # past nn.Module, which would register them
+        self._shown = _Shown({name: _readable(layer) for name, layer in layers.items()})
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         yield "", self
-        yield from self.layers.items()
+        yield from self._shown.layers.items()
 
     def get_submodule(self, target: str) -> nn.Module:
         """The layer of this name, or the whole for "". Raises AttributeError for any other."""
-        if target and target not in self.layers:
+        if target and target not in self._shown.layers:
             raise AttributeError(f"The UNet has no layer {target!r}.")
-        return self.layers[target] if target else self
+        return self._shown.layers[target] if target else self
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Layers that `nn.Module` must not take for its own children."""
+
+    layers: Mapping[str, Layer]
 
 
 def plain_layers(unet: nn.Module) -> dict[str, Layer]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from atomdiff.errors import ConceptError
-from atomdiff.sharing import hub
-from atomdiff.sharing.receiving import is_text_form, receive
+from atomdiff.files.read_any import is_text_form, receive
+from atomdiff.library import hub
 
 if TYPE_CHECKING:
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.concept.concept import Concept
 
 Source: TypeAlias = "Concept | str | Path | bytes"
 """A concept; a file, card or picture of QR codes, by path or as bytes; the line for chats; the name of a
@@ -20,7 +20,7 @@ concept in the library; `user/name` on the hub."""
 def read_concept(source: Source) -> Concept:
     """The concept that a source means. Raises ConceptError or ImageError, one sentence, where there is
     none."""
-    from atomdiff.concepts.concept import Concept
+    from atomdiff.concept.concept import Concept
 
     if isinstance(source, Concept):
         return source
@@ -44,7 +44,7 @@ def read_concept(source: Source) -> Concept:
 
 
 def _in_library(name: str) -> Path:
-    from atomdiff.sharing.library import Library, default_folder
+    from atomdiff.library import Library, default_folder
 
     if not default_folder().is_dir():
         raise ConceptError(f"There is no file {name!r}, and no library to look for that name in.")

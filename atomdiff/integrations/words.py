@@ -75,7 +75,7 @@ def learned_word(word_ids: Sequence[int], learned: Sequence[Learned]) -> Word:
 class Vocabulary:
     """The words that concepts add to one tokenizer and its text encoder, until they are taken away."""
 
-    def __init__(self, tokenizer: Any, encoder: nn.Module) -> None:
+    def __init__(self, tokenizer: Any, encoder: Any) -> None:
         self.tokenizer, self.encoder = tokenizer, encoder
         self._pristine = tokenizer.backend_tokenizer
         self._lookup: _Lookup | None = None
@@ -158,7 +158,7 @@ class _Lookup:
     """An embedding table with more rows than it holds."""
 
     def __init__(self, table: Any, ids: Sequence[int], words: Sequence[Word]) -> None:
-        self.table = table
+        self.table: Any = table
         self.ids = torch.tensor(ids)  # (n,)
         self.own = torch.tensor([token for word in words for token in word.own])  # (n,)
         self.change = torch.cat([word.change for word in words])  # (n, d)
