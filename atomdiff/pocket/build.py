@@ -1,29 +1,33 @@
-"""`python -m atomdiff.pocket.build`: makes the pocket model from nothing.
+"""`python -m atomdiff.pocket.build`: makes the pocket model, from nothing or from a smaller one.
 
     pictures -> autoencoder -> words -> denoiser -> decoder -> judge -> model card
 
 Every stage can be killed at any moment and goes on from its last checkpoint when the same command is given
-again; a stage that is done is not done again. With more `--denoiser-steps` than were run, a finished denoiser
-trains on. `--export` writes the model as it stands, finished or not.
+again; a stage that is done is not done again. `--minutes` ends a sitting at a checkpoint, with exit status
+75. With more `--denoiser-steps` than were run, a finished denoiser trains on. `--export` writes the model as
+it stands, finished or not. On a GPU the data lies on the device, and `--compile` compiles the denoiser.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import shutil
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from . import corpus, judge
-from .recipe import autoencoder, denoiser, words
-from .recipe.fitting import Schedule, Workshop, read_tensors, write_tensors
+from . import captions, corpus, judge
+from .recipe import autoencoder, denoiser, growth, words
+from .recipe.fitting import OutOfTime, Schedule, Workshop, read_tensors, write_tensors
 
 HERE = Path(__file__).parent
 VIEWS = 4
@@ -33,14 +37,15 @@ STAGES = ("autoencoder", "words", "denoiser", "decoder", "judge")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and lengths of all stages; the defaults are what the bundled model was made with."""
+    """Sizes and lengths of all stages; the defaults are for 128 pixels and a start from the smaller model."""
 
+    mix: corpus.Mix = corpus.LARGE
     pictures: int = 24_000
-    acquaintances: int = 72_000
-    autoencoder: Schedule = Schedule(5_000, 4, 5e-3, warmup=50, decay=0.8)
-    decoder: Schedule = Schedule(5_000, 4, 3e-3, warmup=50, decay=0.8)
-    words: Schedule = Schedule(300, 128, 3e-3, warmup=20)
-    denoiser: Schedule = Schedule(4_000, 64, 2e-3, warmup=100, decay=0.7)
+    acquaintances: int = 48_000
+    autoencoder: Schedule = Schedule(3_000, 4, 2e-3, warmup=50, decay=0.7)
+    decoder: Schedule = Schedule(6_000, 4, 3e-3, warmup=50, decay=0.8)
+    words: Schedule = Schedule(1_200, 128, 2e-3, warmup=50)
+    denoiser: Schedule = Schedule(8_000, 64, 2e-3, warmup=100, decay=0.4)
     judge: Schedule = Schedule(5_000, 96, 4e-3, warmup=30, decay=0.8)
 
 
@@ -49,65 +54,73 @@ class Build:
 
     def __init__(self, recipe: Recipe, shop: Workshop, start: Path | None = None):
         self.recipe, self.shop, self.start = recipe, shop, start
-        self._corpus: corpus.Corpus | None = None
 
-    @property
+    @cached_property
+    def pictures(self) -> Tensor:
+        """uint8 (n, h, w, 3)."""
+        r = self.recipe
+        return torch.from_numpy(
+            corpus.pretraining(self.shop.folder, r.pictures, self.shop.seed, r.mix).pictures
+        )
+
+    @cached_property
     def corpus(self) -> corpus.Corpus:
-        if self._corpus is None:
-            self._corpus = corpus.pretraining(self.shop.folder, self.recipe.pictures, self.shop.seed)
-        return self._corpus
+        """Captions and labels."""
+        r = self.recipe
+        return corpus.pretraining(self.shop.folder, r.pictures, self.shop.seed, r.mix, seen=False)
+
+    def _held(self, data: Tensor) -> Tensor:
+        """Data where training reads it fastest."""
+        return data.to(self.shop.device)
 
     def autoencoder(self) -> AutoencoderKL:
         folder = self.shop.folder / "vae"
         if not folder.exists():
-            start = AutoencoderKL.from_pretrained(self.start / "vae") if self.start else None
+            start = AutoencoderKL.from_pretrained(self.start / "vae").float() if self.start else None
             vae, about = autoencoder.train(
-                torch.from_numpy(self.corpus.pictures), self.recipe.autoencoder, self.shop, start
+                self._held(self.pictures), self.recipe.autoencoder, self.shop, start
             )
             self._keep(vae, folder)
             self._record("autoencoder", about)
         return AutoencoderKL.from_pretrained(folder).to(self.shop.device)
 
     def latents(self) -> Tensor:
-        """fp16 (2 n, 4, 16, 16): every picture, then every picture mirrored."""
+        """fp16 (2 n, c, 16, 16): every picture, then every picture mirrored."""
         path = self.shop.folder / "latents.safetensors"
         if not path.exists():
-            vae, pictures = self.autoencoder(), torch.from_numpy(self.corpus.pictures)
+            vae = self.autoencoder()
             with self.shop.autocast():
-                straight = [autoencoder.encode(vae, x).half() for x in pictures.split(256)]
-                mirrored = [autoencoder.encode(vae, x.flip(2)).half() for x in pictures.split(256)]
+                straight = [autoencoder.encode(vae, x).half() for x in self.pictures.split(128)]
+                mirrored = [autoencoder.encode(vae, x.flip(2)).half() for x in self.pictures.split(128)]
             both = torch.cat(straight + mirrored)
             write_tensors(path, {"latents": both}, {})
         return read_tensors(path)[0]["latents"]
 
     def decoder(self) -> None:
         """The autoencoder's second half, better; the latents stay as they are."""
-        vae = self.autoencoder()
-        pictures = torch.from_numpy(self.corpus.pictures)
-        about = autoencoder.refine(
-            vae, self.latents()[: len(pictures)], pictures, self.recipe.decoder, self.shop
-        )
+        vae, pictures = self.autoencoder(), self._held(self.pictures)
+        latents = self._held(self.latents()[: len(pictures)])
+        about = autoencoder.refine(vae, latents, pictures, self.recipe.decoder, self.shop)
         self._keep(vae, self.shop.folder / "vae_refined")
         self._record("decoder", about)
 
     def words(self) -> tuple:
         """(tokenizer, text encoder)."""
         folder = self.shop.folder / "text"
-        if self.start and not folder.exists():
-            shutil.copytree(self.start / "tokenizer", self.shop.folder / "tokenizer", dirs_exist_ok=True)
-            shutil.copytree(self.start / "text_encoder", folder)
         if not folder.exists():
-            captions = self.corpus.captions
-            tokenizer = words.build_tokenizer(caption for row in captions for caption in row)
-            ids = torch.stack(
-                [words.tokenize(tokenizer, list(variant)) for variant in zip(*captions, strict=True)], 1
+            tokenizer = words.build_tokenizer(
+                [*(said for row in self.corpus.captions for said in row), *captions.unheard_captions()]
             )
-            labels = {
-                h: torch.from_numpy(v).repeat_interleave(ids.shape[1]) for h, v in self.corpus.labels.items()
-            }
+            if self.start:
+                text = words.CLIPTextModel.from_pretrained(self.start / "text_encoder").float()
+                was = words.CLIPTokenizer.from_pretrained(self.start / "tokenizer")
+                encoder = growth.new_words(text, was, tokenizer)
+            else:
+                encoder = words.new_encoder(tokenizer)
+            lesson = words.lesson(tokenizer, self.corpus.captions, self.corpus.labels)
             sizes = {h: len(values) for h, values in corpus.HEADS.items()}
             encoder, about = words.pretrain(
-                tokenizer, ids.flatten(0, 1), labels, sizes, self.recipe.words, self.shop
+                encoder, lesson, sizes, self.recipe.words, self.shop, anchored=bool(self.start)
             )
             tokenizer.save_pretrained(self.shop.folder / "tokenizer")
             self._keep(encoder, folder)
@@ -126,23 +139,28 @@ class Build:
     def denoiser(self) -> None:
         tokenizer, text = self.words()
         empty = words.tokenize(tokenizer, [""])[0].short()
-        start = UNet2DConditionModel.from_pretrained(self.start / "unet") if self.start else None
-        unet, text, about = denoiser.train(
-            self.latents(), self.captions(tokenizer), empty, text, self.recipe.denoiser, self.shop, start
-        )
+        start = UNet2DConditionModel.from_pretrained(self.start / "unet").float() if self.start else None
+        latents, said = self._held(self.latents()), self._held(self.captions(tokenizer))
+        unet, text, about = denoiser.train(latents, said, empty, text, self.recipe.denoiser, self.shop, start)
         self._keep(unet, self.shop.folder / "unet")
         self._keep(text, self.shop.folder / "text_trained")
         self._record("denoiser", about)
 
+    def finished_autoencoder(self) -> AutoencoderKL:
+        """With the refined decoder, where there is one."""
+        refined = self.shop.folder / "vae_refined"
+        if refined.exists():
+            return AutoencoderKL.from_pretrained(refined).to(self.shop.device)
+        return self.autoencoder()
+
     def export(self, out: Path) -> None:
         """The model as it stands -> a diffusers folder, in fp16 but for the small text encoder."""
         tokenizer, text = self.words()
-        unet = UNet2DConditionModel(**denoiser.CONFIG)
-        painter = denoiser.Painter(unet, text.cpu())
         tensors, about = read_tensors(self.shop.folder / "denoiser.checkpoint.safetensors")
+        unet = denoiser.new_denoiser(tensors["ema.unet.conv_in.weight"].shape[1])
+        painter = denoiser.Painter(unet, text.cpu())
         painter.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}, strict=True)
-        refined = self.shop.folder / "vae_refined"
-        vae = AutoencoderKL.from_pretrained(refined) if refined.exists() else self.autoencoder().cpu()
+        vae = self.finished_autoencoder().cpu()
         pipe = StableDiffusionPipeline(
             vae=vae,
             text_encoder=text,
@@ -164,13 +182,14 @@ class Build:
     def judge(self, out: Path) -> None:
         path = self.shop.folder / "judge.safetensors"
         if not path.exists():
-            known = corpus.acquaintances(self.shop.folder, self.recipe.acquaintances, self.shop.seed, VIEWS)
-            vae, pictures = self.autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
+            r, folder = self.recipe, self.shop.folder
+            known = corpus.acquaintances(folder, r.acquaintances, self.shop.seed, VIEWS, r.mix)
+            vae, pictures = self.finished_autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
             with self.shop.autocast():
                 redrawn = torch.cat([_redraw(vae, part) for part in pictures.split(128)])
             start = judge.Judge.load(self.start / "judge.safetensors") if self.start else None
             judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn, start)
-            unseen = corpus.acquaintances(self.shop.folder, 2_400, self.shop.seed + 1, VIEWS)
+            unseen = corpus.acquaintances(folder, 2_400, self.shop.seed + 1, VIEWS, r.mix)
             judged.save(path)
             self._record("judge", about | {"right": judge.examine(judged, unseen, VIEWS)})
         out.mkdir(parents=True, exist_ok=True)
@@ -190,7 +209,7 @@ class Build:
         now = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": _machine(self.shop.device),
-            "start": bool(self.start) and stage in ("autoencoder", "denoiser", "judge"),
+            "start": bool(self.start) and stage != "decoder",
         }
         record[stage] = about | now | ({"schedule": asdict(settings)} if settings else {})
         path.write_text(json.dumps(record, indent=1))
@@ -224,6 +243,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, help="a finished model to go on from instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser (pays on a GPU)")
+    parser.add_argument("--minutes", type=float, help="stop at a checkpoint after so long; exit status 75")
+    parser.add_argument("--size", type=int, choices=sorted(autoencoder.SHAPES), default=default.mix.size)
     parser.add_argument("--pictures", type=int, default=default.pictures)
     parser.add_argument("--acquaintances", type=int, default=default.acquaintances)
     for stage in STAGES:
@@ -236,12 +258,19 @@ def main(arguments: list[str] | None = None) -> None:
         s: replace(getattr(default, s), steps=getattr(a, f"{s}_steps"), batch=getattr(a, f"{s}_batch"))
         for s in STAGES
     }
-    build = Build(
-        Recipe(a.pictures, a.acquaintances, **schedules),
-        Workshop(a.work, torch.device(a.device), a.seed),
-        a.start,
-    )
+    mix = corpus.LARGE if a.size == corpus.LARGE.size else corpus.SMALL
+    deadline = time.monotonic() + 60 * a.minutes if a.minutes else math.inf
+    shop = Workshop(a.work, torch.device(a.device), a.seed, deadline=deadline, compiled=a.compile)
     a.work.mkdir(parents=True, exist_ok=True)
+    try:
+        run(Build(Recipe(mix, a.pictures, a.acquaintances, **schedules), shop, a.start), a)
+    except OutOfTime as stopped:
+        print(f"Time is over at {stopped}: the same command goes on.", flush=True)
+        sys.exit(75)
+
+
+def run(build: Build, a: argparse.Namespace) -> None:
+    """The stages that are asked for."""
     wanted = a.only or [*STAGES, "card"]
     if not a.export:
         for stage in STAGES[:-1]:
@@ -254,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not a.export and "card" in wanted:
         from .recipe import card
 
-        card.write(a.work, a.out)
+        card.write(a.work, a.out, build.recipe)
 
 
 if __name__ == "__main__":

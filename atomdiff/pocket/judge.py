@@ -40,13 +40,19 @@ class Block(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """(b, 3, 64, 64) in [-1, 1] -> logits per head, unit identity embedding (b, 64)."""
+    """(b, 3, side, side) in [-1, 1] -> logits per head, unit identity embedding (b, 64).
 
-    def __init__(self) -> None:
+    side: 64, or 128 with one reduction more at the entrance.
+    """
+
+    def __init__(self, side: int = 64, heads: Sequence[str] = tuple(HEADS)) -> None:
         super().__init__()
+        self.side = side
+        enter: list[nn.Module] = [nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU()]
+        if side == 128:
+            enter = [nn.Conv2d(3, 24, 5, 2, 2), nn.ReLU(), nn.Conv2d(24, 32, 3, 2, 1), nn.ReLU()]
         self.body = nn.Sequential(
-            nn.Conv2d(3, 32, 5, 2, 2),
-            nn.ReLU(),
+            *enter,
             Block(32, 64, 2),
             Block(64, 128, 2),
             Block(128, 160, 2),
@@ -54,7 +60,7 @@ class JudgeNet(nn.Module):
             nn.ReLU(),
         )
         self.neck = nn.Linear(80 * 4 * 4, 256)
-        self.heads = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(256, len(HEADS[name])) for name in heads})
         self.identity = nn.Linear(256, 64)
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -91,21 +97,30 @@ class Judge:
                 f"There is no judge at {str(path)!r}: train it with "
                 "`python -m atomdiff.pocket.build --only judge`."
             )
-        net = JudgeNet()
-        net.load_state_dict({k: v.float() for k, v in read_tensors(path)[0].items()})
+        tensors, about = read_tensors(path)
+        heads = [head for head in HEADS if f"heads.{head}.weight" in tensors]
+        net = JudgeNet(about.get("side", 64), heads)
+        net.load_state_dict({k: v.float() for k, v in tensors.items()})
         return cls(net)
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What it answers; the 64-pixel judge knows of no second subject."""
+        return tuple(self.net.heads)
+
     def save(self, path: Path) -> None:
-        write_tensors(path, {k: v.half() for k, v in self.net.state_dict().items()}, {})
+        tensors = {k: v.half() for k, v in self.net.state_dict().items()}
+        write_tensors(path, tensors, {"side": self.net.side})
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image] | Tensor) -> Verdict:
-        """PIL pictures of any size (resized to 64 x 64), or uint8 (n, 64, 64, 3)."""
+        """PIL pictures of any size (resized to what it reads), or uint8 (n, side, side, 3)."""
         if not isinstance(pictures, Tensor):
-            small = [p.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS) for p in pictures]
+            side = self.net.side, self.net.side
+            small = [p.convert("RGB").resize(side, Image.Resampling.LANCZOS) for p in pictures]
             pictures = torch.from_numpy(np.stack([np.asarray(p) for p in small]))
         parts = [self.net(_to_tensor(part)) for part in pictures.split(128)]
-        answers = {h: torch.cat([logits[h].argmax(1) for logits, _ in parts]) for h in HEADS}
+        answers = {h: torch.cat([logits[h].argmax(1) for logits, _ in parts]) for h in self.heads}
         return Verdict(answers, torch.cat([identity for _, identity in parts]))
 
 
@@ -141,15 +156,17 @@ def train(
     redrawn: Tensor | None = None,
     start: Judge | None = None,
 ) -> tuple[Judge, dict]:
-    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, 64, 64, 3) are the first m
+    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, h, w, 3) are the first m
     of them after the autoencoder, which the judge must read as well; `start`: a judge to go on from."""
     torch.manual_seed(shop.seed + 2)
-    net = (start.net if start else JudgeNet()).to(shop.device)
+    net = shop.ready(begin(corpus.pictures.shape[1], start))
     if start:  # other batches than those that it was made with
         shop = replace(shop, seed=shop.seed + 1)
     pictures = torch.from_numpy(corpus.pictures)
     labels = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
     patterned = labels["pattern"] != HEADS["pattern"].index("plain")
+    labels["second"] = labels["second"].where(patterned, -1)  # a plain coat does not show it
+    alone = labels["other"] == HEADS["other"].index("none")
     pairs = schedule.batch // 2
 
     def batch(g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -161,7 +178,7 @@ def train(
             use = (rows < len(redrawn)) & (torch.rand(len(rows), generator=g) < 0.5)
             x[use] = redrawn[rows[use]]
         x = _to_tensor(x)
-        mirror = torch.rand(len(rows), generator=g) < 0.5
+        mirror = (torch.rand(len(rows), generator=g) < 0.5) & alone[rows]  # of two, the left one is the first
         x[mirror] = x[mirror].flip(-1)
         return rows, blemish(jog(x, g), g).to(shop.device)
 
@@ -171,14 +188,31 @@ def train(
             logits, identity = net(x)
         loss = x.new_zeros(())
         for head, y in logits.items():
-            truth = labels[head][rows].to(shop.device)
-            if head == "second":  # a plain coat does not show it
-                truth = truth.where(patterned[rows].to(shop.device), -100)
-            loss = loss + (2 if head == "pattern" else 1) * F.cross_entropy(y, truth)  # the hardest to see
+            truth = shop.rows(labels[head], rows)
+            if bool((truth >= 0).any()):
+                weight = 2 if head == "pattern" else 1  # the hardest to see
+                loss = loss + weight * F.cross_entropy(y, truth, ignore_index=-1)
         return loss + same_subject_loss(identity)
 
     about = fit("judge", net, loss_at, schedule, shop, ema_decay=0.998)
     return Judge(net.cpu()), about
+
+
+def begin(side: int, start: Judge | None) -> JudgeNet:
+    """A net for pictures of `side`, with all of an earlier judge that fits."""
+    net = JudgeNet(side)
+    if start is None:
+        return net
+    mine = net.state_dict()
+    shift = 0 if start.net.side == side else 2  # one convolution more at the entrance
+    for name, value in start.net.state_dict().items():
+        room, _, rest = name.partition(".")
+        if room == "body":
+            place, _, rest = rest.partition(".")
+            name = f"body.{int(place) + shift}.{rest}"
+        if name in mine and mine[name].shape == value.shape:
+            mine[name].copy_(value)
+    return net
 
 
 def same_subject_loss(identity: Tensor, temperature: float = 0.1) -> Tensor:
@@ -194,11 +228,14 @@ def examine(judge: Judge, corpus: Corpus, views: int, gallery: int = 50) -> dict
     another view of the same subject first among `gallery` subjects."""
     verdict = judge(torch.from_numpy(corpus.pictures))
     truth = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
-    shown = truth["pattern"] != HEADS["pattern"].index("plain")
+    shown = {"second": truth["pattern"] != HEADS["pattern"].index("plain")}
+    shown["other colour"] = truth["other colour"] >= 0
     right = {}
-    for head in HEADS:
-        hit = (verdict.answers[head] == truth[head]).float()
-        right[head] = float(hit[shown].mean() if head == "second" else hit.mean())
+    for head, answers in verdict.answers.items():
+        hit = (answers == truth[head]).float()
+        hit = hit[shown[head]] if head in shown else hit
+        if len(hit):
+            right[head] = float(hit.mean())
     a, b = verdict.identity[0::views], verdict.identity[1::views]
     found = [
         (p @ q.T).argmax(1) == torch.arange(len(p))

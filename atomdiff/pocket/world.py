@@ -1,6 +1,6 @@
 """The pocket world: a small, exactly known picture world to train and judge the bundled base model on.
 
-A `Scene` says everything that is in a picture; `render` draws it and `caption` describes it, so that the
+A `Scene` says everything that is in a picture; `render` draws it (`captions` describes it), so that the
 attributes of generated pictures can be judged against the truth. Some combinations are *held out*: they never
 occur in pretraining and are what concepts are trained on.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from atomdiff.pocket.drawing import brush, scenery, wardrobe
 from atomdiff.pocket.drawing.brush import Colour, Figure, luminance, mix
 from atomdiff.pocket.drawing.characters import DRAW
-from atomdiff.pocket.drawing.styles import FINISH, Job
+from atomdiff.pocket.drawing.styles import FINISH, Actor, Job
 
 CLASSES: tuple[str, ...] = tuple(DRAW)
 COLOURS: dict[str, Colour] = {
@@ -44,20 +44,10 @@ WEARERS = frozenset({"dog", "cat", "rabbit", "bird", "robot"})
 STYLES: dict[str, str] = {"drawing": "", "sketch": "a pencil sketch of", "pixel": "pixel art of"}
 HELD_OUT_STYLES: dict[str, str] = {"neon": "neon art of"}
 FLYERS = frozenset({"butterfly"})
-
-RARE_WORDS: tuple[str, ...] = (
-    "sks", "zwx", "ohwx", "xqj", "vbn", "qzt", "wkz", "jxv", "fgz", "hqx", "plk", "zrv", "mwq", "tzk",
-    "bvx", "nqz", "kjw", "gzx", "dvq", "rxz", "cqk", "lzw", "yqv", "swx", "ukz", "oxq", "ivz", "ezk", "azq",
-    "phx", "zkt", "wvq", "qjl", "xmz", "vkd", "jzb", "fwx", "hzn", "pqv", "zdk", "mxj", "tqw", "bzg", "nkx",
-    "kvz", "gwq", "dzx", "rqk", "cxv", "lqz", "yzk", "sqv", "uxw", "ozk", "iqx", "ewz", "akq", "pzv", "zxu",
-    "wqy",
-)  # fmt: skip
-NAMES: tuple[str, ...] = (
-    "Milo", "Luna", "Oscar", "Ruby", "Felix", "Nora", "Hugo", "Ivy", "Otto", "Mia", "Leo", "Ella", "Theo",
-    "Zoe", "Max", "Lily", "Sam", "Ada", "Finn", "Rosa", "Toby", "Nina", "Gus", "Cleo", "Bruno", "Tess",
-    "Rex", "Lola", "Kai", "Emma", "Jasper", "Wanda", "Pip", "Greta", "Archie", "Olive", "Momo", "Kiki",
-    "Bobby", "Suki",
-)  # fmt: skip
+APART, WIDEST = (
+    0.46,
+    0.44,
+)  # of two subjects: from centre to centre, and the most that each takes of the frame
 
 
 @dataclass(frozen=True)
@@ -86,6 +76,7 @@ class Subject:
 class Scene:
     """One picture: a subject, where it is, what it wears, the style, and its pose.
 
+    other: a second subject of another class, to the right of the first.
     scale: side of the square with the subject's area, as a fraction of the frame; x: centre; y: in [0, 1]
     within the context's ground; tilt: degrees; light: in [0, 1]; seed: of the background's details.
     """
@@ -101,6 +92,7 @@ class Scene:
     flip: bool = False
     light: float = 0.5
     seed: int = 0
+    other: Subject | None = None
 
     def __post_init__(self) -> None:
         _known("context", self.context, tuple(CONTEXTS))
@@ -110,6 +102,8 @@ class Scene:
             raise ValueError(
                 f"a {self.subject.kind} cannot wear {self.accessory!r}; wearers: {sorted(WEARERS)}"
             )
+        if self.other is not None and self.other.kind == self.subject.kind:
+            raise ValueError(f"two subjects in one picture are of two classes, got {self.other.kind} twice")
 
 
 def _known(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -141,7 +135,8 @@ _unseen = held_out  # `random_subject` has a parameter of that name
 
 def is_pretraining(scene: Scene) -> bool:
     """Whether a scene may occur in pretraining."""
-    return scene.style in STYLES and not held_out(scene.subject)
+    shown = [s for s in (scene.subject, scene.other) if s is not None]
+    return scene.style in STYLES and not any(map(held_out, shown))
 
 
 def random_subject(rng: np.random.Generator, kind: str | None = None, held_out: bool = False) -> Subject:
@@ -186,43 +181,18 @@ def random_scene(rng: np.random.Generator, subject: Subject | None = None, **fix
     return Scene(subject=subject, **{**chosen, **fixed})
 
 
-# ---------------------------------------------------------------- words
-def _article(phrase: str) -> str:
-    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
-
-
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true description of a pretraining scene; attributes are sometimes left out.
-
-    One caption in ten carries a rare word or a name, drawn independently of everything visible.
-    Raises ValueError for a scene that pretraining never shows: there is no word for what is held out.
-    """
-    if not is_pretraining(scene):
-        raise ValueError("no caption for a held-out scene: name what was trained instead, e.g. 'a sks dog'")
-    s = scene.subject
-    name_roll, rare, name = (
-        rng.random(),
-        RARE_WORDS[rng.integers(len(RARE_WORDS))],
-        NAMES[rng.integers(len(NAMES))],
-    )
-    say_colour, say_pattern, say_worn, say_context = rng.random(4) < (0.78, 0.78, 0.9, 0.9)
-    words = [rare] if name_roll < 0.06 else []
-    if s.pattern == "plain" and say_pattern and rng.random() < 0.4:
-        words.append("plain")
-    if say_colour:
-        words.append(s.colour)
-    words.append(s.kind)
-    text = f"{name} the {' '.join(words)}" if name_roll > 0.96 else _article(" ".join(words))
-    if s.pattern != "plain" and say_pattern:
-        text += f" with {s.second} {s.pattern}"
-    if scene.accessory != "none" and say_worn:
-        phrase = ACCESSORIES[scene.accessory]
-        text += " " + (phrase if rng.random() < 0.5 else phrase.replace("red ", "").replace("yellow ", ""))
-    if scene.style != "drawing":
-        text = f"{STYLES[scene.style]} {text}"
-    elif rng.random() < 0.08:
-        text = f"{('a picture of', 'a drawing of')[rng.integers(2)]} {text}"
-    return f"{text} {CONTEXTS[scene.context]}" if say_context else text
+def random_pair(rng: np.random.Generator, subject: Subject | None = None, **fixed: Any) -> Scene:
+    """A random picture of two subjects of different classes, `subject` (default: random) on the left."""
+    subject = subject or random_subject(rng)
+    kinds = [kind for kind in CLASSES if kind != subject.kind]
+    pose = {
+        "other": random_subject(rng, kinds[rng.integers(len(kinds))]),
+        "accessory": "none",
+        "scale": float(rng.uniform(0.40, 0.52)),
+        "x": float(rng.uniform(0.25, 0.29)),
+        "style": "sketch" if rng.random() < 0.1 else "drawing",  # two are too small for pixel art
+    }
+    return random_scene(rng, subject, **{**pose, **fixed})
 
 
 # ---------------------------------------------------------------- pictures
@@ -231,27 +201,38 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
     if not 16 <= size <= 512:
         raise ValueError(f"size must be 16 to 512 pixels, got {size}")
     big = size * (4 if size <= 128 else 2)
-    painter, ground, tone, dark = scenery.BACKDROPS[scene.context]
+    painter = scenery.BACKDROPS[scene.context][0]
     stage = scenery.Stage(big, np.random.default_rng(scene.seed), scene.light)
     painter(stage)
+    first = _actor(scene, stage, scene.x, scene.flip)
+    if scene.other is None:
+        actors: tuple[Actor, ...] = (first,)
+    else:
+        beside = replace(scene, subject=scene.other, other=None, accessory="none")
+        actors = first, _actor(beside, stage, scene.x + APART, scene.seed % 2 == 1, widest=WIDEST)
+    return FINISH[scene.style](Job(stage.image, actors, size))
+
+
+def _actor(scene: Scene, stage: scenery.Stage, x: float, flip: bool, widest: float = 0.82) -> Actor:
+    """The subject of a scene put into its place on a painted backdrop, with its shadow on the ground."""
+    _, ground, tone, dark = scenery.BACKDROPS[scene.context]
     figure, motif = _figure(scene)
+    widest = WIDEST if scene.other else widest
     if ground is None:
         y = 0.47 + 0.08 * scene.y
         where, bounds = brush.place(
-            figure, big, scene.scale, scene.x, y, scene.tilt * 1.6, scene.flip, centred=True
+            figure, stage.size, scene.scale, x, y, scene.tilt * 1.6, flip, True, widest
         )
     else:
         y = ground[0] + scene.y * (ground[1] - ground[0])
         foot = y - 0.07 if scene.subject.kind in FLYERS else y
-        where, bounds = brush.place(
-            figure, big, scene.scale, scene.x, foot, scene.tilt, scene.flip, centred=False
-        )
-        half = (bounds[2] - bounds[0]) / big / 2
-        scenery.shadow(stage, bounds[0] / big + half, y, half, mix(tone, (30, 20, 50), 0.75))
+        where, bounds = brush.place(figure, stage.size, scene.scale, x, foot, scene.tilt, flip, False, widest)
+        half = (bounds[2] - bounds[0]) / stage.size / 2
+        scenery.shadow(stage, bounds[0] / stage.size + half, y, half, mix(tone, (30, 20, 50), 0.75))
     main = COLOURS[scene.subject.colour]
     near = float(np.linalg.norm(np.subtract(main, tone))) < 90
     halo = mix((255, 252, 244), tone, 0.15) if near or (dark and luminance(main) < 120) else None
-    return FINISH[scene.style](Job(stage.image, figure, where, bounds, motif, halo, size))
+    return Actor(figure, where, bounds, motif, halo)
 
 
 def _figure(scene: Scene) -> tuple[Figure, list[brush.Points]]:

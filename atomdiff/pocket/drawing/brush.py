@@ -184,17 +184,18 @@ class Placement:
 
 
 def place(figure: Figure, size: float, scale: float, x: float, foot: float, tilt: float, flip: bool,
-          centred: bool) -> tuple[Placement, tuple[float, float, float, float]]:  # fmt: skip
+          centred: bool, widest: float = 0.82,
+          ) -> tuple[Placement, tuple[float, float, float, float]]:  # fmt: skip
     """Put a figure into a frame of `size` pixels, always inside it; returns its box in pixels too.
 
     scale: side of the square (a fraction of the frame) that has the figure's area; x: its centre; foot: its
-    lowest point, or its centre if `centred`; tilt in degrees.
+    lowest point, or its centre if `centred`; tilt in degrees; widest: the most it may take of the frame.
     """
     p = Placement(1.0, tilt, flip, (0.0, 0.0))(np.concatenate([part.points for part in figure.parts]))
     lo, hi = p.min(0), p.max(0)
     w, h = hi - lo
     margin = 0.035
-    k = min(scale / math.sqrt(h * max(w, 0.55 * h)), 0.76 / h, 0.82 / w)
+    k = min(scale / math.sqrt(h * max(w, 0.55 * h)), 0.76 / h, widest / w)
     if centred:
         foot = min(max(foot + k * h / 2, margin + k * h), 1 - margin)
     k = min(k, (foot - margin) / h)

@@ -1,33 +1,55 @@
-"""Stage 1: the autoencoder. A stock AutoencoderKL, f = 4: 64 x 64 x 3 pictures to 16 x 16 x 4 latents."""
+"""Stage 1: the autoencoder. A stock AutoencoderKL from pictures to 16 x 16 latents, so that the denoiser
+costs the same at every size: f = 4 and 4 channels at 64 pixels, f = 8 and 8 channels at 128.
+
+A larger one grows from the smaller (`growth.outwards`). Its first channels are held to the smaller one's
+latents of the same picture at half the size, and the further ones hold what that leaves out: a denoiser of
+the smaller model then knows the composition of every picture from its first step.
+"""
 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from . import growth
 from .fitting import Schedule, Workshop, fit
 
-CONFIG = {
-    "sample_size": 64,
-    "latent_channels": 4,
-    "block_out_channels": (24, 48, 96),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "scaling_factor": 1.0,
-}
+LATENTS = 16
+SHAPES: dict[int, tuple[tuple[int, ...], int]] = {64: ((24, 48, 96), 4), 128: ((24, 24, 48, 96), 8)}
+"""Of each size of pictures: the widths of the levels, and the channels of the latents."""
 
 
-def new_autoencoder() -> AutoencoderKL:
-    vae = AutoencoderKL(**CONFIG)
+def new_autoencoder(size: int) -> AutoencoderKL:
+    widths, channels = SHAPES[size]
+    vae = AutoencoderKL(
+        sample_size=size,
+        latent_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        scaling_factor=1.0,
+    )
     with torch.no_grad():
-        vae.quant_conv.bias[CONFIG["latent_channels"] :] -= 6  # a posterior that is sharp from the first step
+        vae.quant_conv.bias[channels:] -= 6  # a posterior that is sharp from the first step
     return vae
+
+
+def begin(size: int, start: AutoencoderKL | None) -> tuple[AutoencoderKL, AutoencoderKL | None]:
+    """(what training begins with, the smaller one that it grows from and is held to, if there is one)."""
+    if start is None:
+        return new_autoencoder(size), None
+    if start.config["sample_size"] == size:
+        return deepcopy(start), None
+    if 2 * start.config["sample_size"] != size:
+        raise ValueError(f"no autoencoder for {size} pixels grows from one for {start.config['sample_size']}")
+    return growth.outwards(start, SHAPES[size][1]), start.requires_grad_(False)
 
 
 def to_tensor(pictures: Tensor) -> Tensor:
@@ -52,43 +74,58 @@ def train(
     shop: Workshop,
     start: AutoencoderKL | None = None,
     kl_weight: float = 1e-4,
+    held: float = 0.1,
 ) -> tuple[AutoencoderKL, dict]:
-    """pictures: uint8 (n, 64, 64, 3), of which the last 512 are kept for the reported PSNR in dB; `start`: an
-    autoencoder to go on from."""
+    """pictures: uint8 (n, h, w, 3), of which the last 512 are kept for the reported PSNR in dB; `start`: an
+    autoencoder to go on from or to grow from; `held`: the weight of being near the latter's latents."""
     unseen, pictures = pictures[-512:], pictures[:-512]
     torch.manual_seed(shop.seed)  # stock modules initialise from the global generator
-    vae = (start or new_autoencoder()).to(shop.device)
+    vae, smaller = begin(pictures.shape[1], start)
+    shop.ready(vae)
+    if smaller is not None:
+        shop.ready(smaller)
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
-        rows = torch.randint(len(pictures), (schedule.batch,), generator=g)
-        x = to_tensor(pictures[rows]).to(shop.device)
+        x = _to_tensor_mirrored(pictures, schedule.batch, g, shop)
         with shop.autocast():
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=g).to(shop.device)
             y = vae.decode(posterior.mean + posterior.std * noise).sample
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        return reconstruction_loss(y.float(), x) + kl_weight * kl
+        loss = reconstruction_loss(y.float(), x) + kl_weight * kl
+        if smaller is not None:
+            with torch.no_grad(), shop.autocast():
+                wanted = smaller.encode(F.avg_pool2d(x, 2)).latent_dist.mean.float()
+            loss = loss + held * F.mse_loss(mean[:, : wanted.shape[1]], wanted)
+        return loss
 
     about = fit("autoencoder", vae, loss_at, schedule, shop, ema_decay=0.998)
     normalise(vae, pictures[:2048])
     return vae, about | {"psnr": psnr(vae, unseen)}
 
 
+def _to_tensor_mirrored(pictures: Tensor, batch: int, g: torch.Generator, shop: Workshop) -> Tensor:
+    rows = torch.randint(len(pictures), (batch,), generator=g)
+    mirror = (torch.rand(batch, 1, 1, 1, generator=g) < 0.5).to(shop.device)
+    x = to_tensor(shop.rows(pictures, rows))
+    return x.flip(-1).where(mirror, x)
+
+
 def refine(vae: AutoencoderKL, latents: Tensor, pictures: Tensor, schedule: Schedule, shop: Workshop) -> dict:
     """Trains the decoder on, the latents staying what they are: so it may go on for as long as there is time,
-    even after the denoiser was trained. latents (n, 4, 16, 16) of pictures uint8 (n, 64, 64, 3).
+    even after the denoiser was trained. latents (n, c, 16, 16) of pictures uint8 (n, h, w, 3).
 
     Half of the loss is squared error here: outlines are crisp by now, and few large errors are left."""
     unseen, pictures = pictures[-512:], pictures[:-512]
-    vae.to(shop.device).encoder.requires_grad_(False)
+    shop.ready(vae).encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
         rows = torch.randint(len(pictures), (schedule.batch,), generator=g)
         with shop.autocast():
-            y = vae.decode(latents[rows].float().to(shop.device)).sample
-        return reconstruction_loss(y.float(), to_tensor(pictures[rows]).to(shop.device), squared=20.0)
+            y = vae.decode(shop.rows(latents, rows).float()).sample
+        return reconstruction_loss(y.float(), to_tensor(shop.rows(pictures, rows)), squared=20.0)
 
     about = fit("decoder", vae, loss_at, schedule, shop, ema_decay=0.998)
     return about | {"psnr": psnr(vae, unseen)}
@@ -111,7 +148,7 @@ def normalise(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """uint8 (b, h, w, 3) -> latent means (b, 4, h/4, w/4)."""
+    """uint8 (b, h, w, 3) -> latent means (b, c, 16, 16)."""
     return vae.encode(to_tensor(pictures).to(vae.device, vae.dtype)).latent_dist.mean.float().cpu()
 
 

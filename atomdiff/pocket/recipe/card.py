@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atomdiff.pocket.build import Recipe
 
 TEMPLATE = """---
 license: apache-2.0
@@ -13,8 +17,9 @@ pipeline_tag: text-to-image
 ---
 # atomdiff pocket
 
-A small Stable Diffusion for machines with no GPU and no network: 64 × 64 pictures of a world of {classes}
-kinds of characters and things in {contexts} contexts, in the ordinary diffusers layout and stock classes.
+A small Stable Diffusion for machines with no GPU and no network: {size} × {size} pictures of a world of
+{classes} kinds of characters and things in {contexts} contexts, in the ordinary diffusers layout and stock
+classes.
 
 **Data.** {pictures} pictures rendered by `atomdiff.pocket.world` (no photographs, nothing downloaded), each
 with {variants} captions, mirrored copies included. Subjects with held-out patterns, features and styles, and
@@ -32,21 +37,21 @@ Sizes: {sizes}.
 finished model on, and the table has the last such sitting of each stage. **Measured with**
 `python -m benchmarks.pocket_quality --check`.
 
-**Limits.** It knows the words of its world and draws nothing else; 64 x 64 pixels; English only.
+**Limits.** It knows the words of its world and draws nothing else; {size} x {size} pixels; English only.
 """
 
 
-def write(work: Path, weights: Path) -> None:
+def write(work: Path, weights: Path, recipe: Recipe) -> None:
     """README.md of the weights folder, from the record that the stages left in the work folder."""
     from atomdiff.pocket import corpus, world
 
     record = json.loads((work / "record.json").read_text())
-    pictures = sum(1 for _ in (work / "pretraining").glob("*.npz")) * corpus.CHUNK
     right = record.get("judge", {}).get("right", {})
     text = TEMPLATE.format(
         classes=len(world.CLASSES),
         contexts=len(world.CONTEXTS),
-        pictures=f"{pictures:,}",
+        pictures=f"{recipe.pictures:,}",
+        size=recipe.mix.size,
         variants=corpus.VARIANTS,
         rows="\n".join(
             _row(stage, record[stage])

@@ -11,12 +11,11 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from . import growth
 from .fitting import Schedule, Workshop, fit
 
 CONFIG = {
     "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
     "layers_per_block": 1,
     "block_out_channels": (64, 128, 192),
     "down_block_types": ("CrossAttnDownBlock2D",) * 3,
@@ -42,6 +41,11 @@ SCHEDULER = {
 }
 
 
+def new_denoiser(channels: int) -> UNet2DConditionModel:
+    """For latents of so many channels."""
+    return UNet2DConditionModel(**CONFIG, in_channels=channels, out_channels=channels)
+
+
 class Painter(nn.Module):
     """Denoiser and text encoder, trained as one."""
 
@@ -64,36 +68,43 @@ def train(
     blind: float = 0.1,
     gamma: float = 5.0,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, dict]:
-    """latents (n, 4, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of
+    """latents (n, c, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of
     the empty caption.
 
     `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR
-    weighting (arXiv 2303.09556); `start`: a denoiser to go on from.
+    weighting (arXiv 2303.09556); `start`: a denoiser to go on from, of these or of fewer latent channels.
     """
     torch.manual_seed(shop.seed + 3)
     if start:  # other batches and noise than those that it was made with
         shop = replace(shop, seed=shop.seed + 1)
-    painter = Painter(start or UNet2DConditionModel(**CONFIG), text).to(shop.device)
+    channels = latents.shape[1]
+    unet = growth.wider_latents(start, channels) if start else new_denoiser(channels)
+    painter = shop.ready(Painter(unet, text))
     if shop.device.type == "cpu":  # its fused attention is slow backwards; a third of a step is saved
-        painter.unet.set_attn_processor(AttnProcessor())
+        unet.set_attn_processor(AttnProcessor())
+    paint = shop.forward(painter)
     noising = DDIMScheduler(**SCHEDULER)
     signal = noising.alphas_cumprod
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (schedule.batch,), generator=g)
-        which = torch.randint(ids.shape[1], (schedule.batch,), generator=g)
-        said = ids[rows, which].where(torch.rand(schedule.batch, 1, generator=g) > blind, empty).long()
-        z = latents[rows].float()
-        noise = torch.randn(z.shape, generator=g)
-        t = spread_timesteps(schedule.batch, g)
-        noisy, target = noising.add_noise(z, noise, t), noising.get_velocity(z, noise, t)
+        b = schedule.batch
+        rows = torch.randint(len(latents), (b,), generator=g)
+        which = torch.randint(ids.shape[1], (b,), generator=g)
+        said = (torch.rand(b, 1, generator=g) > blind).to(shop.device)
+        tokens = shop.rows(ids.flatten(0, 1), rows * ids.shape[1] + which).where(said, empty.to(shop.device))
+        z = shop.rows(latents, rows).float()
+        noise = torch.randn(z.shape, generator=g).to(shop.device)
+        t = spread_timesteps(b, g)
+        a = signal[t].view(-1, 1, 1, 1).to(shop.device)
+        noisy, target = a.sqrt() * z + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z
         with shop.autocast():
-            v = painter(*(x.to(shop.device) for x in (noisy, t, said)))
+            v = paint(noisy, t.to(shop.device), tokens.long())
         snr = signal[t] / (1 - signal[t])
         weight = (snr.clamp(max=gamma) / (snr + 1)).to(shop.device)
-        return (weight * (v.float() - target.to(shop.device)).pow(2).mean((1, 2, 3))).mean() * 2
+        return (weight * (v.float() - target).pow(2).mean((1, 2, 3))).mean() * 2
 
-    about = fit("denoiser", painter, loss_at, schedule, shop, ema_decay=0.9985, slower={"text.": 0.2})
+    slower = {"text.embeddings.token": 0.5, "text.": 0.2}
+    about = fit("denoiser", painter, loss_at, schedule, shop, ema_decay=0.9985, slower=slower)
     painter.unet.set_attn_processor(AttnProcessor2_0())
     return painter.unet, painter.text, about
 

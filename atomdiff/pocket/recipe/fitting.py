@@ -7,11 +7,13 @@ checkpoint exactly where it was: there is no random state to save.
 from __future__ import annotations
 
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import (
@@ -27,6 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .optimiser import Optimiser
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,20 @@ class Schedule:
         return self.lr * min(1.0, rise, fall)
 
 
+class OutOfTime(Exception):
+    """The time given to a sitting is over, and the checkpoint is written."""
+
+
 @dataclass(frozen=True)
 class Workshop:
-    """Where and on what the recipe runs."""
+    """Where and on what the recipe runs; deadline: when a sitting ends, on the clock of `time.monotonic`."""
 
     folder: Path
     device: torch.device
     seed: int
     checkpoint_seconds: float = 120.0
+    deadline: float = math.inf
+    compiled: bool = False
 
     def generator(self, stage: str, step: int) -> torch.Generator:
         """A CPU generator for one step of one stage."""
@@ -62,6 +72,20 @@ class Workshop:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def ready(self, model: Model) -> Model:
+        """The model on the device, its convolutions in the order of memory that tensor cores want."""
+        if self.device.type == "cpu":  # where that order gains nothing
+            return model.to(self.device)
+        return model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, model: nn.Module) -> Callable[..., Any]:
+        """What to call in the place of `model`: itself, or compiled. Its weights keep their names."""
+        return torch.compile(model) if self.compiled else model
+
+    def rows(self, data: Tensor, rows: Tensor) -> Tensor:
+        """data[rows] on the device, wherever the data lies."""
+        return data[rows.to(data.device)].to(self.device)
 
 
 def fit(
@@ -76,7 +100,8 @@ def fit(
     """Trains `model` in place; `loss_at(step, generator)` gives the loss of one batch.
 
     With `ema_decay` > 0 the model ends as the exponential moving average of its weights. `slower` maps a
-    name prefix to a factor on the rate. Returns {"seconds", "loss"} over all sittings of this stage.
+    name prefix to a factor on the rate. Returns {"seconds", "loss"} over all sittings of this stage; raises
+    OutOfTime, its checkpoint written, where the sitting's time is over before.
     """
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = Optimiser(params, schedule.lr, schedule.weight_decay, slower or {})
@@ -109,7 +134,8 @@ def fit(
                 torch._foreach_lerp_(list(shadow.values()), [p.detach() for p in params.values()], 1 - decay)
             bar.update(task, completed=step, loss=smooth)
             now = time.monotonic()
-            if now - last_save > shop.checkpoint_seconds or step == schedule.steps:
+            over = now > shop.deadline and step < schedule.steps
+            if now - last_save > shop.checkpoint_seconds or step == schedule.steps or over:
                 _save(path, model, optimiser, params, shadow, step, seconds + now - sitting, smooth)
                 last_save = now
                 if not bar.console.is_terminal:  # a log file: a line now and then instead of a bar
@@ -120,6 +146,8 @@ def fit(
                         f" {left:.0f} min left",
                         flush=True,
                     )
+            if over:
+                raise OutOfTime(f"{stage}: step {step} of {schedule.steps}")
     for name, average in shadow.items():
         params[name].data.copy_(average)
     model.eval()

@@ -2,26 +2,32 @@
 
 A stock CLIPTokenizer (byte-level BPE over our own captions: any text tokenises) and a stock CLIPTextModel.
 CLIP learns its words from four hundred million pairs; here the encoder first learns to tell what a caption
-says (which class, which colour, ...) *and* which token stood where. The second task keeps names and rare
-words such as "sks" represented although they mean nothing in any picture, as they are in CLIP.
+says (which class, which colour, ...) *and* which token stood where. So it learns who the individuals with a
+word of their own are before any picture is drawn, and the second task keeps words such as "sks" represented
+although no picture ever showed one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from atomdiff.pocket import captions, world
+
 from .fitting import Schedule, Workshop, fit
 
 CONTEXT = (
     40  # tokens; SD has 77. Shorter, because keys and values of 77 would cost more than the picture's own
 )
-VOCABULARY = 1536
+VOCABULARY = 2560
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
@@ -95,32 +101,70 @@ class Reader(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in sizes.items()})
         self.own_token = nn.Linear(width, encoder.config.vocab_size)
 
-    def forward(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, ids: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """-> logits of the facts, logits of the own token (b, t, v), states (b, t, c)."""
         out = self.encoder(ids)
-        return {k: head(out.pooler_output) for k, head in self.heads.items()}, self.own_token(
-            out.last_hidden_state
+        facts = {k: head(out.pooler_output) for k, head in self.heads.items()}
+        return facts, self.own_token(out.last_hidden_state), out.last_hidden_state
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """ids (n, CONTEXT); labels[head] (n,) are the facts of the pictured scene, said in the caption or not,
+    and -1 where nothing is known; usual (n,): 1 where every word means what it always did, 0 where there is a
+    word of one individual."""
+
+    ids: Tensor
+    labels: dict[str, Tensor]
+    usual: Tensor
+
+
+def lesson(tokenizer: CLIPTokenizer, said: list[list[str]], labels: dict[str, np.ndarray]) -> Lesson:
+    """All captions, and the unheard words with each class, of which the class is the only fact."""
+    own = captions.individuals()
+    heard = [text for row in said for text in row]
+    unheard = captions.unheard_captions()
+    usual = [not any(word in own for word in text.split()) for text in heard] + [False] * len(unheard)
+    truth = {}
+    for head, values in labels.items():
+        answers = [world.CLASSES.index(text.split()[-1]) if head == "class" else -1 for text in unheard]
+        truth[head] = torch.cat(
+            [torch.from_numpy(values).repeat_interleave(len(said[0])), torch.tensor(answers)]
         )
+    return Lesson(tokenize(tokenizer, heard + unheard), truth, torch.tensor(usual).float())
 
 
 def pretrain(
-    tokenizer: CLIPTokenizer,
-    ids: Tensor,
-    labels: dict[str, Tensor],
+    encoder: CLIPTextModel,
+    lesson: Lesson,
     sizes: dict[str, int],
     schedule: Schedule,
     shop: Workshop,
+    anchored: bool = False,
 ) -> tuple[CLIPTextModel, dict]:
-    """ids (n, CONTEXT); labels[head] (n,) are the facts of the pictured scene, said in the caption or not."""
+    """anchored: of usual captions the encoder must go on saying what it says now, since a denoiser was
+    trained with it."""
     torch.manual_seed(shop.seed + 1)
-    reader = Reader(new_encoder(tokenizer), sizes).to(shop.device)
+    reader = Reader(encoder, sizes).to(shop.device)
+    before = deepcopy(encoder).requires_grad_(False)
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
-        rows = torch.randint(len(ids), (schedule.batch,), generator=g)
-        batch = ids[rows].to(shop.device)
+        rows = torch.randint(len(lesson.ids), (schedule.batch,), generator=g)
+        batch = shop.rows(lesson.ids, rows)
         with shop.autocast():
-            facts, own = reader(batch)
-        told = sum(F.cross_entropy(facts[k].float(), labels[k][rows].to(shop.device)) for k in facts)
-        return told + 0.5 * F.cross_entropy(own.float().flatten(0, 1), batch.flatten())
+            facts, own, states = reader(batch)
+        loss = 0.5 * F.cross_entropy(own.float().flatten(0, 1), batch.flatten())
+        for head, logits in facts.items():
+            each = F.cross_entropy(
+                logits.float(), shop.rows(lesson.labels[head], rows), ignore_index=-1, reduction="none"
+            )
+            loss = loss + each.mean()
+        if anchored:
+            with torch.no_grad(), shop.autocast():
+                wanted = before(batch).last_hidden_state
+            change = (states - wanted).float().pow(2).mean((1, 2))
+            loss = loss + 10 * (change * shop.rows(lesson.usual, rows)).mean()
+        return loss
 
     about = fit("words", reader, loss_at, schedule, shop)
     return reader.encoder, about
