@@ -1,15 +1,24 @@
 """The recipe's loop: a run that is killed and started again ends exactly where an unbroken one ends."""
 
+import math
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from PIL import Image
 from torch import nn
 
+from atomdiff import pocket
 from atomdiff.errors import AtomdiffError
+from atomdiff.models.base import load_base
+from atomdiff.pocket import build, corpus, world
 from atomdiff.pocket.judge import Judge
-from atomdiff.pocket.recipe import words
-from atomdiff.pocket.recipe.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
+from atomdiff.pocket.recipe import autoencoder, denoiser, growth, words
+from atomdiff.pocket.recipe.fitting import OutOfTime, Schedule, Workshop, fit, read_tensors, write_tensors
 
 
 def problem() -> nn.Linear:
@@ -63,3 +72,102 @@ def test_the_tokenizer_takes_any_text():
 def test_a_missing_judge_is_told_with_the_remedy(tmp_path):
     with pytest.raises(AtomdiffError, match=r"There is no judge at .*: train it with"):
         Judge.load(tmp_path / "judge.safetensors")
+
+
+def test_a_sitting_that_is_over_goes_on_later(tmp_path):
+    shop = Workshop(tmp_path, torch.device("cpu"), seed=1, deadline=time.monotonic())
+    model = problem()
+
+    def loss_at(step: int, g: torch.Generator) -> torch.Tensor:
+        return (model(torch.randn(8, 40, generator=g)) - 1).pow(2).mean()
+
+    with pytest.raises(OutOfTime, match="toy: step 1 of 3"):
+        fit("toy", model, loss_at, Schedule(3, 8, 1e-2, warmup=2), shop, ema_decay=0.9)
+    assert fit("toy", model, loss_at, Schedule(3, 8, 1e-2), replace(shop, deadline=math.inf))["steps"] == 3
+
+
+# ---------------------------------------------------------------- growth
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return autoencoder.new_autoencoder(64).eval()
+
+
+def smooth(side: int) -> torch.Tensor:
+    """Pictures without detail (4, side, side, 3), which half the size loses nothing of."""
+    g = torch.Generator().manual_seed(2)
+    coarse = torch.rand(4, 3, 8, 8, generator=g)
+    x = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+    return x.mul(255).round().byte().permute(0, 2, 3, 1)
+
+
+def test_a_larger_autoencoder_begins_with_the_smaller_ones_latents_and_pictures():
+    bundled = AutoencoderKL.from_pretrained(pocket.path() / "vae", torch_dtype=torch.float32)
+    larger = growth.outwards(bundled, 8).eval()
+    rng = np.random.default_rng(1)
+    drawn = [world.render(world.random_scene(rng), 128) for _ in range(6)]
+    large = torch.from_numpy(np.stack([np.asarray(p) for p in drawn]))
+    small = torch.nn.functional.avg_pool2d(large.permute(0, 3, 1, 2).float(), 2).byte().permute(0, 2, 3, 1)
+    wanted, latents = autoencoder.encode(bundled, small), autoencoder.encode(larger, large)
+    assert latents.shape == (6, 8, 16, 16)
+    assert (latents[:, :4] - wanted).std() < 0.1
+    assert autoencoder.psnr(larger, large) > 22
+
+
+def test_a_deeper_autoencoder_begins_as_it_was(vae):
+    deeper = growth.deeper(vae, 2).eval()
+    pictures = smooth(64)
+    assert sum(p.numel() for p in deeper.parameters()) > sum(p.numel() for p in vae.parameters())
+    a, b = autoencoder.redraw(vae, pictures), autoencoder.redraw(deeper, pictures)
+    assert (a.int() - b.int()).abs().max() <= 1
+
+
+def test_an_autoencoder_grows_only_from_half_its_size(vae):
+    assert autoencoder.begin(64, None)[1] is None
+    again, held = autoencoder.begin(64, vae)
+    assert held is None and again is not vae
+    with pytest.raises(ValueError, match="no autoencoder for 64 pixels grows from one for 128"):
+        autoencoder.begin(64, growth.outwards(vae, 8))
+
+
+def test_a_denoiser_of_more_channels_begins_as_it_was():
+    torch.manual_seed(0)
+    old = denoiser.new_denoiser(4)
+    new = growth.wider_latents(old, 8)
+    z, t, words_said = torch.randn(1, 8, 16, 16), torch.tensor([500]), torch.randn(1, 5, 128)
+    with torch.no_grad():
+        small, large = old(z[:, :4], t, words_said).sample, new(z, t, words_said).sample
+    assert torch.allclose(large[:, :4], small, atol=1e-4) and large[:, 4:].abs().max() == 0
+
+
+def test_known_words_keep_their_vectors():
+    was = words.build_tokenizer(["a red dog on the beach"] * 5)
+    tokenizer = words.build_tokenizer(["a red dog on the beach", "a vkd cat"] * 5)
+    old = words.new_encoder(was)
+    new = growth.new_words(old, was, tokenizer)
+    a, b = (words.tokenize(t, ["a red dog on the beach"]) for t in (was, tokenizer))
+    with torch.no_grad():
+        said = [model(ids).last_hidden_state[:, :8] for model, ids in ((old, a), (new, b))]
+    assert torch.allclose(*said, atol=1e-5)
+    assert len(tokenizer.tokenize("vkd")) == 1
+
+
+# ---------------------------------------------------------------- the whole
+def test_the_whole_recipe_grows_a_model_in_sittings(tmp_path, monkeypatch):
+    """From the bundled model to a folder that stock diffusers loads, with one step of everything."""
+    monkeypatch.setattr(corpus, "CHUNK", 24)
+    monkeypatch.setattr(build, "EXAMINED", 24)
+    command = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    command += ["--start", str(pocket.path()), "--pictures", "24", "--acquaintances", "24"]
+    for stage in build.STAGES:
+        command += [f"--{stage}-steps", "2", f"--{stage}-batch", "2"]
+    with pytest.raises(SystemExit) as stopped:
+        build.main([*command, "--minutes", "0.0001"])
+    assert stopped.value.code == 75
+    build.main(command)
+    base = load_base(str(tmp_path / "out"))
+    assert base.resolution == 128 and base.vae.config.latent_channels == 8
+    judge = Judge.load(tmp_path / "out" / "judge.safetensors")
+    assert judge.net.side == 128 and "other" in judge.heads
+    assert judge([Image.new("RGB", (128, 128))]).identity.shape == (1, 64)
+    assert "128 × 128 pictures" in (tmp_path / "out" / "README.md").read_text()

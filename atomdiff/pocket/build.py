@@ -31,6 +31,7 @@ from .recipe.fitting import OutOfTime, Schedule, Workshop, read_tensors, write_t
 
 HERE = Path(__file__).parent
 VIEWS = 4
+EXAMINED = 2_400  # unseen pictures of the judge's examination
 REDRAWN = 8_000  # pictures that the judge also sees as the autoencoder gives them back
 STAGES = ("autoencoder", "words", "denoiser", "decoder", "judge")
 
@@ -186,10 +187,10 @@ class Build:
             known = corpus.acquaintances(folder, r.acquaintances, self.shop.seed, VIEWS, r.mix)
             vae, pictures = self.finished_autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
             with self.shop.autocast():
-                redrawn = torch.cat([_redraw(vae, part) for part in pictures.split(128)])
+                redrawn = autoencoder.redraw(vae, pictures)
             start = judge.Judge.load(self.start / "judge.safetensors") if self.start else None
             judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn, start)
-            unseen = corpus.acquaintances(folder, 2_400, self.shop.seed + 1, VIEWS, r.mix)
+            unseen = corpus.acquaintances(folder, EXAMINED, self.shop.seed + 1, VIEWS, r.mix)
             judged.save(path)
             self._record("judge", about | {"right": judge.examine(judged, unseen, VIEWS)})
         out.mkdir(parents=True, exist_ok=True)
@@ -214,12 +215,6 @@ class Build:
         record[stage] = about | now | ({"schedule": asdict(settings)} if settings else {})
         path.write_text(json.dumps(record, indent=1))
         print(stage, about, flush=True)
-
-
-@torch.no_grad()
-def _redraw(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    y = vae.decode(autoencoder.encode(vae, pictures).to(vae.device)).sample
-    return y.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu()
 
 
 def _machine(device: torch.device) -> str:

@@ -101,7 +101,9 @@ def _collect(folder: Path, make, count: int, seed: int, seen: bool = True) -> Co
     chunks = -(-count // CHUNK)
     paths = [folder / f"{seed}-{i:04d}.npz" for i in range(chunks)]
     missing = [(i, p) for i, p in enumerate(paths) if not p.exists()]
-    if missing:
+    if len(missing) == 1:
+        make(seed, *missing[0])
+    elif missing:
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
             work = pool.map(make, [seed] * len(missing), *zip(*missing, strict=True))
             for _ in track(work, f"rendering {folder.name}", total=len(missing)):

@@ -225,7 +225,7 @@ def same_subject_loss(identity: Tensor, temperature: float = 0.1) -> Tensor:
 
 def examine(judge: Judge, corpus: Corpus, views: int, gallery: int = 50) -> dict[str, float]:
     """Share right per head on unseen renders; and "identity": how often the embedding of one view finds
-    another view of the same subject first among `gallery` subjects."""
+    another view of the same subject first among `gallery` subjects (not said where there are fewer)."""
     verdict = judge(torch.from_numpy(corpus.pictures))
     truth = {h: torch.from_numpy(v) for h, v in corpus.labels.items()}
     shown = {"second": truth["pattern"] != HEADS["pattern"].index("plain")}
@@ -242,5 +242,4 @@ def examine(judge: Judge, corpus: Corpus, views: int, gallery: int = 50) -> dict
         for p, q in zip(a.split(gallery), b.split(gallery), strict=True)
         if len(p) == gallery
     ]
-    right["identity"] = float(torch.cat(found).float().mean())
-    return right
+    return right | ({"identity": float(torch.cat(found).float().mean())} if found else {})

@@ -76,9 +76,9 @@ def train(
     kl_weight: float = 1e-4,
     held: float = 0.1,
 ) -> tuple[AutoencoderKL, dict]:
-    """pictures: uint8 (n, h, w, 3), of which the last 512 are kept for the reported PSNR in dB; `start`: an
+    """pictures: uint8 (n, h, w, 3), of which the last are kept for the reported PSNR in dB; `start`: an
     autoencoder to go on from or to grow from; `held`: the weight of being near the latter's latents."""
-    unseen, pictures = pictures[-512:], pictures[:-512]
+    unseen, pictures = apart(pictures)
     torch.manual_seed(shop.seed)  # stock modules initialise from the global generator
     vae, smaller = begin(pictures.shape[1], start)
     shop.ready(vae)
@@ -105,6 +105,12 @@ def train(
     return vae, about | {"psnr": psnr(vae, unseen)}
 
 
+def apart(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """(what is kept for the reported figures, the rest)."""
+    kept = min(512, len(pictures) // 8)
+    return pictures[-kept:], pictures[:-kept]
+
+
 def _to_tensor_mirrored(pictures: Tensor, batch: int, g: torch.Generator, shop: Workshop) -> Tensor:
     rows = torch.randint(len(pictures), (batch,), generator=g)
     mirror = (torch.rand(batch, 1, 1, 1, generator=g) < 0.5).to(shop.device)
@@ -117,7 +123,7 @@ def refine(vae: AutoencoderKL, latents: Tensor, pictures: Tensor, schedule: Sche
     even after the denoiser was trained. latents (n, c, 16, 16) of pictures uint8 (n, h, w, 3).
 
     Half of the loss is squared error here: outlines are crisp by now, and few large errors are left."""
-    unseen, pictures = pictures[-512:], pictures[:-512]
+    unseen, pictures = apart(pictures)
     shop.ready(vae).encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
 
@@ -150,6 +156,16 @@ def normalise(vae: AutoencoderKL, pictures: Tensor) -> None:
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """uint8 (b, h, w, 3) -> latent means (b, c, 16, 16)."""
     return vae.encode(to_tensor(pictures).to(vae.device, vae.dtype)).latent_dist.mean.float().cpu()
+
+
+@torch.no_grad()
+def redraw(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures as they come back from the latents, uint8 (n, h, w, 3) -> the same."""
+    parts = []
+    for part in pictures.split(64):
+        y = vae.decode(encode(vae, part).to(vae.device, vae.dtype)).sample.float()
+        parts.append(y.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
