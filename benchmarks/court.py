@@ -85,7 +85,8 @@ class Court:
         self.judge, self.subject, self.drawing = judge, subject, drawing
         rng = np.random.default_rng(17)
         scenes = [world.random_scene(rng, subject, accessory="none", style="drawing") for _ in range(32)]
-        self.centre = normalize(judge([world.render(scene) for scene in scenes]).identity.mean(0), dim=0)
+        renders = [world.render(scene, judge.net.side) for scene in scenes]
+        self.centre = normalize(judge(renders).identity.mean(0), dim=0)
         self.five = judge(list(given)).identity if given else None
         self.others = [kind for kind in OTHERS if kind != subject.kind][:4]
         self.before = judge(self._bare(base, [])), judge(self._other_classes(base, []))
