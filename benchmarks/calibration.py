@@ -22,7 +22,7 @@ import torch
 from rich.progress import track
 
 from atomdiff import pocket
-from atomdiff.models.base import Base, load_base
+from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.pocket.judge import Judge
 
 from .court import Drawing

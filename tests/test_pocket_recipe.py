@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from atomdiff import pocket
+from atomdiff.base.stable_diffusion import load_base
 from atomdiff.errors import AtomdiffError
-from atomdiff.models.base import load_base
 from atomdiff.pocket import build, corpus, world
 from atomdiff.pocket.judge import Judge
 from atomdiff.pocket.recipe import autoencoder, denoiser, growth, words

@@ -278,7 +278,7 @@ def run(build: Build, a: argparse.Namespace) -> None:
     if not a.export and "card" in wanted:
         from .recipe import card
 
-        card.write(a.work, a.out, build.recipe)
+        card.write(a.work, a.out, a.pictures, a.size)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from atomdiff.pocket.build import Recipe
 
 TEMPLATE = """---
 license: apache-2.0
@@ -41,7 +37,7 @@ finished model on, and the table has the last such sitting of each stage. **Meas
 """
 
 
-def write(work: Path, weights: Path, recipe: Recipe) -> None:
+def write(work: Path, weights: Path, pictures: int, size: int) -> None:
     """README.md of the weights folder, from the record that the stages left in the work folder."""
     from atomdiff.pocket import corpus, world
 
@@ -50,8 +46,8 @@ def write(work: Path, weights: Path, recipe: Recipe) -> None:
     text = TEMPLATE.format(
         classes=len(world.CLASSES),
         contexts=len(world.CONTEXTS),
-        pictures=f"{recipe.pictures:,}",
-        size=recipe.mix.size,
+        pictures=f"{pictures:,}",
+        size=size,
         variants=corpus.VARIANTS,
         rows="\n".join(
             _row(stage, record[stage])
