@@ -140,7 +140,7 @@ def test_a_resident_is_exact_and_small(tiny_base, precision) -> None:
 def test_numbers_that_are_not_of_their_precision_are_kept_whole() -> None:
     numbers = torch.randn(3, 9, 9)
     for precision in ("int4", "int8", "fp16", "fp32"):
-        assert torch.equal(Packed.of("conv", numbers, precision).read(), numbers)
+        assert torch.equal(Packed.of(numbers, precision).read(), numbers)
 
 
 def test_strengths_add_up_and_zero_is_none(tiny_base) -> None:

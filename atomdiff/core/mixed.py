@@ -255,7 +255,7 @@ class Mixing:
     `rows` says which; until then, and with `rows([{}])`, the model is the plain one.
     """
 
-    def __init__(self, model: nn.Module, once: Callable[[str], bool]) -> None:
+    def __init__(self, model: nn.Module, once: Callable[[str], bool] = lambda name: False) -> None:
         self.model = model
         self._layers: dict[str, _MixedLayer] = {}
         self._modules = dict(model.named_modules())
@@ -269,11 +269,15 @@ class Mixing:
         numbers = {id(own): i for i, own in enumerate(different)}
         index = tuple(numbers.get(id(own), -1) for own in maps)
         names = dict.fromkeys(name for own in different for name in own)
-        for name in names:
+        self.set({name: _row_maps([own.get(name) for own in different], index) for name in names})
+
+    def set(self, layers: Mapping[str, RowMaps]) -> None:
+        """From now on these layers have these maps, and all others none."""
+        for name in layers:
             if name not in self._layers:
                 self._layers[name] = self._wrapped(name)
         for name, layer in self._layers.items():
-            layer.set(_row_maps([own.get(name) for own in different], index) if name in names else None)
+            layer.set(layers.get(name))
 
     def close(self) -> None:
         """The model computes by its layers' own methods again."""

@@ -22,7 +22,7 @@ from atomdiff.core.mixed import LayerMaps, Mixing, common, mixing
 from atomdiff.sampling.resident import Resident
 
 Weighted = tuple[Resident, Strength]
-_ASKED_AGAIN = re.compile(r"(^|\.)attn2\.to_[kv]$")  # of the same text in every step
+ASKED_AGAIN = re.compile(r"(^|\.)attn2\.to_[kv]$")  # of the same text in every step
 
 
 class Mixer:
@@ -60,7 +60,7 @@ class Mixer:
 def mixer(base: Base) -> Iterator[Mixer]:
     """Within: the base's pipeline draws each row of a batch with its own concepts, as `Mixer.told` last said;
     until then with none."""
-    with mixing(base.unet, lambda name: _ASKED_AGAIN.search(name) is not None) as layers:
+    with mixing(base.unet, lambda name: ASKED_AGAIN.search(name) is not None) as layers:
         yield Mixer(base, layers)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core import inject, subspace
 from atomdiff.core.inject import AtomSpec
-from atomdiff.files.quantization import LARGEST, quantise
+from atomdiff.files.quantization import LARGEST
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,14 @@ class Packed:
     scales: Tensor | None = None
 
     @staticmethod
-    def of(name: str, numbers: Tensor, precision: str) -> Packed:
+    def of(numbers: Tensor, precision: str) -> Packed:
         """In the fewest bytes that are exact; `precision` is that of the file they are from."""
-        if precision in LARGEST:
-            made = quantise(name, numbers.numpy(), precision)
-            scales, whole = made[0].astype(np.float32)[:, None, None], made[1]
-            if np.array_equal(scales * whole, numbers.numpy()):
-                return Packed(torch.from_numpy(whole), torch.from_numpy(scales))
+        if precision in LARGEST:  # the largest of each layer is ± that many scales, see `quantization`
+            peaks = numbers.abs().flatten(1).amax(1)[:, None, None]
+            scales = (peaks / LARGEST[precision]).half().float()
+            whole = (numbers / scales.where(scales > 0, 1)).round().to(torch.int8)
+            if torch.equal(scales * whole, numbers):
+                return Packed(whole, scales)
         half = numbers.half()
         return Packed(half if torch.equal(half.float(), numbers) else numbers)
 
@@ -97,10 +97,11 @@ class Residents:
         self._selections: dict[tuple[AtomSpec, str], inject.Selection] = {}
         self._inverses: dict[tuple[tuple[int, int], int], Tensor] = {}
 
-    def add(self, concept: Concept) -> Resident:
-        """The concept held ready; one that is held already is not held twice. Raises ConceptError for a
-        concept of another base, or one whose change is no map of the weights."""
-        key = concept.sha256()
+    def add(self, concept: Concept, sha256: str = "") -> Resident:
+        """The concept held ready; one that is held already is not held twice. `sha256` is its checksum, where
+        the caller has it from the file. Raises ConceptError for a concept of another base, or one whose
+        change is no map of the weights."""
+        key = sha256 or concept.sha256()
         if key not in self.held:
             concept.check_base(self.base.passport)
             token = {name: vector.half() for name, vector in concept.token.items()}
@@ -134,7 +135,7 @@ class Residents:
         selection = self._selection(concept)
         stacks = []
         for key in families:
-            packed = Packed.of(key, concept.atoms[key], concept.precision).to(device)
+            packed = Packed.of(concept.atoms[key], concept.precision).to(device)
             if key == "linear":
                 stacks.append(_Stack(tuple(selection.linear), packed, None))
                 continue

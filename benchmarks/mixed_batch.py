@@ -1,0 +1,291 @@
+"""Several concepts in one batch: what they cost beside one, what a swap costs, and several trainings at once.
+
+    python -m benchmarks.mixed_batch [--size 256] [--batch 8] [--rounds 3] [--device cpu] [--docs] [--check]
+
+A UNet of Stable Diffusion 1.5's shape with random weights; concepts are random atoms on all convolutions and
+block atoms on cross-attention, as the default trains them. Times are medians of interleaved rounds, on a CPU
+of processor seconds, since others may run beside. With --check the exit status is 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.concept.concept import Concept
+from atomdiff.concept.passport import passport_of
+from atomdiff.core import inject
+from atomdiff.core.inject import AtomSpec
+from atomdiff.core.joint import JointAtoms
+from atomdiff.core.mixed import mixing
+from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
+from atomdiff.sampling.resident import Resident, Residents
+
+from .report import Target, machine, markdown, show, verdict, write_section, written
+from .step_time import DTYPES, sd15_shaped_unet
+
+SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
+TRAININGS = 4
+HEADERS = ("", "seconds", "×")
+
+
+@dataclasses.dataclass
+class Pipe:
+    """As much of a pipeline as `Residents` needs."""
+
+    unet: Any
+
+
+def base_of(unet: Any) -> Base:
+    """The UNet as a base without text encoders."""
+    return Base("random", "sd1", Pipe(unet), passport_of(unet, "sd1", "random"))
+
+
+def random_concepts(base: Base, count: int, precision: str = "int8") -> list[Concept]:
+    """Concepts of the default's layers with random numbers, as files of this precision hold them."""
+    attached = inject.attach(base.unet, SPEC)
+    shapes = {name: atoms.shape for name, atoms in attached.read().items()}
+    attached.detach()
+    made = []
+    for seed in range(count):
+        g = torch.Generator().manual_seed(seed)
+        atoms = {name: 0.05 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
+        token = {"token": torch.randn(2, 1, 768, generator=g)}
+        concept = Concept.of(base.unet, SPEC, atoms, base.passport, trigger="sks", token=token)
+        made.append(from_bytes(to_bytes(concept, precision)))
+    return made
+
+
+class Clock:
+    """Seconds of a call: of the processor on a CPU, on the wall elsewhere."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        now = time.perf_counter if self.cuda else time.process_time
+        self._wait()
+        start = now()
+        call()
+        self._wait()
+        return now() - start
+
+    def _wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+
+# ------------------------------------------------------------------------------------------- drawing
+
+
+def steps(base: Base, held: list[Resident], size: int, rounds: int, clock: Clock) -> dict[str, float]:
+    """Seconds of one step of a batch: of the base, of one concept folded into the weights, of one concept and
+    of different ones by their maps; and of taking others into the batch."""
+    unet, count = base.unet, len(held)
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).to(base.device, base.dtype)
+
+    latents, text = normal(count, 4, size // 8, size // 8), normal(count, 77, 768)
+    step = lambda: unet(latents, 500, text)  # noqa: E731
+    found: dict[str, float] = {}
+    folds: list[float] = []
+
+    def folded() -> None:
+        maps = held[0].layer_maps()
+        start = time.perf_counter()
+        deltas = {name: _delta(M) for name, M in maps.items()}
+        inside = inject.fold(unet, [(deltas, 1.0)])
+        folds.append(time.perf_counter() - start)
+        try:
+            times["one concept, folded"].append(clock(step))
+        finally:
+            inside.remove()
+
+    times: dict[str, list[float]] = {
+        "the base": [],
+        "one concept, folded": [],
+        "one concept, by its maps": [],
+        f"{count} concepts, first step": [],
+        f"{count} concepts": [],
+        "swap of all": [],
+        "swap of one": [],
+    }
+    step()
+    for _ in range(rounds):
+        times["the base"].append(clock(step))
+        folded()
+        with mixing(unet, lambda name: ASKED_AGAIN.search(name) is not None) as layers:
+            layers.rows([mixed_maps([(held[0], 1.0)])] * count)
+            times["one concept, by its maps"].append(clock(step))
+            each = [mixed_maps([(r, 1.0)]) for r in held]
+            layers.rows(each)
+            times[f"{count} concepts, first step"].append(clock(step))
+            times[f"{count} concepts"].append(clock(step))
+            swap = lambda: layers.rows([mixed_maps([(r, 1.0)]) for r in held[::-1]])  # noqa: E731
+            one = lambda: layers.rows([mixed_maps([(held[1], 1.0)]), *each[1:]])  # noqa: E731
+            times["swap of all"].append(clock(swap))
+            times["swap of one"].append(clock(one))
+    found = {name: statistics.median(seconds) for name, seconds in times.items()}
+    return found | {"folding one, for comparison": statistics.median(folds)}
+
+
+def _delta(M: Tensor) -> Callable[[Tensor], Tensor]:
+    from atomdiff.core import subspace
+
+    def delta(weight: Tensor) -> Tensor:
+        if weight.ndim == 4:
+            return subspace.apply_spatial_map(weight, M[0])
+        return subspace.apply_block_map(weight, M[0])
+
+    return delta
+
+
+def residence(base: Base, count: int) -> tuple[float, float]:
+    """Megabytes of `count` resident concepts of int4 files: their numbers, and what the process grew by."""
+    held = Residents(base)
+    some = random_concepts(base, 8, "int4")
+    before = _resident_set()
+    for i in range(count):
+        held.add(some[i % len(some)], f"concept {i}")
+    return held.nbytes / 1e6, (_resident_set() - before) / 1e6
+
+
+def _resident_set() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+def trainings(unet: Any, size: int, rounds: int, clock: Clock, count: int = TRAININGS) -> dict[str, float]:
+    """Seconds of a step of `count` trainings, a picture each: one after another as each trains alone, and in
+    one batch."""
+    device, dtype = unet.device, unet.dtype
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).to(device, dtype)
+
+    latents, text = normal(count, 4, size // 8, size // 8), normal(count, 77, 768)
+    target = normal(count, 4, size // 8, size // 8)
+    times = torch.arange(100, 100 * count + 1, 100, device=device)
+
+    def alone() -> None:
+        for k in range(count):
+            one = slice(k, k + 1)
+            error = unet(latents[one], times[one], text[one]).sample.float() - target[one].float()
+            error.square().mean().backward()
+            adam.step()
+            adam.zero_grad()
+
+    def together() -> None:
+        joint.rows(range(count))
+        error = unet(latents, times, text).sample.float() - target.float()
+        error.square().mean((1, 2, 3)).sum().backward()
+        adam.step()
+        adam.zero_grad()
+
+    found: dict[str, list[float]] = {"alone": [], "together": []}
+    with torch.no_grad():
+        unet(latents, times, text)
+    for _ in range(rounds):
+        attached = inject.attach(unet, SPEC)
+        adam = torch.optim.AdamW(attached.parameters(), lr=1e-3)
+        found["alone"].append(clock(alone))
+        attached.detach()
+        joint = JointAtoms(unet, SPEC, count)
+        adam = torch.optim.AdamW(joint.parameters.values(), lr=1e-3)
+        found["together"].append(clock(together))
+        joint.close()
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+# --------------------------------------------------------------------------------------------- report
+
+
+def targets_of(
+    found: dict[str, float], train: dict[str, float], megabytes: float, cuda: bool
+) -> list[Target]:
+    """The promises of a mixed batch."""
+    many = next((name for name in found if name.endswith(" concepts")), "")
+    one = found.get("one concept, folded")
+    swap = found.get("swap of one")
+    return [
+        Target("different concepts in one batch, × one concept", one and found[many] / one, high=1.2),
+        Target("swap of one concept, ms", swap and 1000 * swap, high=5)
+        if cuda
+        else Target("swap of one concept, share of a step", swap and swap / found[many], high=0.02),
+        Target("1,000 resident concepts", megabytes or None, high=60, unit="MB"),
+        Target(
+            f"{TRAININGS} trainings in one batch, × alone",
+            train["together"] / train["alone"] if train else None,
+            high=0.65,
+        ),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_batch", description=__doc__)
+    parser.add_argument("--size", type=int, default=256, help="pixels a side")
+    parser.add_argument("--batch", type=int, default=8, help="pictures of different concepts in a batch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--docs", action="store_true", help="write the section of docs/scale.md")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    a = parser.parse_args(arguments)
+    clock = Clock(a.device)
+    unet = sd15_shaped_unet(a.device, DTYPES[a.dtype]).eval().requires_grad_(False)
+    base = base_of(unet)
+    drawn: dict[str, float] = {}
+    train: dict[str, float] = {}
+    numbers = grown = 0.0
+    if "residence" in a.only:
+        numbers, grown = residence(base, 1000)
+    if "drawing" in a.only:
+        held = Residents(base)
+        resident = [held.add(concept) for concept in random_concepts(base, a.batch)]
+        with torch.no_grad():
+            drawn = steps(base, resident, a.size, a.rounds, clock)
+    if "training" in a.only:
+        train = trainings(unet, a.size, a.rounds, clock)
+    rows = [
+        (f"batch of {a.batch}: {n}", f"{s:.4f}", f"{s / drawn['one concept, folded']:.4f}")
+        for n, s in drawn.items()
+    ]
+    rows += [
+        (f"{TRAININGS} trainings {n}", f"{s:.3f}", f"{s / train['alone']:.3f}") for n, s in train.items()
+    ]
+    if numbers:
+        rows.append(
+            (f"1,000 resident concepts: {numbers:.1f} MB, the process grew by {grown:.0f} MB", "", "")
+        )
+    title = f"SD 1.5's shape, {a.size} px, {a.dtype}"
+    show(f"{title}, {machine()}", HEADERS, rows)
+    if a.docs:
+        text = f"{written()}.\n\n{title}:\n\n{markdown(HEADERS, rows)}"
+        write_section(Path("docs/scale.md"), "mixed batch", text)
+    verdict(targets_of(drawn, train, numbers, clock.cuda), a.check)
+
+
+PARTS = ("drawing", "residence", "training")
+
+if __name__ == "__main__":
+    main()
