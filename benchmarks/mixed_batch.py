@@ -135,7 +135,7 @@ def steps(base: Base, held: list[Resident], size: int, rounds: int, clock: Clock
             times[f"{count} concepts, first step"].append(clock(step))
             times[f"{count} concepts"].append(clock(step))
             swap = lambda: layers.rows([mixed_maps([(r, 1.0)]) for r in held[::-1]])  # noqa: E731
-            one = lambda: layers.rows([mixed_maps([(held[1], 1.0)]), *each[1:]])  # noqa: E731
+            one = lambda own=each: layers.rows([mixed_maps([(held[1], 1.0)]), *own[1:]])  # noqa: E731
             times["swap of all"].append(clock(swap))
             times["swap of one"].append(clock(one))
     found = {name: statistics.median(seconds) for name, seconds in times.items()}

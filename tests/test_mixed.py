@@ -17,6 +17,14 @@ from atomdiff.core.subspace import Window
 from atomdiff.errors import ConceptError
 
 SAME = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def _same(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal within 1e-5 of the whole's norm: single numbers near zero are sums that cancel."""
+    assert got.shape == wanted.shape
+    assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+
+
 FORMS = ("map", "weight")
 
 
@@ -55,7 +63,7 @@ def test_every_row_of_a_convolution_is_as_if_alone(
     window = Window(kernel, (stride, 1), (1, 0), (1, 1))
     with torch.no_grad():
         got = mixed_conv2d(x, own, weight, bias, window, groups, Plan(form, form))
-        torch.testing.assert_close(got, _alone(x, own, weight, bias, window, groups), **SAME)
+        _same(got, _alone(x, own, weight, bias, window, groups))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -73,8 +81,8 @@ def test_gradients_of_a_convolution_are_those_of_each_alone(form, index) -> None
     got = torch.autograd.grad(
         mixed_conv2d(x, own, weight, None, window, 1, Plan(form, form)), (x, maps), given_back
     )
-    torch.testing.assert_close(got[0], wanted[0], **SAME)
-    torch.testing.assert_close(got[1], torch.zeros_like(maps) if wanted[1] is None else wanted[1], **SAME)
+    _same(got[0], wanted[0])
+    _same(got[1], torch.zeros_like(maps) if wanted[1] is None else wanted[1])
 
 
 @settings(max_examples=20, deadline=None)
@@ -87,10 +95,11 @@ def test_every_row_of_a_linear_layer_is_as_if_alone(index, seed) -> None:
     moved = [weight + subspace.apply_block_map(weight, own.maps[n, 0]) if n >= 0 else weight for n in index]
     wanted = torch.stack([linear(x[b], moved[b], bias) for b in range(len(index))])
     got = mixed_linear(x, own, weight, bias)
-    torch.testing.assert_close(got, wanted, **SAME)
+    _same(got, wanted)
     if max(index) >= 0:
         grads = [torch.autograd.grad(y.sum(), (x, own.maps)) for y in (got.sin(), wanted.sin())]
-        torch.testing.assert_close(grads[0], grads[1], **SAME)
+        for a, b in zip(*grads, strict=True):
+            _same(a, b)
 
 
 def test_half_precision_keeps_small_maps() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
     from atomdiff.concept.concept import Concept
     from atomdiff.library import Entry
+    from atomdiff.sampling.regions import Region
 
 
 def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
@@ -41,6 +42,31 @@ def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
             typer.echo(f"note: {name!r} is {entry.path} in the library", err=True)
         weighted.append((card.load(entry.path if entry else name), strength))
     return weighted
+
+
+def load_regions(given: list[str]) -> list[Region]:
+    """`FILE[:STRENGTH]:LEFT,TOP,RIGHT,BOTTOM`, in shares of the picture, or with a mask picture in their
+    place. Raises ConceptError, ImageError or SettingsError."""
+    from atomdiff.files import images
+    from atomdiff.sampling.regions import Region
+
+    regions = []
+    for item in given:
+        name, _, where = item.rpartition(":")
+        sides = where.split(",")
+        if not name or not where:
+            raise SettingsError(
+                f"A region is CONCEPT:LEFT,TOP,RIGHT,BOTTOM or CONCEPT:MASK.png, not {item!r}: dog:0,0,0.5,1."
+            )
+        if len(sides) == 4:
+            try:
+                box: Any = tuple(float(side) for side in sides)
+            except ValueError:
+                raise SettingsError(f"The sides of a region are four numbers, not {where!r}.") from None
+        else:
+            box = images.open_picture(Path(where)).image
+        regions.append(Region(load_concepts([name]), box))
+    return regions
 
 
 def concept_file(given: Path) -> Path:
@@ -144,10 +170,15 @@ def _tell(told: Iterable[hints.Remark]) -> None:
 
 
 def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:
+    """`draw`, or `draw_regions` where `regions` are given, with a bar on the terminal."""
     from atomdiff.sampling.draw import CousinWarning, draw
+    from atomdiff.sampling.regions import draw_regions
     from atomdiff.training.terminal import Terminal
 
     with warnings.catch_warnings(), Terminal() as shown:
         warnings.simplefilter("ignore", CousinWarning)  # told already
         tell = functools.partial(shown.stage, "Drawing")
+        if settings.get("regions"):
+            return draw_regions(base, prompt, callback=tell, **settings)  # type: ignore[arg-type]
+        settings.pop("regions", None)
         return draw(base, prompt, callback=tell, **settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from atomdiff.cli.arguments import (
     draw_with_bar,
     load_base,
     load_concepts,
+    load_regions,
     split_strength,
     tell_about,
     which_base,
@@ -31,6 +32,14 @@ def generate(
     concept: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[:STRENGTH]", help="A concept file or card; may be given several times."),
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:STRENGTH]:WHERE",
+            help="A concept in a part of the picture, LEFT,TOP,RIGHT,BOTTOM in shares of it or a mask "
+            "picture: --region dog:0,0,0.5,1 --region cat:0.5,0,1,1.",
+        ),
     ] = None,
     count: Annotated[
         int, typer.Option("--count", "-n", help="How many pictures; picture i has the seed SEED + i.")
@@ -93,15 +102,18 @@ def generate(
     require_writable(out.parent, "--out")
     carried = _carried(concept or []) if embed_concept else None
     sides = _size(size)
-    weighted = load_concepts(concept or [])
+    if concept and region:
+        raise SettingsError("A picture takes its concepts from --concept or from --region, not from both.")
+    regions = load_regions(region or [])
+    weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
     name, why = which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
-    tell_about(loaded, prompt, negative, weighted, always)
+    tell_about(loaded, prompt, negative, weighted, always or bool(regions))
     images = draw_with_bar(
         loaded,
         prompt,
-        concepts=weighted,
+        **_acting(weighted, regions, branches, span, always),
         count=count,
         seed=seed,
         steps=steps,
@@ -110,9 +122,6 @@ def generate(
         size=sides,
         sampler=sampler,
         batch_size=batch_size,
-        branches=branches,
-        span=span,
-        always=always,
     )
     for line in _write(images, out, grid, carried):
         typer.echo(line)
@@ -153,6 +162,15 @@ def compare(
         those = slice(i * count, (i + 1) * count)
         rows += [(f"{prompt}: without {title}", without[those]), (f"with {title}", drawn[those])]
     typer.echo(f"{sheets.save_picture(sheets.contact_sheet(rows), out)} (contact sheet)")
+
+
+def _acting(
+    weighted: Any, regions: Any, branches: str, span: tuple[float, float], always: bool
+) -> dict[str, Any]:
+    """What acts, and how: in regions always everywhere in them."""
+    if regions:
+        return {"regions": regions}
+    return {"concepts": weighted, "branches": branches, "span": span, "always": always}
 
 
 def _carried(given: list[str]) -> bytes:

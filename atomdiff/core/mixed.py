@@ -42,7 +42,7 @@ LayerMaps = Mapping[str, Tensor]
 """Layer name -> its map M, (G, n, n) fp32 for G groups of input channels; n is k2, or kc² of blocks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowMaps:
     """The maps of one layer and which row of a batch has which.
 
@@ -65,6 +65,24 @@ class RowMaps:
         for row, number in enumerate(index):
             found.setdefault(number, []).append(row)
         return [(self.maps[n] if n >= 0 else None, _run(rows)) for n, rows in found.items()]
+
+    def shifts(self, xs: Tensor, window: Window, channels: slice, c_in: int) -> Tensor:
+        """z of the module's equation for some channels, see `shifts`."""
+        oh, ow = window.output_size(*xs.shape[2:])
+        k2 = self.maps.shape[-1]
+        z = xs.new_empty(xs.shape[0], k2, xs.shape[1], oh, ow)
+        for M, rows in self.by_map(xs.shape[1]):
+            M = self.maps.new_zeros(1, k2, k2) if M is None else M
+            z[:, :, rows] = shifts(xs[:, rows], M, window, channels, c_in)
+        return z
+
+    def conv(self, x: Tensor, module: nn.Conv2d, window: Window) -> Tensor:
+        """The convolution of x, padded already."""
+        return mixed_conv2d(x, self, module.weight, module.bias, window, module.groups)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product of x (b, ..., in) with (out, in)."""
+        return mixed_linear(x, self, weight, bias)
 
 
 def _run(rows: list[int]) -> slice | list[int]:
@@ -130,7 +148,7 @@ class _MixedConv2d(torch.autograd.Function):
         if bias is not None:
             bias = bias.to(x.dtype)
         if plan.forward == "map":
-            return _forward_map(x, own, weight.to(x.dtype), bias, window, groups)
+            return forward_map(x, own, weight.to(x.dtype), bias, window, groups)
         slide = (window.stride, window.padding, window.dilation, groups)
         oh, ow = window.output_size(*x.shape[2:])
         y = x.new_empty(len(x), len(weight), oh, ow)
@@ -164,19 +182,12 @@ def _moved_kernels(weight: Tensor, M: Tensor | None, dtype: torch.dtype) -> Tens
     return (wide + subspace.combine(wide, M.to(wide.dtype))).to(dtype).view(weight.shape)
 
 
-def _mixed_shifts(xs: Tensor, own: RowMaps, window: Window, channels: slice, c_in: int) -> Tensor:
-    """`subspace.mix_shifts` with a map for each row: xs (c, b, h, w) -> (c, k2, b, oh, ow)."""
-    oh, ow = window.output_size(*xs.shape[2:])
-    k2 = own.maps.shape[-1]
-    z = xs.new_empty(xs.shape[0], k2, xs.shape[1], oh, ow)
-    for M, rows in own.by_map(xs.shape[1]):
-        if M is None:
-            M = own.maps.new_zeros(1, k2, k2)
-        if len(M) == 1:
-            z[:, :, rows] = subspace.mix_shifts(xs[:, rows], M[0], window)
-        else:
-            z[:, :, rows] = _mixed_by_channel(xs[:, rows], M, window, channels, c_in)
-    return z
+def shifts(xs: Tensor, M: Tensor, window: Window, channels: slice, c_in: int) -> Tensor:
+    """`subspace.mix_shifts` with a map for each group of channels: xs (c, b, h, w), M (G, k2, k2) ->
+    (c, k2, b, oh, ow); `channels` are those of xs, c_in of them in a group of the convolution."""
+    if len(M) == 1:
+        return subspace.mix_shifts(xs, M[0], window)
+    return _mixed_by_channel(xs, M, window, channels, c_in)
 
 
 def _mixed_by_channel(x: Tensor, M: Tensor, window: Window, channels: slice, c_in: int) -> Tensor:
@@ -191,9 +202,11 @@ def _mixed_by_channel(x: Tensor, M: Tensor, window: Window, channels: slice, c_i
     return moved + subspace._shifts(x, window, oh, ow).flatten(1, 2)
 
 
-def _forward_map(
-    x: Tensor, own: RowMaps, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+def forward_map(
+    x: Tensor, own: Any, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:
+    """The map form: `own.shifts` mixes the shifts of some channels, c_in of them a group, at their places
+    `part`."""
     b, c_out, k2 = x.shape[0], weight.shape[0], own.maps.shape[-1]
     oh, ow = window.output_size(*x.shape[2:])
     xs, W = _by_group(x, weight, groups)
@@ -201,8 +214,8 @@ def _forward_map(
     if bias is not None:
         y += bias.view(groups, -1, 1)
     for part in _parts(xs, b * oh * ow * k2):
-        z = _mixed_shifts(xs[:, part].flatten(0, 1), own, window, part, xs.shape[1])
-        y.baddbmm_(W[:, :, part].flatten(2), z.view(groups, -1, b * oh * ow))
+        z = own.shifts(xs[:, part].flatten(0, 1), window, part, xs.shape[1])
+        y.baddbmm_(W[:, :, part].flatten(2), z.reshape(groups, -1, b * oh * ow))
     return y.view(c_out, b, oh, ow).transpose(0, 1).contiguous()
 
 
@@ -271,13 +284,19 @@ class Mixing:
         names = dict.fromkeys(name for own in different for name in own)
         self.set({name: _row_maps([own.get(name) for own in different], index) for name in names})
 
-    def set(self, layers: Mapping[str, RowMaps]) -> None:
-        """From now on these layers have these maps, and all others none."""
+    def set(self, layers: Mapping[str, Any]) -> None:
+        """From now on these layers have these maps (`RowMaps`, or `FieldMaps`), and all others none."""
         for name in layers:
             if name not in self._layers:
                 self._layers[name] = self._wrapped(name)
         for name, layer in self._layers.items():
             layer.set(layers.get(name))
+
+    def choose(self, name: str, own: RowMaps | None) -> None:
+        """This layer has other maps for now; what it remembers of any is kept until `set` or `rows`."""
+        if name not in self._layers:
+            self._layers[name] = self._wrapped(name)
+        self._layers[name].choose(own)
 
     def close(self) -> None:
         """The model computes by its layers' own methods again."""
@@ -342,16 +361,19 @@ class _MixedLayer:
 
     def __init__(self, module: nn.Conv2d | nn.Linear, once: bool) -> None:
         self._module, self._once = module, once
-        self._own: RowMaps | None = None
+        self._own: Any = None  # RowMaps, or what computes as they do
         self._before = vars(module).get("forward")
         self._plain: Callable[..., Tensor] = module.forward
-        self._known: tuple[Tensor, int, Tensor] | None = None  # input, its version, answer
+        self._known: dict[Any, tuple[Tensor, int, Tensor]] = {}  # maps -> input, its version, answer
         spatial = isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
         self._window = sliding_window(module) if spatial else None  # type: ignore[arg-type]
         module.forward = self._forward  # type: ignore
 
-    def set(self, own: RowMaps | None) -> None:
-        self._own, self._known = own, None
+    def set(self, own: Any) -> None:
+        self._own, self._known = own, {}
+
+    def choose(self, own: Any) -> None:
+        self._own = own
 
     def close(self) -> None:
         self.set(None)
@@ -364,11 +386,12 @@ class _MixedLayer:
             return self._plain(x, *args, **kwargs)
         remember = self._once and not torch.is_grad_enabled()
         version = -1 if x.is_inference() else x._version
-        if remember and self._known is not None and self._known[0] is x and self._known[1] == version:
-            return self._known[2]
+        known = self._known.get(self._own) if remember else None
+        if known is not None and known[0] is x and known[1] == version:
+            return known[2]
         y = self._computed(x)
         if remember:
-            self._known = x, version, y
+            self._known[self._own] = x, version, y
         return y
 
     def _computed(self, x: Tensor) -> Tensor:
@@ -381,12 +404,11 @@ class _MixedLayer:
 
     def _mixed(self, x: Tensor) -> Tensor:
         module, own = self._module, self._own
-        assert own is not None
         if self._window is not None:
             window, margins = self._window
             x = _padded(x, module, margins)  # type: ignore[arg-type]
-            return mixed_conv2d(x, own, module.weight, module.bias, window, module.groups)  # type: ignore
+            return own.conv(x, module, window)  # type: ignore[arg-type]
         if isinstance(module, nn.Linear):
-            return mixed_linear(x, own, module.weight, module.bias)
-        y = mixed_linear(x.movedim(1, -1), own, module.weight.flatten(1), module.bias)
+            return own.linear(x, module.weight, module.bias)
+        y = own.linear(x.movedim(1, -1), module.weight.flatten(1), module.bias)
         return y.movedim(-1, 1).contiguous()

@@ -147,8 +147,8 @@ def draw(
     """
     settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span, always)
     mixing = any(isinstance(item, list) for item in concepts)
-    each = [_weighted(cast(list[Any], some)) for some in concepts] if mixing else []
-    weighted = [] if mixing else _weighted(concepts)
+    each = [weighted_of(cast(list[Any], some)) for some in concepts] if mixing else []
+    weighted = [] if mixing else weighted_of(concepts)
     if count < 1 or (batch_size is not None and batch_size < 1):
         raise SettingsError(
             f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
@@ -176,18 +176,18 @@ def draw(
     limit = batch_size or BATCH[base.family]
     rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
     images: dict[int, Image] = {}
-    with _scheduler(base, settings, preview):
+    with with_scheduler(base, settings, preview):
         for called, those in together.items():
             some = [weighted[i] for i in called]
             with acting(base, some, settings.negative, settings.branches, settings.span) as (known, avoided):
                 for start in range(0, len(those), limit):
                     batch = those[start : start + limit]
-                    tell = _teller(callback, begun * steps, rounds * steps, steps)
+                    tell = teller(callback, begun * steps, rounds * steps, steps)
                     texts, seeds = (
                         [textual_inversion.spoken(prompts[i], known) for i in batch],
                         [seed + i for i in batch],
                     )
-                    made = _draw_batch(base, texts, settings, seeds, avoided, tell)
+                    made = draw_batch(base, texts, settings, seeds, avoided, tell)
                     images |= zip(batch, made, strict=True)
                     begun += 1
     for i, image in images.items():
@@ -195,7 +195,7 @@ def draw(
     return [images[i] for i in range(total)]
 
 
-def _weighted(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
+def weighted_of(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
     return [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
 
 
@@ -213,13 +213,13 @@ def _draw_mixed(
     held, limit, images = Residents(base), batch_size or BATCH[base.family], []
     resident = [[(held.add(concept), strength) for concept, strength in own] for own in each]
     starts = range(0, len(prompts), limit)
-    with _scheduler(base, settings, preview), mixed.mixer(base) as mixer:
+    with with_scheduler(base, settings, preview), mixed.mixer(base) as mixer:
         for turn, start in enumerate(starts):
             some = slice(start, start + limit)
             told = mixer.told(prompts[some], resident[some], settings.negative)
             seeds = [settings.seed + i for i in range(len(prompts))[some]]
-            tell = _teller(callback, turn * settings.steps, len(starts) * settings.steps, settings.steps)
-            images += _draw_batch(base, None, settings, seeds, functools.partial(_same, told), tell)
+            tell = teller(callback, turn * settings.steps, len(starts) * settings.steps, settings.steps)
+            images += draw_batch(base, None, settings, seeds, functools.partial(_same, told), tell)
     for i, image in enumerate(images):
         image.info["parameters"] = parameters_text(base, prompts[i], settings, each[i], settings.seed + i)
     return images
@@ -282,7 +282,7 @@ def parameters_text(
     return "\n".join(lines)
 
 
-def _draw_batch(
+def draw_batch(
     base: Base,
     prompts: list[str] | None,
     settings: DrawSettings,
@@ -307,7 +307,7 @@ def _draw_batch(
     return list(made.images)
 
 
-def _teller(
+def teller(
     callback: Callable[[int, int], None] | None, done: int, total: int, steps: int
 ) -> Callable[..., dict[str, Any]]:
     """diffusers' step callback: passes progress on, and stops when the latents are no numbers any more."""
@@ -326,7 +326,7 @@ def _teller(
 
 
 @contextlib.contextmanager
-def _scheduler(
+def with_scheduler(
     base: Base, settings: DrawSettings, preview: Callable[[Tensor], None] | None = None
 ) -> Iterator[None]:
     """The pipeline with the wanted sampler over the base's own noise schedule; its own one is put back."""

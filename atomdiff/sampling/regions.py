@@ -1,0 +1,263 @@
+"""Regions: a concept, or several, in a part of the picture each, with a prompt of its own.
+
+Convolutions take the maps of the region that a pixel lies in (see `core.fields`); cross-attention is computed
+once a region, with that region's prompt, words and maps, and blended. Self-attention sees the whole picture.
+Borders are soft. What no region covers is drawn with the whole prompt and no concept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, pad
+
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.core.fields import FieldMaps, Masks
+from atomdiff.core.mixed import LayerMaps, Mixing, RowMaps, common, mixing
+from atomdiff.errors import SettingsError
+from atomdiff.sampling import draw as drawing
+from atomdiff.sampling.mixed import ASKED_AGAIN, Weighted, mixed_maps, pipeline_arguments, read
+from atomdiff.sampling.resident import Residents
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, float, float, float]
+SOFT = 0.06  # width of a border, as a share of the picture
+_CROSS = re.compile(r"(^|\.)attn2$")
+_JOINED = r"(?:\s*(?:,|\band\b|\bwith\b|\bbeside\b|\bnext to\b)\s*)"
+
+
+@dataclass(frozen=True)
+class Region:
+    """Concepts in a part of the picture: a box (left, top, right, bottom) in shares of it, or a mask, a
+    picture whose white is the region. `prompt` is what is there; left out, the picture's prompt without what
+    other regions are called. Raises SettingsError for a box that is none."""
+
+    concepts: Sequence[Any]  # Concept or (Concept, strength)
+    where: Box | Image
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.where, tuple):
+            x0, y0, x1, y1 = self.where
+            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+                raise SettingsError(
+                    "A region is left,top,right,bottom in shares of the picture, 0 ≤ left < right ≤ 1 and "
+                    f"0 ≤ top < bottom ≤ 1, not {self.where}."
+                )
+
+
+def masks_of(places: Sequence[Box | Image], height: int, width: int, soft: float = SOFT) -> Tensor:
+    """(R + 1, height, width), summing to 1: the regions' weights on the latents' grid and, last, what none
+    covers. Where regions overlap they share."""
+    made = [
+        _box(p, height, width, soft) if isinstance(p, tuple) else _picture(p, height, width, soft)
+        for p in places
+    ]
+    masks = torch.stack(made)
+    masks = masks / masks.sum(0).clamp(min=1)
+    return torch.cat([masks, 1 - masks.sum(0, keepdim=True)])
+
+
+def _box(box: Box, height: int, width: int, soft: float) -> Tensor:
+    x0, y0, x1, y1 = box
+    return _ramp(y0, y1, height, soft)[:, None] * _ramp(x0, x1, width, soft)
+
+
+def _ramp(start: float, end: float, count: int, soft: float) -> Tensor:
+    """1 from start to end of (0, 1), linear over `soft` around each unless that is the picture's own edge."""
+    at = (torch.arange(count) + 0.5) / count
+    width = max(soft, 1e-6)
+    rise = torch.ones(count) if start <= 0 else ((at - start) / width + 0.5).clamp(0, 1)
+    fall = torch.ones(count) if end >= 1 else ((end - at) / width + 0.5).clamp(0, 1)
+    return rise * fall
+
+
+def _picture(picture: Image, height: int, width: int, soft: float) -> Tensor:
+    import numpy as np
+
+    levels = torch.from_numpy(np.array(picture.convert("L"), np.float32) / 255)
+    small = interpolate(levels[None, None], (height, width), mode="area")
+    reach = round(soft * max(height, width) / 2)
+    if reach:
+        small = avg_pool2d(pad(small, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
+    return small[0, 0]
+
+
+def prompts_of(prompt: str, called: Sequence[Sequence[tuple[str, str]]]) -> list[str]:
+    """For each region, of whose concepts trigger and class word are given, the prompt without what the others
+    are called; its own concepts are put first where it does not call them."""
+    made = []
+    for i, own in enumerate(called):
+        text = prompt
+        for j, others in enumerate(called):
+            for name in others if j != i else ():
+                if name not in own:
+                    text = _mention(*name).sub(" ", text)
+        text = re.sub(rf"^{_JOINED}+|\s+(?=,)", "", " ".join(text.split()))
+        missing = [
+            f"a {trigger} {word}".strip() for trigger, word in own if not _mention(trigger, word).search(text)
+        ]
+        made.append(" ".join([*(m for m in missing if m != "a"), text]).strip())
+    return made
+
+
+def _mention(trigger: str, word: str) -> re.Pattern[str]:
+    """What a concept is called in a prompt, with what joins it to what stands before, or else after it."""
+    if not trigger:
+        return re.compile(r"(?!)")
+    ending = rf"(?:\s+{re.escape(word)}\b)?" if word else ""
+    name = rf"(?:\b(?:an?|the|my)\s+)?\b{re.escape(trigger)}\b{ending}"
+    return re.compile(rf"{_JOINED}+{name}|{name}{_JOINED}*", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def regional(
+    base: Base, prompt: str, each: Sequence[tuple[str, Sequence[Weighted]]], masks: Tensor, negative: str = ""
+) -> Iterator[Callable[[int], dict[str, Any]]]:
+    """Within: the base draws with these prompts and concepts in these regions, `masks` (R + 1, h, w). Yields
+    what the pipeline is to be told of a number of pictures."""
+    everything = [pair for _, concepts in each for pair in concepts]
+    whole = read(base, [prompt, negative], everything)
+    texts = [read(base, [negative, text], concepts) for text, concepts in each]
+    texts.append([whole[1], read(base, [prompt], [])[0]])
+    maps = [*(mixed_maps(concepts) for _, concepts in each), {}]
+    where = Masks(masks.to(base.device))
+    cross = [name for name, _ in base.unet.named_modules() if _CROSS.search(name)]
+    with (
+        mixing(base.unet, lambda name: ASKED_AGAIN.search(name) is not None) as layers,
+        contextlib.ExitStack() as stack,
+    ):
+        names = dict.fromkeys(name for own in maps for name in own)
+        inside = {name for name in names if any(name.startswith(outer + ".") for outer in cross)}
+        layers.set({name: _field(name, maps, where) for name in names if name not in inside})
+        for name in cross:
+            parts = [own for own in inside if own.startswith(name + ".")]
+            attention = _RegionalAttention(base, name, layers, parts, maps, texts, where)
+            stack.enter_context(attention.acting())
+        yield lambda count: pipeline_arguments([whole[0]] * count, [whole[1]] * count)
+
+
+def _field(name: str, maps: Sequence[LayerMaps], where: Masks) -> FieldMaps:
+    there = [own[name] for own in maps if name in own]
+    nothing = torch.zeros_like(there[0])
+    return FieldMaps(torch.stack(common([own.get(name, nothing) for own in maps])), where)
+
+
+class _RegionalAttention:
+    """A cross-attention that is computed for each region, with its text and its maps, and blended."""
+
+    def __init__(
+        self, base: Base, name: str, layers: Mixing, parts: Sequence[str], maps: Sequence[LayerMaps],
+        texts: Sequence[Any], where: Masks,
+    ) -> None:  # fmt: skip
+        self._pipe, self._layers, self._where = base.pipe, layers, where
+        self._module: nn.Module = base.unet.get_submodule(name)
+        self._plain = self._module.forward
+        self._own = [
+            {part: RowMaps(own[part][None], (0,)) if part in own else None for part in parts} for own in maps
+        ]
+        self._texts = [
+            torch.cat([hidden for hidden, _ in pair]) for pair in texts
+        ]  # (2, tokens, d): avoided, asked
+        self._rows: dict[tuple[int, int], Tensor] = {}
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        self._module.forward = self._forward
+        try:
+            yield
+        finally:
+            del self._module.forward
+
+    def _forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        weights = self._where.of_tokens(hidden_states.shape[1])[..., None].to(hidden_states.dtype)
+        total = torch.zeros_like(hidden_states)
+        for r, own in enumerate(self._own):
+            if not weights[r].any():
+                continue
+            for part, maps in own.items():
+                self._layers.choose(part, maps)
+            made = self._plain(hidden_states, self._text(r, len(hidden_states)), *args, **kwargs)
+            total = total + weights[r] * made
+        return total
+
+    def _text(self, region: int, count: int) -> Tensor:
+        """The region's text for every row, the same tensor in every step."""
+        if (region, count) not in self._rows:
+            guided = bool(self._pipe.do_classifier_free_guidance)
+            rows = self._texts[region] if guided else self._texts[region][1:]
+            self._rows[region, count] = rows.repeat_interleave(count // len(rows), 0)
+        return self._rows[region, count]
+
+
+def draw_regions(
+    base: Base,
+    prompt: str,
+    regions: Sequence[Region],
+    *,
+    count: int = 1,
+    seed: int = 0,
+    steps: int = 25,
+    guidance: float | None = None,
+    negative: str = "",
+    size: int | tuple[int, int] | None = None,
+    sampler: str = "dpm++",
+    batch_size: int | None = None,
+    soft: float = SOFT,
+    callback: Callable[[int, int], None] | None = None,
+    preview: Callable[[Tensor], None] | None = None,
+) -> list[Image]:
+    """Draws `count` pictures of the prompt with concepts in regions of their own; the i-th from seed + i.
+
+    `soft` is the width of the regions' borders, as a share of the picture. All else is as for `draw`, and
+    raises the same errors.
+    """
+    if not regions or count < 1 or not 0 <= soft <= 1:
+        raise SettingsError(
+            f"Give a region or more, a picture or more and a border of 0 to 1, not {len(regions)} regions, "
+            f"count {count}, soft {soft:g}."
+        )
+    settings = drawing.draw_settings(base, seed, steps, guidance, negative, size, sampler)
+    held, weighted = Residents(base), [drawing.weighted_of(region.concepts) for region in regions]
+    each = [[(held.add(concept), strength) for concept, strength in own] for own in weighted]
+    called = [[(r.trigger, r.class_word) for r, _ in own] for own in each]
+    texts = [r.prompt or text for r, text in zip(regions, prompts_of(prompt, called), strict=True)]
+    factor = base.vae_factor
+    masks = masks_of([r.where for r in regions], settings.size[1] // factor, settings.size[0] // factor, soft)
+    limit, images = batch_size or drawing.BATCH[base.family], []
+    starts = range(0, count, limit)
+    pairs = list(zip(texts, each, strict=True))
+    with (
+        drawing.with_scheduler(base, settings, preview),
+        regional(base, prompt, pairs, masks, negative) as told,
+    ):
+        for turn, start in enumerate(starts):
+            seeds = [seed + i for i in range(count)[start : start + limit]]
+            tell = drawing.teller(callback, turn * steps, len(starts) * steps, steps)
+            images += drawing.draw_batch(base, None, settings, seeds, told, tell)
+    used = [pair for own in weighted for pair in own]
+    for i, image in enumerate(images):
+        text = drawing.parameters_text(base, prompt, settings, used, seed + i)
+        image.info["parameters"] = _with_regions(text, regions, texts)
+    return images
+
+
+def _with_regions(text: str, regions: Sequence[Region], texts: Sequence[str]) -> str:
+    """The generation text with where each region is, and its prompt."""
+    where = [
+        " ".join(f"{side:g}" for side in r.where) if isinstance(r.where, tuple) else "mask" for r in regions
+    ]
+    told = json.dumps("; ".join(f"{w}: {t}" for w, t in zip(where, texts, strict=True)), ensure_ascii=False)
+    body, mark, version = text.rpartition(", Version")
+    return f"{body}, Regions: {told}{mark}{version}"

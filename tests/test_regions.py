@@ -1,0 +1,133 @@
+"""Concepts in regions of a picture: prompts, masks, and the two ends, one region that is all and none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_mixed_batches import concept_of
+
+import atomdiff
+from atomdiff.errors import SettingsError
+from atomdiff.sampling.regions import Region, draw_regions, masks_of, prompts_of
+
+DOG, CAT = ("sks", "dog"), ("zwx", "cat")
+
+
+@pytest.mark.parametrize(
+    "prompt, wanted",
+    [
+        ("a sks dog and a zwx cat on the beach", ["a sks dog on the beach", "a zwx cat on the beach"]),
+        ("the zwx cat, a sks dog, in snow", ["a sks dog, in snow", "the zwx cat, in snow"]),
+        ("on the beach", ["a sks dog on the beach", "a zwx cat on the beach"]),
+        ("a photo of a SKS dog next to zwx", ["a photo of a SKS dog", "a photo of zwx"]),
+    ],
+)
+def test_each_region_has_the_prompt_without_the_others(prompt, wanted) -> None:
+    assert prompts_of(prompt, [[DOG], [CAT]]) == wanted
+
+
+def test_what_two_regions_share_stays() -> None:
+    assert prompts_of("a sks dog", [[DOG], [DOG]]) == ["a sks dog"] * 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    boxes=st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=3),
+    size=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    soft=st.floats(0, 0.5),
+)
+def test_masks_are_shares(boxes, size, soft) -> None:
+    boxes = [(min(a, c), min(b, d), max(a, c) + 0.1, max(b, d) + 0.1) for a, b, c, d in boxes]
+    masks = masks_of(boxes, *size, soft)
+    assert masks.shape == (len(boxes) + 1, *size) and (masks >= -1e-6).all()
+    torch.testing.assert_close(masks.sum(0), torch.ones(size))
+
+
+def test_two_halves_meet_in_a_ramp_and_leave_nothing() -> None:
+    left, right, rest = masks_of([(0, 0, 0.5, 1), (0.5, 0, 1, 1)], 4, 16, 0.25)
+    torch.testing.assert_close(left, right.flip(-1))
+    assert left[0, 0] == 1 and left[0, -1] == 0 and 0 < left[0, 7] < 1
+    assert rest.abs().max() < 1e-6
+
+
+def test_a_picture_is_a_mask() -> None:
+    picture = Image.new("L", (40, 20))
+    picture.paste(255, (0, 0, 20, 20))
+    drawn, rest = masks_of([picture], 4, 8, 0.0)
+    assert drawn[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0] and torch.equal(rest, 1 - drawn)
+
+
+def _apart(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_one_region_that_is_all_is_a_mixed_batch_of_it(tiny_base, kind, guidance) -> None:
+    base = tiny_base(kind)
+    concept = concept_of(base, size=0.2)
+    options = {"seed": 3, "steps": 2, "guidance": guidance}
+    alone = atomdiff.draw(base, ["a sks dog"], concepts=[[concept]], **options)[0]
+    plain = atomdiff.draw(base, ["a sks dog"], concepts=[[]], **options)[0]
+    made = draw_regions(base, "a sks dog", [Region([concept], (0, 0, 1, 1))], **options)[0]
+    assert _apart(made, alone) <= 1 < _apart(alone, plain)
+    assert "Regions: " in made.info["parameters"] and "0 0 1 1: a sks dog" in made.info["parameters"]
+
+
+def test_regions_without_concepts_are_the_base(tiny_base) -> None:
+    base = tiny_base("sd1")
+    regions = [Region([], (0, 0, 0.5, 1), "a dog"), Region([], (0.5, 0, 1, 1), "a dog")]
+    plain = atomdiff.draw(base, "a dog", count=2, seed=3, steps=2)
+    made = draw_regions(base, "a dog", regions, count=2, seed=3, steps=2, size=64, batch_size=1)
+    assert all(_apart(a, b) <= 1 for a, b in zip(made, plain, strict=True))
+
+
+def test_two_concepts_keep_apart_and_the_base_is_as_before(tiny_base) -> None:
+    base = tiny_base("sd1")
+    one, two = concept_of(base, seed=1), concept_of(base, seed=2, trigger="ohw")
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    halves = [Region([one], (0, 0, 0.5, 1)), Region([(two, 0.5)], (0.5, 0, 1, 1))]
+    made = draw_regions(base, "in the sun", halves, steps=2, size=(128, 64))[0]
+    assert made.size == (128, 64) and "a sks dog in the sun" in made.info["parameters"]
+    assert all(torch.equal(before[name], value) for name, value in base.unet.state_dict().items())
+    assert "forward" not in vars(base.unet.conv_in)
+
+
+def test_refusals(tiny_base) -> None:
+    with pytest.raises(SettingsError, match="left,top,right,bottom"):
+        Region([], (0.5, 0, 0.5, 1))
+    with pytest.raises(SettingsError, match="a region or more"):
+        draw_regions(tiny_base("sd1"), "a", [])
+
+
+def test_generate_takes_regions(tiny_base, tiny_folder, tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from atomdiff import cli
+
+    base = tiny_base("sd1")
+    for name, trigger in (("dog", "sks"), ("cat", "ohw")):
+        concept_of(base, trigger=trigger).save(tmp_path / f"{name}.safetensors")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    mask.save(tmp_path / "right.png")
+
+    def run(*regions: str):
+        given = [part for region in regions for part in ("--region", region)]
+        arguments = ["generate", "on grass", *given, "--steps", "1", "--base", str(tiny_folder("sd1"))]
+        return CliRunner().invoke(
+            cli.app, [*arguments, "--device", "cpu", "--out", str(tmp_path / "out.png")]
+        )
+
+    dog, cat = (f"{tmp_path / name}.safetensors" for name in ("dog", "cat"))
+    done = run(f"{dog}:0.8:0,0,0.5,1", f"{cat}:{tmp_path / 'right.png'}")
+    assert done.exit_code == 0, done.output
+    with Image.open(tmp_path / "out.png") as picture:
+        text = picture.info["parameters"]
+    assert "0 0 0.5 1: a sks dog on grass; mask: a ohw dog on grass" in text and ":0.8:" in text
+    assert "four numbers" in run(f"{dog}:0,0,half,1").output
+    assert "A region is" in run("dog").output
