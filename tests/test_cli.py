@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,27 @@ def test_one_picture_or_no_grid_writes_just_pictures(tmp_path, tiny_folder):
         run("generate", "a dog", "-n", 2, "--no-grid", "--out", tmp_path / "two.png", *where).exit_code == 0
     )
     assert sorted(file.name for file in tmp_path.iterdir()) == ["one.jpg", "two-0.png", "two-1.png"]
+
+
+def test_pictures_start_from_pictures_grow_and_take_styles_and_words(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "teal").save("photo.png")
+    Image.new("L", (40, 30), 255).save("mask.png")
+    (tmp_path / "animal.txt").write_text("dog\ncat\n")
+    common = ["--base", tiny_folder("sd1"), *QUICK]
+    started = ["--image", "photo.png", "--mask", "mask.png", "--strength", "0.9"]
+    done = run("generate", "a __animal__", "-n", 2, "--style", "clay", *started, "--out", "in.png", *common)
+    assert done.exit_code == 0, done.output
+    with Image.open("in-0.png") as picture:
+        assert picture.size == (40, 30)
+        assert re.match(r"a (dog|cat), clay figure.*\nNegative prompt: drawing\n", picture.info["parameters"])
+        assert "Denoising strength: 0.9" in picture.info["parameters"]
+    done = run("generate", "a dog", "--hires", "2", "--size", "32", "--out", "large.png", *common)
+    assert done.exit_code == 0, done.output
+    with Image.open("large.png") as picture:
+        assert picture.size == (64, 64)
+        assert "Denoising strength: 0.4, Hires upscale: 2" in picture.info["parameters"]
+    assert "cannot be drawn from" in run("generate", "a dog", "--image", "none.png", *common).stderr
 
 
 def test_the_base_is_the_one_that_the_concept_names(tmp_path, tiny_folder, concept_file, monkeypatch):

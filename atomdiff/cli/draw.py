@@ -17,7 +17,8 @@ from atomdiff.cli.arguments import (
     which_base,
 )
 from atomdiff.cli.common import app, one_sentence
-from atomdiff.errors import SettingsError
+from atomdiff.errors import ImageError, SettingsError
+from atomdiff.sampling.prompts import STYLES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -88,14 +89,36 @@ def generate(
     always: Annotated[
         bool, typer.Option("--always", help="Let concepts act though the prompt does not say their trigger.")
     ] = False,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture to start from, instead of noise alone.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="What of --image is drawn anew: white in this picture of its shape; the rest stays."
+        ),
+    ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(help="How much of --image, or in the second pass of --hires, may change, up to 1."),
+    ] = 0.6,
+    hires: Annotated[
+        float, typer.Option(metavar="FACTOR", help="Draw a second time, with sides so many times as long.")
+    ] = 1.0,
+    style: Annotated[
+        str, typer.Option(help=f"A style for the prompt: {', '.join(STYLES)}, or one of styles.csv here.")
+    ] = "",
     grid: Annotated[bool, typer.Option(help="Whether several pictures also make a contact sheet.")] = True,
     embed_concept: Annotated[
         bool,
         typer.Option("--embed-concept", help="Put the concept into every picture, which then carries it."),
     ] = False,
 ) -> None:
-    """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png."""
-    from atomdiff.sampling import sheets
+    """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png.
+
+    Of {red|blue} in a prompt each picture takes one part, of __animal__ a line of animal.txt here.
+    """
+    from atomdiff.sampling import prompts, sheets
     from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out, carries=embed_concept)
@@ -104,17 +127,26 @@ def generate(
     sides = _size(size)
     if concept and region:
         raise SettingsError("A picture takes its concepts from --concept or from --region, not from both.")
+    prompt, negative = prompts.styled(prompt, negative, style, prompts.load_styles(Path("styles.csv")))
+    begun: dict[str, Any] = {
+        name: _picture(path) for name, path in (("image", image), ("mask", mask)) if path is not None
+    }
     regions = load_regions(region or [])
+    if regions and (begun or hires != 1):
+        raise SettingsError("Regions are drawn from noise, at once: leave out --image, --mask and --hires.")
     weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
     name, why = which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
     tell_about(loaded, prompt, negative, weighted, always or bool(regions))
+    texts = prompt if regions else prompts.for_each(prompt, seed, count)
+    if not regions:
+        begun |= {"strength": strength, "hires": hires}
     images = draw_with_bar(
         loaded,
-        prompt,
+        texts,
         **_acting(weighted, regions, branches, span, always),
-        count=count,
+        count=count if texts is prompt else 1,
         seed=seed,
         steps=steps,
         guidance=guidance,
@@ -122,6 +154,7 @@ def generate(
         size=sides,
         sampler=sampler,
         batch_size=batch_size,
+        **begun,
     )
     for line in _write(images, out, grid, carried):
         typer.echo(line)
@@ -182,6 +215,16 @@ def _carried(given: list[str]) -> bytes:
             f"--embed-concept needs one --concept, since a picture carries one; {len(given)} given."
         )
     return card.concept_bytes(split_strength(given[0])[0])
+
+
+def _picture(path: Path) -> Image:
+    """Raises ImageError."""
+    from atomdiff.files.images import open_picture
+
+    try:
+        return open_picture(path).image
+    except ImageError as error:
+        raise ImageError(f"{str(path)!r} cannot be drawn from: {error}.") from None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

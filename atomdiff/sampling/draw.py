@@ -23,7 +23,7 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, strength_text
 from atomdiff.errors import SettingsError
-from atomdiff.sampling import mixed
+from atomdiff.sampling import img2img, mixed
 from atomdiff.sampling.gating import BRANCHES, USUAL, WHOLE, Negatives, Span, acting, groups
 from atomdiff.sampling.resident import Residents
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SEED = 2**63 - 1
+CHANGED, LARGER = 0.6, 0.4  # how much a picture changes that drawing starts from, or that is made larger
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class DrawSettings:
     branches: str = "conditional"
     span: Span = USUAL
     always: bool = False
+    strength: float | None = None
+    """How much of a picture that drawing starts from may change; None where it starts from noise."""
+    hires: float = 1.0
+    """By how much the sides grow in a second pass."""
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -99,6 +104,12 @@ class DrawSettings:
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise SettingsError(
                 f"The guidance scale is a number from 0 up, not {self.guidance}: 4 to 8 are usual."
+            )
+        if not 1 <= self.hires <= 4:
+            raise SettingsError(f"A second pass enlarges pictures by 1 to 4 times, not {self.hires:g}.")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise SettingsError(
+                f"How much of a picture may change is a number above 0 and up to 1, not {self.strength:g}."
             )
         width, height = self.size
         if any(side % 8 or not 8 <= side <= 8192 for side in self.size):
@@ -123,6 +134,10 @@ def draw(
     branches: str = "conditional",
     span: Span = USUAL,
     always: bool = False,
+    image: Image | Sequence[Image] | None = None,
+    mask: Image | None = None,
+    strength: float | None = None,
+    hires: float = 1.0,
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
@@ -140,12 +155,29 @@ def draw(
     With a list of concepts for each prompt, `concepts=[[dog], [(cat, 0.8), hat], []]`, pictures of different
     concepts are drawn in one batch (see `mixed`); these act plainly, on both branches and in every step.
 
+    With an `image` (or one for each picture) drawing starts from it: the picture may change as much as
+    `strength` says, 0 to 1, or where a `mask` is white (see `img2img`). `hires` 2 draws at `size` first,
+    then from what came of it at twice the sides, by `strength`.
+
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
     (CousinWarning) where a concept's base was fine-tuned in the meantime.
     """
-    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, branches, span, always)
+    if strength is None:
+        strength = LARGER if hires != 1 else CHANGED
+    if hires != 1:
+        plain = {
+            "concepts": concepts, "seed": seed, "steps": steps, "guidance": guidance, "negative": negative,
+            "sampler": sampler, "batch_size": batch_size, "branches": branches, "span": span,
+            "always": always, "strength": strength, "preview": preview,
+        }  # fmt: skip
+        started = {"image": image, "mask": mask, "size": size, "count": count}
+        return _draw_large(base, prompt, hires, plain, started, callback)
+    first = None if image is None else strength
+    settings = draw_settings(
+        base, seed, steps, guidance, negative, size, sampler, branches, span, always, first
+    )
     mixing = any(isinstance(item, list) for item in concepts)
     each = [weighted_of(cast(list[Any], some)) for some in concepts] if mixing else []
     weighted = [] if mixing else weighted_of(concepts)
@@ -165,7 +197,14 @@ def draw(
         warning = concept.check_base(base.passport)
         if warning:
             warnings.warn(warning, CousinWarning, stacklevel=2)
+    starts = img2img.starts(base, image, mask, strength, size, total)
+    if starts:
+        base, settings = img2img.with_pipeline(base, mask is not None), replace(settings, size=starts[0].size)
     if mixing:
+        if starts:
+            raise SettingsError(
+                "Pictures of different concepts in one batch start from noise: draw them apart."
+            )
         if isinstance(prompt, str) or len(each) != len(prompts) // count:
             raise SettingsError(
                 f"With a list of concepts for each prompt give as many lists as prompts, not {len(each)}."
@@ -175,6 +214,7 @@ def draw(
     together = groups(prompts, [concept for concept, _ in weighted], settings.always)
     limit = batch_size or BATCH[base.family]
     rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
+    each_round = img2img.steps_done(steps, strength) if starts else steps
     images: dict[int, Image] = {}
     with with_scheduler(base, settings, preview):
         for called, those in together.items():
@@ -182,17 +222,49 @@ def draw(
             with acting(base, some, settings.negative, settings.branches, settings.span) as (known, avoided):
                 for start in range(0, len(those), limit):
                     batch = those[start : start + limit]
-                    tell = teller(callback, begun * steps, rounds * steps, steps)
+                    tell = teller(callback, begun * each_round, rounds * each_round, each_round)
                     texts, seeds = (
                         [textual_inversion.spoken(prompts[i], known) for i in batch],
                         [seed + i for i in batch],
                     )
-                    made = draw_batch(base, texts, settings, seeds, avoided, tell)
+                    from_these = [starts[i] for i in batch] if starts else []
+                    made = draw_batch(base, texts, settings, seeds, avoided, tell, from_these)
                     images |= zip(batch, made, strict=True)
                     begun += 1
     for i, image in images.items():
         image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
     return [images[i] for i in range(total)]
+
+
+def _draw_large(
+    base: Base,
+    prompt: str | Sequence[str],
+    hires: float,
+    plain: dict[str, Any],
+    started: dict[str, Any],
+    callback: Callable[[int, int], None] | None,
+) -> list[Image]:
+    """Two passes: pictures of the usual size, then from each of them one with sides `hires` times as long."""
+    settings = DrawSettings(0, 1, 1.0, "", (8, 8), "dpm++", hires=hires)  # refuses another factor
+
+    def half(place: int) -> Callable[[int, int], None] | None:
+        return callback and (lambda done, total: callback(place * total + done, 2 * total))
+
+    small = draw(base, prompt, **plain, **started, callback=half(0))
+    prompts = [prompt] * len(small) if isinstance(prompt, str) else list(prompt)
+    prompts = [text for text in prompts for _ in range(len(small) // len(prompts))]
+    each = plain["concepts"]
+    if any(isinstance(own, list) for own in each):
+        raise SettingsError("Pictures of different concepts in one batch have one pass: draw them apart.")
+    width, height = (8 * round(settings.hires * side / 8) for side in small[0].size)
+    large = draw(base, prompts, **plain, image=small, size=(width, height), callback=half(1))
+    for one, other in zip(small, large, strict=True):
+        told = [f"Denoising strength: {plain['strength']:g}", f"Hires upscale: {hires:g}"]
+        told = [field for field in told if field not in one.info["parameters"]]
+        other.info["parameters"] = one.info["parameters"].replace(
+            ", Version: atomdiff", f", {', '.join(told)}, Version: atomdiff"
+        )
+    return large
 
 
 def weighted_of(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
@@ -240,13 +312,14 @@ def draw_settings(
     branches: str = "conditional",
     span: Span = USUAL,
     always: bool = False,
+    strength: float | None = None,
 ) -> DrawSettings:
     """The settings with the base's own defaults filled in."""
     sides = size if size is not None else base.resolution
     width, height = (sides, sides) if isinstance(sides, int) else sides
     scale = GUIDANCE[base.family] if guidance is None else float(guidance)
     return DrawSettings(
-        seed, steps, scale, negative, (width, height), sampler.lower(), branches, span, always
+        seed, steps, scale, negative, (width, height), sampler.lower(), branches, span, always, strength
     )
 
 
@@ -266,6 +339,8 @@ def parameters_text(
         "Size": f"{width}x{height}",
         "Model": _quoted(base.name),
     }
+    if settings.strength is not None:
+        fields["Denoising strength"] = f"{settings.strength:g}"
     used = [
         f"{_plain(concept.title)}:{strength_text(strength)}:{concept.sha256()[:12]}"
         for concept, strength in concepts
@@ -289,22 +364,26 @@ def draw_batch(
     seeds: list[int],
     avoided: Negatives,
     tell: Callable[..., dict[str, Any]],
+    starts: Sequence[img2img.Start] = (),
 ) -> list[Image]:
     import torch
 
     width, height = settings.size
+    noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
     with loading.quiet(), torch.no_grad():
         made = base.pipe(
             prompt=prompts,
             **avoided(len(seeds)),
-            num_inference_steps=settings.steps,
+            **(img2img.arguments(starts, settings.steps) if starts else noise),
             guidance_scale=settings.guidance,
-            width=width,
-            height=height,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             callback_on_step_end=tell,
         )
-    return list(made.images)
+    return (
+        [start.finished(image) for start, image in zip(starts, made.images, strict=True)]
+        if starts
+        else list(made.images)
+    )
 
 
 def teller(

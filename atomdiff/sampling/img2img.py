@@ -9,6 +9,7 @@ so concepts act as ever."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,30 @@ class Start:
         whole.paste(drawn.resize(side, Pictures.Resampling.LANCZOS), (left, top), soft)
         whole.info = dict(drawn.info)
         return whole
+
+
+def starts(
+    base: Base,
+    image: Image | Sequence[Image] | None,
+    mask: Image | None,
+    strength: float,
+    size: int | tuple[int, int] | None,
+    count: int,
+) -> list[Start]:
+    """What each of `count` pictures starts from; none without an image. Raises SettingsError."""
+    if image is None:
+        if mask is not None:
+            raise SettingsError("A mask says what of a picture to draw anew, but no picture was given.")
+        return []
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(image, Sequence):
+        return [start_from(base, image, mask, strength, sides)] * count
+    if len(image) != count:
+        raise SettingsError(f"{len(image)} pictures to start from do not make {count}: give as many.")
+    made = [start_from(base, one, mask, strength, sides) for one in image]
+    if len({one.size for one in made}) > 1:
+        raise SettingsError("Pictures to start from have one shape, or a size is given.")
+    return made
 
 
 def start_from(
@@ -103,7 +128,7 @@ def with_pipeline(base: Base, inpaint: bool) -> Base:
     return replace(base, pipe=pipe)
 
 
-def arguments(starts: list[Start], steps: int) -> dict[str, Any]:
+def arguments(starts: Sequence[Start], steps: int) -> dict[str, Any]:
     """What the pipeline is told of the pictures to start from; at least one of its steps is done."""
     first = starts[0]
     told: dict[str, Any] = {

@@ -92,9 +92,14 @@ def expanded(prompt: str, seed: int, folder: Path | None = None) -> str:
             return prompt
         options = found[1].split("|") if found[1] is not None else _words(found[2], folder)
         prompt = prompt[: found.start()] + choose.choice(options).strip() + prompt[found.end() :]
-    raise SettingsError(
-        f"The prompt has more than {MAX_CHOICES} choices; words that name each other never end."
-    )
+    raise SettingsError(f"A prompt has up to {MAX_CHOICES} choices: words that name each other never end.")
+
+
+def for_each(prompt: str, seed: int, count: int, folder: Path | None = None) -> str | list[str]:
+    """What `draw` takes for `count` pictures from `seed` on: the prompt, or one for each."""
+    if not has_choices(prompt):
+        return prompt
+    return [expanded(prompt, seed + i, folder) for i in range(count)]
 
 
 def _words(name: str, folder: Path | None) -> list[str]:

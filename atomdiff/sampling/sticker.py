@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 40  # of 255 a channel: how far from the rim's colour still counts as background
 SUBJECT = (0.04, 0.9)  # of the area: less or more is no subject on a plain background
+AT_RIM = 0.15  # of the rim that a subject may touch
 EDGE, SHADOW, CORNER = 0.025, 0.012, 0.12  # of the longer side
 LEAST = 384  # pixels of the longer side: smaller pictures are enlarged
 
@@ -56,11 +57,12 @@ def _subject(picture: Image) -> Image | None:
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     near = (np.abs(pixels - np.median(rim, axis=0)).max(axis=2) <= TOLERANCE).astype(np.uint8)
     framed = np.pad(near, 1, constant_values=1)  # so that the background is in one piece around
-    flood = Pictures.fromarray(framed * 255, mode="L")
+    flood = Pictures.fromarray(framed * 255, mode="L").copy()  # one that may be painted on
     ImageDraw.floodfill(flood, (0, 0), 128)
     outside = np.asarray(flood)[1:-1, 1:-1] == 128
     share = 1 - outside.mean()
-    if not SUBJECT[0] <= share <= SUBJECT[1]:
+    at_rim = 1 - np.concatenate([outside[0], outside[-1], outside[:, 0], outside[:, -1]]).mean()
+    if not SUBJECT[0] <= share <= SUBJECT[1] or at_rim > AT_RIM:
         return None
     mask = Pictures.fromarray(np.where(outside, 0, 255).astype(np.uint8), mode="L")
     return mask.filter(ImageFilter.MedianFilter(5))
