@@ -99,9 +99,9 @@ def generate(
         ),
     ] = None,
     strength: Annotated[
-        float,
-        typer.Option(help="How much of --image, or in the second pass of --hires, may change, up to 1."),
-    ] = 0.6,
+        float | None,
+        typer.Option(help="How much of --image may change, up to 1 (0.6), or with --hires in its pass (0.4)."),
+    ] = None,
     hires: Annotated[
         float, typer.Option(metavar="FACTOR", help="Draw a second time, with sides so many times as long.")
     ] = 1.0,
