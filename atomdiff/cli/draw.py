@@ -100,7 +100,9 @@ def generate(
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="How much of --image may change, up to 1 (0.6), or with --hires in its pass (0.4)."),
+        typer.Option(
+            help="How much of --image may change, up to 1 (0.6), or with --hires in its pass (0.4)."
+        ),
     ] = None,
     hires: Annotated[
         float, typer.Option(metavar="FACTOR", help="Draw a second time, with sides so many times as long.")
