@@ -236,6 +236,9 @@ class Run:
 
     def _share(self, numbers: list[float]) -> list[float]:
         """Average the atom gradients, in place, and `numbers` over all processes."""
+        finish = getattr(self.base.unet, "finish_backward", None)  # of trainings in one batch, see `together`
+        if finish:
+            finish()
         if self.accelerator.num_processes == 1:
             return numbers
         gradients = [_gradient(p) for p in self.trained().values()]
