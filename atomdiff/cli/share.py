@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atomdiff.cli.arguments import concept_file
+from atomdiff.cli.arguments import concept_file, load_base, which_base
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 
@@ -24,16 +24,36 @@ def export_concept(
     file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
     text: Annotated[bool, typer.Option("--text", help="One line for a chat message (the default).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for version control.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="For other tools, from the base's weights: embedding (the learned word), diffusers (a "
+            "folder with the concept in it), checkpoint (a single file), diff (exact, for LoRA loaders; "
+            "1 GB for SD 1.5), lora (small and inexact)."
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file (or folder) instead of the terminal.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="With --to: by default the concept's own.")] = None,
+    strength: Annotated[float, typer.Option(help="With --to.")] = 1.0,
+    rank: Annotated[int | None, typer.Option(help="Of a LoRA.")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Of each layer of a LoRA, whose ranks follow from it.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="With --to: fp16, bf16 or fp32.")] = "fp16",
 ) -> None:
-    """Write a concept as text, from which `import` makes the same file."""
+    """Write a concept as text, from which `import` makes the same file, or --to what other tools read."""
     from atomdiff.files import atomic
     from atomdiff.files import text as forms
     from atomdiff.files.card import concept_bytes
 
-    if text and as_json:
-        raise SettingsError("A concept is exported as --text or as --json, not as both: run it twice.")
+    if text + as_json + bool(to) > 1:
+        raise SettingsError("A concept is exported as --text, as --json or --to something: run it twice.")
     file = concept_file(file)
+    if to:
+        _export_to(file, to, out, base, strength=strength, rank=rank, max_error=max_error, dtype=dtype)
+        return
     data = concept_bytes(file)
     try:
         made = forms.to_json(data) if as_json else forms.to_text(data) + "\n"
@@ -43,6 +63,20 @@ def export_concept(
         sys.stdout.write(made)
         return
     typer.echo(str(atomic.write(out, made.encode(), "The text")))
+
+
+def _export_to(file: Path, kind: str, out: Path | None, base: str | None, **settings: Any) -> None:
+    from atomdiff.files import card
+    from atomdiff.integrations.exports.write import ExportSettings, export
+
+    if out is None:
+        raise SettingsError("An export --to another tool needs --out: the file or folder to write.")
+    concept = card.load(file)
+    name, why = which_base(base, [(concept, 1.0)])
+    single = Path(name).expanduser()
+    checked = ExportSettings(kind, checkpoint=single if single.is_file() else None, **settings)
+    typer.echo(f"base: {name} ({why})")
+    export(concept, load_base(name, "cpu", "fp32", given=base is not None), checked, out, typer.echo)
 
 
 @app.command("import")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.modes import USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +28,8 @@ NO_CONCEPT = "none"
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture to draw: what `atomdiff.draw` takes. None stands for the base's own default."""
+    """One picture to draw: what `atomdiff.draw` takes. None stands for the base's own default; `acting` has
+    its `branches`, `span` and `always`, where they are not the usual."""
 
     prompt: str
     concepts: tuple[tuple[Concept, Strength], ...] = ()
@@ -39,13 +39,14 @@ class Scene:
     guidance: float | None = None
     size: tuple[int, int] | None = None
     sampler: str = "dpm++"
-    acting: str = USUAL
+    acting: Mapping[str, Any] = field(default_factory=dict)
 
     def draw(self, base: Base, **options: Any) -> list[Image]:
         """The picture; `options` are more of `draw`'s (count, callback, ...)."""
         from atomdiff.sampling.draw import draw
 
-        return draw(base, **vars(self), **options)
+        plain = {name: value for name, value in vars(self).items() if name != "acting"}
+        return draw(base, **plain, **self.acting, **options)
 
 
 @dataclass(frozen=True)

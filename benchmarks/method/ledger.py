@@ -10,47 +10,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from atomdiff.files.atomic import write_atomically
 
-from .judging import Figures, likeness
+from ..court import Figures, likeness
 
-PUBLISHED = Path(__file__).parent / "results"
+PUBLISHED = Path(__file__).parent.parent / "results"
 DIGITS = 5  # of the figures that are published
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method on one task, with one seed; `recipe` is a digest of all its settings."""
+    """One method in one precision on one task, with one seed and learning rate."""
 
     method: str
     recipe: str
+    precision: str
     task: str
     seed: int
+    rate: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: the figures of pictures drawn plainly, and gated where that was drawn; the bytes
-    of the file, the numbers in it, ‖ΔW‖/‖W‖ of the layer that moved most, seconds of the training."""
+    """What came of a case. `step`: one training step, as a multiple of the frozen floor; `payload`: bytes of
+    the file without names and other headers."""
 
     figures: Figures
-    gated: Figures = field(default_factory=dict)
-    bytes: int = 0
-    numbers: int = 0
-    moved: float = 0.0
-    seconds: float = 0.0
+    bytes: int
+    payload: int
+    numbers: int
+    step: float
 
     @property
     def likeness(self) -> float:
         return likeness(self.figures)
-
-    @property
-    def likeness_gated(self) -> float | None:
-        """None where none was drawn."""
-        return likeness(self.gated) if self.gated else None
 
     @property
     def drift(self) -> float:
@@ -107,9 +103,5 @@ class Ledger:
 
 
 def rounded(outcome: Outcome) -> Outcome:
-    def short(figures: Figures) -> Figures:
-        return {name: round(value, DIGITS) for name, value in figures.items()}
-
-    moved, seconds = round(outcome.moved, DIGITS), round(outcome.seconds, 1)
-    figures, gated = short(outcome.figures), short(outcome.gated)
-    return replace(outcome, figures=figures, gated=gated, moved=moved, seconds=seconds)
+    figures = {name: round(value, DIGITS) for name, value in outcome.figures.items()}
+    return replace(outcome, figures=figures, step=round(outcome.step, DIGITS))
