@@ -37,9 +37,8 @@ gpu: install   ## on a GPU: a longer pocket training, then every benchmark that 
 	    --autoencoder-steps 30000 --autoencoder-batch 32 --words-steps 2000 --decoder-steps 10000 --decoder-batch 32 \
 	    --denoiser-steps 30000 --denoiser-batch 256 --judge-steps 6000 --judge-batch 256
 	-$(BIN)/python -m benchmarks.pocket_quality --docs --check
-	-$(BIN)/python -m benchmarks.likeness --docs --check
 	-$(BIN)/python -m benchmarks.step_time --device cuda --size 512 --dtype bf16 --docs --check
-	-$(BIN)/python -m benchmarks.method --device cuda --draw-batch 128 --tune --memory --docs --check
+	-$(BIN)/python -m benchmarks.method --docs --check
 	-$(BIN)/python -m benchmarks.size --docs --check
 	-$(BIN)/python -m benchmarks.tricks --docs --check
 

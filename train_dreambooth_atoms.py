@@ -26,7 +26,7 @@ GROUPS = {  # the headings of --help, by the field that each begins with
     "with_prior_preservation": "keeping the class as it is",
     "resolution": "how much is seen",
     "learning_rate": "how fast it learns",
-    "size": "what is trained",
+    "recipe": "what is trained",
     "mixed_precision": "speed and memory",
     "checkpointing_steps": "saving, resuming, looking on",
 }

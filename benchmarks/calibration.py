@@ -12,31 +12,22 @@ finished is kept in OUT/results.jsonl, so that a run goes on where it was ended.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from rich.progress import track
-
 from atomdiff import pocket
-from atomdiff.base.stable_diffusion import Base, load_base
-from atomdiff.pocket.judge import Judge
 
-from .court import Drawing
-from .method.catalogue import chosen
-from .method.handmade import BASE, FULL
-from .method.ledger import PUBLISHED, Ledger, Outcome
-from .method.protocol import CLASSIC, Method
-from .method.rates import score
-from .method.running import Bench
-from .method.tasks import Task, subjects, tuning_subjects
+from . import peers
+from .bench import BASE, Bench, Method
+from .judging import Drawing
+from .ledger import Outcome
 from .report import Target, machine, markdown, one_sentence, show, verdict, write_section
+from .tasks import Task, subjects, tuning_subjects
 
-RECIPE = 1  # to be raised when the loop or the figures change what a result means
 LONGER = 3  # times the steps, to see it overfit
+CONTEXT_LOSS, LEAK_GAIN = 0.03, 0.10  # what a rate may cost at most before it counts against it
 FIGURES = ("identity", "colour", "pattern", "second", "class", "context", "accessory", "leak", "drift")
 
 
@@ -48,17 +39,12 @@ class Rung:
     rates: tuple[float, ...]
 
 
-WITHOUT = replace(
-    FULL,
-    name="DreamBooth, no prior",
-    recipe="no prior",
-    course=replace(CLASSIC, with_prior_preservation=False),
-)
+DREAMBOOTH = Method("DreamBooth", attach=peers.full)
 LADDER = (
-    Rung(chosen(["textual inversion"])[0], (2e-3, 5e-3, 1e-2, 2e-2)),
-    Rung(chosen(["LoRA r=4, attention"])[0], (5e-4, 1e-3, 2e-3, 4e-3)),
-    Rung(replace(FULL, name="DreamBooth"), (1e-5, 3e-5, 1e-4, 3e-4)),
-    Rung(WITHOUT, (1e-5, 3e-5, 1e-4, 3e-4)),
+    Rung(Method("textual inversion", attach=peers.textual_inversion), (2e-3, 5e-3, 1e-2, 2e-2)),
+    Rung(Method("LoRA r=4, attention", attach=peers.lora(4)), (5e-4, 1e-3, 2e-3, 4e-3)),
+    Rung(DREAMBOOTH, (1e-5, 3e-5, 1e-4, 3e-4)),
+    Rung(replace(DREAMBOOTH, name="DreamBooth, no prior", prior=False), (1e-5, 3e-5, 1e-4, 3e-4)),
 )
 
 
@@ -80,24 +66,29 @@ class Row:
         return statistics.fmean(known) if known else float("nan")
 
 
-def best_rate(bench: Bench, rung: Rung, others: Sequence[Task]) -> float:
-    """The rate of the best likeness, less what it loses of context and leaks beyond a little."""
-    return max(rung.rates, key=lambda rate: score(bench, rung.method, others, rate))
+def score(bench: Bench, method: Method, tasks: Sequence[Task]) -> float:
+    """Mean likeness, less what context is lost and leak gained beyond what is allowed."""
+    bench.run([method], tasks)
+    scores = []
+    for task in tasks:
+        (plain,), (made,) = bench.outcomes(BASE, [task]), bench.outcomes(method, [task])
+        lost = plain.figures["context"] - made.figures["context"] - CONTEXT_LOSS
+        leaked = made.figures["leak"] - plain.figures["leak"] - LEAK_GAIN
+        scores.append(made.likeness - max(0.0, lost) - max(0.0, leaked))
+    return statistics.fmean(scores)
 
 
-def climb(bench: Bench, longer: Bench, tasks: Sequence[Task], others: Sequence[Task]) -> list[Row]:
-    """The base, every method at its best rate, and DreamBooth once more with more steps."""
-
-    def row(at: Bench, method: Method, rate: float, name: str) -> Row:
-        return Row(name, rate, tuple(at.run(method, task, 0, rate)["fp16"] for task in tasks))
-
-    rows = [row(bench, BASE, 0.0, BASE.name)]
-    for rung in track(LADDER, "methods"):
-        rate = best_rate(bench, rung, others)
-        rows.append(row(bench, rung.method, rate, rung.method.name))
-        if rung.method.name == "DreamBooth":
-            rows.append(row(longer, rung.method, rate, f"DreamBooth, {LONGER} times the steps"))
-    return rows
+def climb(bench: Bench, steps: int, tasks: Sequence[Task], others: Sequence[Task]) -> list[Row]:
+    """The base, every method at the best of its rates on `others`, and DreamBooth also with more steps."""
+    chosen = [BASE]
+    for rung in LADDER:
+        tried = [replace(rung.method, rate=rate, steps=steps) for rate in rung.rates]
+        chosen.append(max(tried, key=lambda method: score(bench, method, others)))
+        if rung.method.name == DREAMBOOTH.name:
+            name = f"{DREAMBOOTH.name}, {LONGER} times the steps"
+            chosen.append(replace(chosen[-1], name=name, steps=LONGER * steps))
+    bench.run(chosen[1:], tasks)
+    return [Row(one.name, one.rate, tuple(bench.outcomes(one, tasks))) for one in chosen]
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
@@ -132,35 +123,17 @@ def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return ("", "rate", "likeness", *FIGURES), cells
 
 
-def open_bench(base: Base, judge: Path, steps: int, a: argparse.Namespace) -> Bench:
-    """With the ledger of just this base, judge and length."""
-    setup = {
-        "recipe": RECIPE,
-        "base": [base.passport.architecture, base.passport.sketch_text()],
-        "judge": hashlib.sha256(judge.read_bytes()).hexdigest(),
-        "steps": [steps, a.batch, a.class_pictures],
-        "drawn": [a.each, a.draw_steps],
-    }
-    ledger = Ledger(a.out / "results.jsonl", setup, PUBLISHED / "calibration.jsonl")
-    drawing = Drawing(a.each, a.draw_steps, a.draw_batch)
-    return Bench(
-        base, Judge.load(judge), ledger, drawing, steps, a.batch, a.class_pictures, a.out / ledger.setup
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     a = parse(arguments)
-    base, judge = load_base(str(a.base), device=a.device), a.judge or a.base / "judge.safetensors"
-    bench, longer = (open_bench(base, judge, steps, a) for steps in (a.steps, LONGER * a.steps))
-    size = base.resolution
-    rows = climb(bench, longer, subjects(a.subjects, size), tuning_subjects(a.search_on, size))
+    bench = Bench("calibration", a.out, Drawing(a.each, a.draw_steps), pocket=a.base)
+    size = bench.base.resolution
+    rows = climb(bench, a.steps, subjects(a.subjects, size), tuning_subjects(a.search_on, size))
     headers, cells = table(rows)
-    setup = f"{a.subjects} subjects, {a.steps} steps of {a.batch} pictures, {a.each} pictures a prompt"
+    setup = f"{a.subjects} subjects, {a.steps} steps, {a.each} pictures a prompt"
     show(setup, headers, cells)
-    print(f"{machine()}; pictures in {bench.out} and {longer.out}")
+    print(f"{machine()}; pictures in {bench.out}")
     if a.docs:
         bench.ledger.publish()
-        longer.ledger.publish()
         write_section(
             Path("docs/pocket.md"), "calibration", markdown(headers, cells) + f"\n{setup}; {machine()}."
         )
@@ -175,22 +148,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--base", type=Path, default=pocket.path(), help="a folder in the pocket's layout, its judge within")
-    add("--judge", type=Path, help="another judge's weights")
     add("--subjects", type=int, default=3)
     add("--search-on", type=int, default=1, help="other subjects to find the rates on, 1 to 4 (default 1)")
     add("--steps", type=int, default=300)
-    add("--batch", type=int, default=4, help="pictures a step, and as many of the class (default 4)")
-    add("--class-pictures", type=int, default=48)
     add("--each", type=int, default=4, help="pictures of each prompt (default 4)")
     add("--draw-steps", type=int, default=25)
-    add("--draw-batch", type=int, default=16, help="pictures drawn at once; raise it on a GPU")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, default=Path("outputs/calibration"))
     add("--docs", action="store_true", help="publish the results and a section of docs/pocket.md")
     add("--check", action="store_true", help="exit 1 if the order does not hold")
     a = parser.parse_args(arguments)
-    if min(a.subjects, a.search_on, a.steps, a.batch, a.each, a.draw_steps) < 1:
-        parser.error("subjects, search-on, steps, batch, each and draw-steps are at least 1")
+    if min(a.subjects, a.search_on, a.steps, a.each, a.draw_steps) < 1:
+        parser.error("subjects, search-on, steps, each and draw-steps are at least 1")
     return a
 
 

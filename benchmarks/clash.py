@@ -104,7 +104,7 @@ def without_word(concept: Concept) -> Concept:
 
 def pictures_of(base: Base, prompt: str, concepts: list[Concept], count: int) -> list[Image.Image]:
     prompts = [f"{prompt} {world.CONTEXTS[CONTEXTS[i % len(CONTEXTS)]]}" for i in range(count)]
-    return draw(base, prompts, concepts=concepts, seed=70, steps=20, always=True)
+    return draw(base, prompts, concepts=concepts, seed=70, steps=20, acting="plain")
 
 
 def cases_of(base: Base, concepts: list[Concept], count: int) -> list[Case]:

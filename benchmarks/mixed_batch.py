@@ -26,11 +26,11 @@ from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import passport_of
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
-from atomdiff.core.joint import JointAtoms
-from atomdiff.core.mixed import mixing
+from atomdiff.core.mixed import Mixing, mixing
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
 from atomdiff.sampling.resident import Resident, Residents
+from atomdiff.training.together import row_maps, unet_like
 
 from .report import Target, machine, markdown, show, verdict, write_section, written
 from .step_time import DTYPES, sd15_shaped_unet
@@ -195,7 +195,7 @@ def trainings(unet: Any, size: int, rounds: int, clock: Clock, count: int = TRAI
             adam.zero_grad()
 
     def together() -> None:
-        joint.rows(range(count))
+        joint.set(row_maps(several, range(count)))
         error = unet(latents, times, text).sample.float() - target.float()
         error.square().mean((1, 2, 3)).sum().backward()
         adam.step()
@@ -209,8 +209,9 @@ def trainings(unet: Any, size: int, rounds: int, clock: Clock, count: int = TRAI
         adam = torch.optim.AdamW(attached.parameters(), lr=1e-3)
         found["alone"].append(clock(alone))
         attached.detach()
-        joint = JointAtoms(unet, SPEC, count)
-        adam = torch.optim.AdamW(joint.parameters.values(), lr=1e-3)
+        several = [inject.attach(unet_like(unet), SPEC) for _ in range(count)]
+        joint = Mixing(unet)
+        adam = torch.optim.AdamW([p for own in several for p in own.parameters()], lr=1e-3)
         found["together"].append(clock(together))
         joint.close()
     return {name: statistics.median(seconds) for name, seconds in found.items()}

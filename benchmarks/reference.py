@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from atomdiff.core import sparse, subspace
 from atomdiff.core.families import (
     Coefficients,
-    KroneckerAtoms,
     RecursiveAtoms,
-    SharedAtoms,
     SparseAtoms,
     SpatialAtoms,
 )
@@ -90,9 +88,6 @@ def _linears() -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
         if groups:
             base, x = _frozen(nn.Conv2d(16, 8, 1, groups=groups)), torch.randn(2, 16, 4, 3, generator=seeded)
         yield "linear atoms (Dc)", AtomLinear(base, kc), _blocks(base, kc), x
-        shared = SharedAtoms(kc, nn.Parameter(torch.zeros(3, 1, 7)), 2)
-        yield "shared linear atoms", AtomLinear(base, shared), _shared(base, kc), x
-        yield "Kronecker", AtomLinear(base, KroneckerAtoms(kc)), _kronecker(base), x
 
 
 # ----------------------------------------------------------------------------------- the definitions
@@ -144,37 +139,6 @@ def _blocks(base: nn.Linear | nn.Conv2d, kc: int) -> Definition:
     weight = base.weight.flatten(1)
     W = weight.view(weight.shape[0] // kc, kc, weight.shape[1] // kc, kc)
     return lambda Dc: torch.einsum("IpJq,pqij->IiJj", W, Dc.view(kc, kc, kc, kc)).reshape(weight.shape)
-
-
-def _shared(base: nn.Linear | nn.Conv2d, kc: int, layer: int = 2) -> Definition:
-    """ΔDc[e] = ± θ[⌊H/2⌋ mod |θ|], minus for odd H, the hash of l kc⁴ + e."""
-    hashes = [_hash(layer * kc**4 + e) for e in range(kc**4)]
-
-    def delta(theta: Tensor) -> Tensor:
-        numbers = theta.flatten()
-        Dc = torch.stack([(-1) ** (H % 2) * numbers[H // 2 % len(numbers)] for H in hashes])
-        return _blocks(base, kc)(Dc.view(kc**2, kc**2))
-
-    return delta
-
-
-def _hash(H: int) -> int:
-    """The finaliser of MurmurHash3 for 32 bits, in Python's integers."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        H = (H ^ H >> shift) * factor % 2**32
-    return H ^ H >> 16
-
-
-def _kronecker(base: nn.Linear | nn.Conv2d) -> Definition:
-    """ΔW = (I⊗(I+P)) W (I⊗(I+Q)) − W."""
-    weight = base.weight.flatten(1)
-
-    def delta(atoms: Tensor) -> Tensor:
-        P, Q = (torch.eye(len(part)) + part for part in atoms.chunk(2))
-        left, right = (torch.eye(side // len(P)) for side in weight.shape)
-        return torch.kron(left, P) @ weight @ torch.kron(right, Q) - weight
-
-    return delta
 
 
 # ----------------------------------------------------------------------------------------- comparing

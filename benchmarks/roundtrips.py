@@ -90,9 +90,6 @@ def _layers(dice: random.Random) -> tuple[AtomSpec, dict[str, tuple[int, ...]]]:
         options |= {"coef_block": 2} if dice.random() < 0.15 else {}
     if linear:
         options |= {"linear_atoms": dice.choice(("attn2", "attn2_kv", "attn", "all", r"to_(k|v)$"))}
-        options |= {"linear_family": dice.choice(("blocks", "shared", "kronecker"))}
-        shared = options["linear_family"] == "shared"
-        options |= {"shared_numbers": dice.randint(1, 200)} if shared else {}
     if options.get("conv_family") == "recursive":
         options |= {"second_atoms": dice.randint(1, 3), "channel_groups": dice.randint(0, 3)}
     spec = AtomSpec(**options)
@@ -113,13 +110,7 @@ def _shapes(spec: AtomSpec, kernels: list[str], dice: random.Random) -> dict[str
     if spec.coef_block:
         shapes["coef"] = (dice.randint(1, 4), 4, 4)
     if spec.linear_atoms != "none":
-        side = spec.linear_block
-        sides = {
-            "blocks": (side**2, side**2),
-            "kronecker": (2 * side, side),
-            "shared": (1, spec.shared_numbers),
-        }
-        shapes["linear"] = (dice.randint(1, 6), *sides[spec.linear_family])
+        shapes["linear"] = (dice.randint(1, 6), spec.linear_block**2, spec.linear_block**2)
     if dice.random() < 0.2:
         shapes["token"] = (dice.randint(1, 2), 1, 12)
     return shapes

@@ -35,8 +35,8 @@ SPECS = [
     AtomSpec(num_atoms=3, basis="svd"),
     AtomSpec(linear_atoms="none"),
     AtomSpec(num_atoms=0),
-    AtomSpec(num_atoms=6, linear_family="kronecker"),
-    AtomSpec(num_atoms=5, linear_family="shared", shared_numbers=24),
+    AtomSpec(num_atoms=6),
+    AtomSpec(num_atoms=5, linear_block=2),
 ]
 weights = st.floats(-2, 2, allow_nan=False, width=32)
 WHOLE = [0, 1, 2, 5, 6]  # those of SPECS that have atoms in every layer of the others

@@ -1,17 +1,19 @@
 """The calibration: the order it asks for, and that a finished run is not done again."""
 
+from dataclasses import replace
+
 import pytest
 
 from atomdiff.pocket.judge import Judge, JudgeNet
-from benchmarks import calibration
+from benchmarks import bench, calibration
 from benchmarks.calibration import Row, targets
-from benchmarks.method.ledger import Outcome
+from benchmarks.ledger import Outcome
 
 
 def row(name, likeness, leak, context):
     figures = dict.fromkeys(("colour", "second", "pattern", "identity"), likeness)
     figures |= {"leak": leak, "context": context, "accessory": context, "drift": leak, "class": 1.0}
-    return Row(name, 1e-3, (Outcome(figures, 10, 8, 4, 1.0),))
+    return Row(name, 1e-3, (Outcome(figures),))
 
 
 KNOWN = (
@@ -50,27 +52,18 @@ def test_a_share_of_nothing_is_all_of_it():
 def test_a_finished_run_is_not_done_again(tmp_path, tiny_base, monkeypatch, capsys):
     """With one step of everything."""
     rungs = [calibration.Rung(r.method, r.rates[:1]) for r in calibration.LADDER]
+    small = replace(bench.POCKET, train_batch_size=1, num_class_images=1)
     monkeypatch.setattr(calibration, "LADDER", rungs)
     monkeypatch.setattr(calibration, "LONGER", 2)
-    monkeypatch.setattr(calibration, "load_base", lambda *given, **named: tiny_base())
+    monkeypatch.setattr(bench, "load_base", lambda *given, **named: tiny_base())
+    monkeypatch.setattr(bench, "POCKET", small)
     monkeypatch.setenv("ATOMDIFF_CACHE", str(tmp_path / "cache"))
     Judge(JudgeNet()).save(tmp_path / "judge.safetensors")
     command = ["--out", str(tmp_path / "out"), "--base", str(tmp_path), "--subjects", "1", "--steps", "1"]
-    command += [
-        "--batch",
-        "1",
-        "--each",
-        "1",
-        "--draw-steps",
-        "1",
-        "--class-pictures",
-        "1",
-        "--device",
-        "cpu",
-    ]
+    command += ["--each", "1", "--draw-steps", "1"]
     calibration.main(command)
     first = capsys.readouterr().out
     assert "DreamBooth, no prior" in first and "Targets" in first
-    monkeypatch.setattr(calibration.Bench, "_run", lambda *given: pytest.fail("done again"))
+    monkeypatch.setattr(bench.Bench, "_outcome", lambda *given: pytest.fail("done again"))
     calibration.main(command)
     assert "DreamBooth, no prior" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     out = tmp_path / "new" / "beach.png"
     done = run(
         "generate", "--concept", f"{concept_file}:0.5", "a sks dog", "-n", 3, "--seed", 4, "--out", out,
-        "--base", tiny_folder("sd1"), "--negative", "rain", "--branches", "both", *QUICK,
+        "--base", tiny_folder("sd1"), "--negative", "rain", "--acting", "gated", *QUICK,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.output.startswith(f"base: {tiny_folder('sd1')} (as asked)\n")
@@ -60,7 +60,7 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     assert text.startswith(
         "a sks dog\nNegative prompt: rain\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 6,"
     )
-    used = f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}", Concept branches: both'
+    used = f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}", Concepts act: gated'
     assert used in text
 
 
@@ -105,15 +105,6 @@ def test_the_base_is_the_one_that_the_concept_names(tmp_path, tiny_folder, conce
     assert found.exit_code == 0, found.output
 
 
-def test_the_usual_span_is_that_of_the_library():
-    from inspect import signature
-
-    from atomdiff.cli.draw import generate
-    from atomdiff.sampling.gating import USUAL
-
-    assert signature(generate).parameters["span"].default == USUAL
-
-
 def test_notes_about_a_missing_trigger_a_long_prompt_and_a_cousin(tmp_path, tiny_folder, concept_file):
     done = run(
         "generate", "--concept", concept_file, "dog " * 75 + "on the beach", "--out", tmp_path / "x.png",
@@ -121,10 +112,7 @@ def test_notes_about_a_missing_trigger_a_long_prompt_and_a_cousin(tmp_path, tiny
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "warning: the prompt lacks 'sks', the word that calls" in done.stderr
-    always = ["--always", "--base", tiny_folder("sd1"), "--out", tmp_path / "y.png"]
-    assert "lacks" not in run("generate", "--concept", concept_file, "a dog", *always, *QUICK).stderr
-    with Image.open(tmp_path / "y.png") as picture:
-        assert "Concepts always: yes" in picture.info["parameters"]
+    assert "therefore will show but little" in done.stderr
     assert "not used: 'on the beach'" in done.stderr
     assert "likeness may suffer" in done.stderr
 

@@ -12,25 +12,18 @@ from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
 from atomdiff.training.run import train
-from benchmarks.court import Drawing
-from benchmarks.method import fitting, running, tasks
-from benchmarks.method.catalogue import chosen
-from benchmarks.method.ledger import Ledger
+from benchmarks import method, tasks
+from benchmarks.handles import fit
+from benchmarks.judging import Drawing
 
 FAMILIES = {
-    "shared": {},
-    "blocks": {
-        "num_atoms": 9,
-        "linear_family": "blocks",
-        "average_last": 0.7,
-        "gradient_checkpointing": True,
-    },
-    "recursive": {"num_atoms": 9, "conv_family": "recursive", "channel_groups": 4, "linear_atoms": "none"},
-    "kronecker": {"linear_family": "kronecker", "train_token": False, "coef_block": 2, "num_atoms": 4},
+    "atoms+dc": {"average_last": 0.7, "gradient_checkpointing": True},
+    "recursive": {"recipe": "recursive", "channel_groups": 4, "linear_atoms": "none"},
+    "coefficients": {"train_token": False, "coef_block": 2, "num_atoms": 4},
+    "word": {"recipe": "word"},
 }
 TRAINING = {"max_train_steps": 2, "train_batch_size": 2, "resolution": 32, "class_word": "dog"}
-TRAINING |= {"precision": "fp32"}
-JUDGED = ("atomdiff's default", "LoRA r=1, attention + 2 words, as ours", "full fine-tuning")
+TRAINING |= {"precision": "fp32", "with_prior_preservation": False}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +54,10 @@ def test_devices_are_told_apart(monkeypatch):
             there + here
 
 
-@pytest.mark.parametrize(("kind", "family"), [("sdxl", "shared"), *(("sd1", family) for family in FAMILIES)])
+TRAINED = [("sdxl", "atoms+dc"), *(("sd1", family) for family in FAMILIES)]
+
+
+@pytest.mark.parametrize(("kind", "family"), TRAINED)
 def test_training_there_gives_what_it_gives_here(kind, family, tiny_base, away, dog, tmp_path):
     def trained(base):
         out = tmp_path / base.device.type
@@ -76,36 +72,35 @@ def numbers(concept):
     return torch.cat([t.flatten() for t in (*concept.atoms.values(), *(concept.token or {}).values())])
 
 
-@pytest.mark.parametrize(
-    ("kind", "branches"), [("sd1", "conditional"), ("sd1", "both"), ("sdxl", "conditional")]
-)
-def test_drawing_there_gives_what_it_gives_here(kind, branches, tiny_base, away, dog, tmp_path):
+@pytest.mark.parametrize(("kind", "acting"), [("sd1", "gated"), ("sd1", "plain"), ("sdxl", "gated")])
+def test_drawing_there_gives_what_it_gives_here(kind, acting, tiny_base, away, dog, tmp_path):
     concept = train(dog, tmp_path, tiny_base(kind), **TRAINING)
 
     def drawn(base):
         prompts = ["a sks dog", "a cat"]
         some = [(concept, {"down": 2.0, "up": 1.0})]
-        return [np.array(p, int) for p in draw(base, prompts, concepts=some, steps=2, branches=branches)]
+        return [np.array(p, int) for p in draw(base, prompts, concepts=some, steps=2, acting=acting)]
 
     here, there = drawn(tiny_base(kind)), away(tiny_base(kind), drawn)
     assert np.abs(np.array(here) - np.array(there)).max() <= 2  # of 255: operations are ordered otherwise
 
 
-@pytest.mark.parametrize("name", JUDGED)
-def test_a_method_is_judged_there(name, tiny_base, away, tmp_path, monkeypatch):
-    (method,), (task,) = chosen([name]), tasks.subjects(1)
-    monkeypatch.setattr(fitting, "_clock", lambda base: 0.0)
-    monkeypatch.setattr(running, "floor_seconds", lambda *given: 1.0)
+@pytest.mark.parametrize("peer", method.PEERS[::2], ids=lambda peer: peer.name)
+def test_a_peer_is_trained_and_judged_there(peer, tiny_base, away):
+    (task,) = tasks.subjects(1)
 
     def judged(base):
         side = base.unet.config.sample_size
         mean = torch.randn(5, 1, 4, side, side, generator=torch.Generator().manual_seed(0))
-        parts = (LatentCache(mean, torch.zeros_like(mean), (row,) * 5) for row in (0, 1))
+        parts = (LatentCache(mean, torch.zeros_like(mean), ((row,),) * 5) for row in (0, 1))
         data = TrainingData(*parts, encode_table(base, ["a sks dog", "a dog"]))
-        monkeypatch.setattr(running, "prepare", lambda *given: data)
-        ledger = Ledger(tmp_path / base.device.type / "results.jsonl", {})
-        bench = running.Bench(base, Judge(JudgeNet()), ledger, Drawing(1, 1, 32), 2, 1, 1, tmp_path)
-        return bench.run(method, task, 0, method.rate)
+        judge = task.judge(base, Judge(JudgeNet()), Drawing(1, 1, 32))
+        handle = peer.attach(base)
+        try:
+            fit(handle, data, 2, 1, 0, peer.rate)
+            with handle.filed(handle.to_bytes()):
+                return judge.judge_all(base, [], handle.asked(task.asked))[0]
+        finally:
+            handle.detach()
 
-    there = away(tiny_base(), judged)
-    assert all(outcome.figures["drift"] >= 0 and outcome.bytes for outcome in there.values())
+    assert away(tiny_base(), judged)["drift"] >= 0

@@ -12,18 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import BasePassport
-from atomdiff.core import inject, pool, subspace
+from atomdiff.core import inject, subspace
 from atomdiff.core.families import (
     BlockAtoms,
     Coefficients,
-    KroneckerAtoms,
     RecursiveAtoms,
-    SharedAtoms,
     SparseAtoms,
 )
 from atomdiff.core.inject import AtomSpec
@@ -33,19 +30,14 @@ from atomdiff.files.safetensors_file import from_bytes, size_report, to_bytes
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 SPECS = {
-    "kronecker": AtomSpec(num_atoms=0, linear_atoms="all", linear_family="kronecker", linear_block=2),
-    "shared": AtomSpec(
-        num_atoms=0, linear_atoms="all", linear_family="shared", linear_block=2, shared_numbers=5
-    ),
+    "blocks": AtomSpec(num_atoms=0, linear_atoms="all", linear_block=2),
     "recursive": AtomSpec(conv_family="recursive", second_atoms=2, linear_atoms="none"),
     "recursive groups": AtomSpec(num_atoms=4, conv_family="recursive", channel_groups=3, linear_atoms="none"),
     "recursive channels": AtomSpec(conv_family="recursive", channel_groups=0, linear_atoms="none"),
     "coefficients": AtomSpec(num_atoms=6, coef_block=2, linear_atoms="none"),
     "sparse": AtomSpec(num_atoms=6, conv_family="sparse", linear_atoms="none"),
     "overcomplete": AtomSpec(num_atoms=12, conv_family="sparse", sparsity=0.1, linear_atoms="none"),
-    "everything": AtomSpec(
-        conv_family="recursive", channel_groups=2, coef_block=4, linear_atoms="all", linear_family="kronecker"
-    ),
+    "everything": AtomSpec(conv_family="recursive", channel_groups=2, coef_block=4, linear_atoms="all"),
 }
 every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
@@ -84,46 +76,6 @@ def _agree(layer: AtomLayer, explicit: Callable[..., Tensor], x: Tensor) -> None
 
 
 # ------------------------------------------------------------------------------- one layer, by hand
-
-
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.booleans())
-@settings(deadline=None, max_examples=12)
-def test_kronecker_linear(rows: int, columns: int, kc: int, ndim: int, bias: bool) -> None:
-    base = nn.Linear(columns * kc, rows * kc, bias=bias)
-    layer = AtomLinear(base, KroneckerAtoms(kc))
-    _move(layer)
-
-    def explicit(x: Tensor, atoms: Tensor) -> Tensor:
-        return linear(x, _around(base.weight, atoms), base.bias)
-
-    x = _normal(*(2, 5)[: ndim - 1], columns * kc)
-    _agree(layer, explicit, x)
-    layer.strength = 0.5
-    moved = base.weight + 0.5 * (_around(base.weight, layer.atoms) - base.weight)
-    torch.testing.assert_close(layer(x), linear(x, moved, base.bias), atol=1e-5, rtol=1e-4)
-
-
-def _around(weight: Tensor, atoms: Tensor) -> Tensor:
-    """(I⊗(I+P)) W (I⊗(I+Q)) by kron."""
-    kc = atoms.shape[1]
-    P, Q = torch.eye(kc) + atoms[:kc], torch.eye(kc) + atoms[kc:]
-    left, right = torch.eye(weight.shape[0] // kc), torch.eye(weight.shape[1] // kc)
-    return torch.kron(left, P) @ weight @ torch.kron(right, Q)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 2}, {"groups": 2, "bias": False}, {"padding": 1, "padding_mode": "reflect"}]
-)
-def test_kronecker_pointwise_conv(options: dict[str, Any]) -> None:
-    base = _conv(8, 12, 1, **options)
-    layer = AtomLinear(base, KroneckerAtoms(2))
-    _move(layer)
-
-    def explicit(x: Tensor, atoms: Tensor) -> Tensor:
-        moved = _around(base.weight.flatten(1), atoms).view(base.weight.shape)
-        return base._conv_forward(x, moved, base.bias)
-
-    _agree(layer, explicit, _normal(2, 8, 5, 6))
 
 
 @given(st.data())
@@ -166,68 +118,6 @@ def test_coefficients_of_a_convolution(m: int) -> None:
     _agree(layer, explicit, _normal(2, 4, 5, 5))
 
 
-def test_shared() -> None:
-    """Every layer's map is of the pool's numbers, placed and signed as docs/format.md says."""
-    base, kc, theta = nn.Linear(8, 4).requires_grad_(False), 2, nn.Parameter(_normal(3, 1, 4))
-    for number in range(3):
-        layer = AtomLinear(base, SharedAtoms(kc, theta, number))
-
-        def moved(x: Tensor, numbers: Tensor, number: int = number) -> Tensor:
-            flat, found = numbers.flatten(), []
-            for e in range(kc**4):
-                H = _murmur(number * kc**4 + e)
-                found.append((-1) ** (H % 2) * flat[H // 2 % len(flat)])
-            M = torch.stack(found).view(kc**2, kc**2)
-            return linear(x, base.weight + subspace.apply_block_map(base.weight, M), base.bias)
-
-        _agree(layer, moved, _normal(3, 8))
-        theta.grad = None
-
-
-def _murmur(H: int) -> int:
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        H = (H ^ H >> shift) * factor % 2**32
-    return H ^ H >> 16
-
-
-@settings(deadline=None)
-@given(st.integers(1, 6), st.sampled_from([1, 2, 4]), st.integers(1, 40))
-def test_a_pool_s_inner_products_are_those_of_its_maps(layers: int, block: int, numbers: int) -> None:
-    a, b = _normal(layers, 1, numbers), _normal(layers, 1, numbers, seed=1)
-    wanted = (pool.maps(a, block) * pool.maps(b, block)).sum()
-    found = (a * b * pool.uses(layers, block, numbers)).sum()
-    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-4)
-
-
-def test_a_pool_is_used_evenly_and_with_both_signs() -> None:
-    uses = pool.uses(64, 8, 128)
-    assert uses.sum() == 64 * 8**4 and uses.min() >= 8 and uses.max() <= 64  # 32 in the mean
-    signs = pool.places(64, 8, 128)[1]
-    assert abs(float(signs.mean())) < 0.01 and set(signs.unique().tolist()) == {-1.0, 1.0}
-
-
-def test_a_pool_for_too_large_maps_is_refused_before_training_and_in_a_file() -> None:
-    net, spec = _net(64), AtomSpec(num_atoms=0, linear_atoms="6", linear_family="shared", linear_block=4)
-    attached, tensors = _trained(net, spec)
-    attached.detach()
-    concept = Concept.of(net, spec, tensors, PASSPORT)
-    with pytest.raises(ConceptError, match="over 4,194,304 numbers in all"):
-        replace(concept, spec=replace(spec, linear_block=64))
-    wide = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)
-    with pytest.raises(SettingsError, match="take smaller blocks or fewer layers"):
-        inject.attach(
-            wide, AtomSpec(num_atoms=0, linear_atoms="all", linear_family="shared", linear_block=64)
-        )
-
-
-def test_layers_that_share_train_one_parameter() -> None:
-    net = _net()
-    attached = inject.attach(net, SPECS["shared"])
-    assert {name: tuple(p.shape) for name, p in attached.named_atoms().items()} == {"*#pool": (2, 1, 5)}
-    net(_normal(2, 3, 7, 7)).square().sum().backward()
-    assert attached.named_atoms()["*#pool"].grad.abs().sum() > 0
-
-
 def test_channel_groups_cover_all_channels() -> None:
     for c_in in range(1, 12):
         for groups in range(1, c_in + 1):
@@ -244,12 +134,8 @@ def _layers() -> dict[str, tuple[AtomLayer, Tensor]]:
     conv, basis = _conv(4, 8, 3, padding=1), subspace.dct_basis((3, 3), 9)
     x, seeded = _normal(2, 4, 6, 6), torch.Generator().manual_seed(0)
     return {
-        "kronecker": (AtomLinear(nn.Linear(8, 4), KroneckerAtoms(2)), _normal(3, 8)),
-        "kronecker conv": (AtomLinear(_conv(4, 8, 1), KroneckerAtoms(4)), x),
-        "shared": (
-            AtomLinear(nn.Linear(8, 4), SharedAtoms(2, nn.Parameter(torch.zeros(3, 1, 4)), 1)),
-            _normal(3, 8),
-        ),
+        "blocks": (AtomLinear(nn.Linear(8, 4), BlockAtoms(2)), _normal(3, 8)),
+        "blocks conv": (AtomLinear(_conv(4, 8, 1), BlockAtoms(4)), x),
         "recursive 1": (AtomConv2d(conv, RecursiveAtoms(basis, 1, 3, seeded)), x),
         "recursive 4": (AtomConv2d(conv, RecursiveAtoms(basis, 4, 3, seeded)), x),
         "coefficients": (AtomConv2d(conv, Coefficients(RecursiveAtoms(basis, 2, 1, seeded), 2)), x),
@@ -392,11 +278,7 @@ def test_every_precision_and_the_sizes_of_parts(spec: AtomSpec, dtype: str) -> N
     bound = from_bytes(data).bind(net)
     limit = {"fp16": 1e-3, "int8": 0.02, "int4": 0.3}[dtype]
     for name, values in tensors.items():
-        if name == "*#pool":
-            maps = torch.stack(list(bound.values()))
-            wanted = pool.maps(values, spec.linear_block)
-            assert (maps - wanted).norm() <= limit * wanted.norm()
-        elif not name.endswith("#basis"):
+        if not name.endswith("#basis"):
             assert (bound[name] - values).norm() <= limit * values.norm() + 1e-6
 
 
@@ -440,16 +322,12 @@ def test_older_specs_are_written_as_before() -> None:
     ("change", "message"),
     [
         ({"conv_family": "wavelet"}, "conv_family is one of atoms, recursive, sparse, not 'wavelet'"),
-        ({"linear_family": "lora"}, "linear_family is one of blocks, shared, kronecker, not 'lora'"),
         ({"channel_groups": 4}, "channel_groups means something for conv_family 'recursive' only"),
         ({"conv_family": "recursive", "channel_groups": -1}, "whole number from 0 up, not -1"),
         ({"conv_family": "recursive", "second_atoms": 0}, "second_atoms is a whole number from 1 up"),
         ({"conv_family": "sparse", "sparsity": 0.0}, "sparsity is a number above 0"),
         ({"conv_family": "recursive", "basis": "svd"}, "has the basis 'dct', not 'svd'"),
         ({"num_atoms": 0, "coef_block": 2}, "there are no convolutions"),
-        ({"linear_atoms": "none", "linear_family": "kronecker"}, "no layer for linear_family"),
-        ({"shared_numbers": 5}, "shared_numbers means something for linear_family 'shared'"),
-        ({"linear_family": "shared", "shared_numbers": 0}, "shared_numbers is a whole number from 1"),
     ],
 )
 def test_spec_refuses(change: dict[str, Any], message: str) -> None:
@@ -480,11 +358,17 @@ def test_contradictions_in_a_concept_are_refused() -> None:
         Concept(atoms=sound, **(values | {"layers": digest})).bind(model)
 
 
-def test_blocks_and_kronecker_agree_to_first_order() -> None:
-    """A block map of kron(P, Q) is the Kronecker family's ΔW for small P and Q."""
-    weight, P, Q = _normal(8, 6), 1e-3 * _normal(2, 2, seed=1), 1e-3 * _normal(2, 2, seed=2)
-    family, blocks = KroneckerAtoms(2), BlockAtoms(2)
-    family.atoms.data = torch.cat([P, Q])
-    eye = torch.eye(2)
-    blocks.atoms.data = torch.kron(P.T.contiguous(), eye) + torch.kron(eye, Q)
-    torch.testing.assert_close(family.delta(weight), blocks.delta(weight), atol=2e-5, rtol=0)
+def test_a_spec_without_layers_is_a_word_alone() -> None:
+    """Textual inversion: nothing of the model is changed, and the file holds the word."""
+    net, spec = _net(), AtomSpec(num_atoms=0, linear_atoms="none")
+    attached = inject.attach(net, spec)
+    assert not attached.layers and not attached.read() and not spec.has_layers
+    attached.detach()
+    word = {"token": _normal(2, 1, 8)}
+    concept = Concept.of(net, spec, {}, PASSPORT, token=word, trigger="sks")
+    loaded = from_bytes(to_bytes(concept, "fp32"))
+    assert torch.equal(loaded.token["token"], word["token"]) and loaded.deltas(net) == {}
+    with pytest.raises(ConceptError, match="contradicts"):
+        Concept.of(net, spec, {}, PASSPORT)  # not even a word
+    with pytest.raises(ConceptError, match="contradicts"):
+        replace(concept, spec=AtomSpec(num_atoms=9, linear_atoms="none"))

@@ -281,7 +281,6 @@ def test_digest_is_fixed() -> None:
         ({"conv_layers": "("}, r"conv_layers must be a regular expression, but '\(' is not one"),
         ({"linear_atoms": "["}, "linear_atoms must be a regular expression"),
         ({"linear_atoms": ""}, "linear_atoms is empty; write 'none'"),
-        ({"num_atoms": 0, "linear_atoms": "none"}, "nothing is left to train"),
     ],
 )
 def test_spec_refuses(values: dict[str, Any], message: str) -> None:

@@ -101,7 +101,7 @@ def test_pictures_are_those_of_each_drawn_alone(tiny_base) -> None:
     for i, picture in enumerate(made):
         alone = atomdiff.draw(
             base, [prompts[i]], concepts=each[i], seed=5 + i, steps=2,
-            branches="both", span=(0.0, 1.0), always=True,
+            acting="plain",
         )[0]  # fmt: skip
         assert np.abs(np.asarray(picture, np.int16) - np.asarray(alone, np.int16)).max() <= 1
         assert picture.info["parameters"] == alone.info["parameters"]

@@ -80,6 +80,32 @@ def test_without_prior_the_prior_loss_is_zero():
     assert float(losses.prior) == 0.0
 
 
+def test_the_class_is_held_to_the_bases_own_answers():
+    """Not to the noise: where nothing has changed the prior loss is zero, and so is its gradient."""
+    latents, noise, timesteps = batch()
+    answers, asked = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1)), {}
+    change = torch.zeros((), requires_grad=True)
+
+    def unet(noisy, t, embeds, added_cond_kwargs=None, return_dict=True):
+        return (answers + change,)
+
+    def base(noisy, t, embeds, added_cond_kwargs=None, return_dict=True):
+        asked.update(t=t, added=added_cond_kwargs)
+        return (answers[3:],)
+
+    added = {"time_ids": torch.arange(4)}
+    given = (scheduler(), latents, torch.zeros(4, 1, 1), added, noise, timesteps)
+    losses = diffusion_loss(unet, *given, instances=3, prior_weight=1.0, base_answer=base)
+    assert float(losses.prior) == 0 and float(losses.instance) > 0
+    assert asked["t"].tolist() == [999] and asked["added"]["time_ids"].tolist() == [3]
+    (gradient,) = torch.autograd.grad(losses.total - losses.instance, change, allow_unused=True)
+    instance = diffusion_loss(unet, *given, instances=3, base_answer=base)
+    assert gradient == torch.autograd.grad(instance.total, change)[0]
+    with torch.no_grad():
+        change += 2.0
+    assert float(diffusion_loss(unet, *given, instances=3, base_answer=base).prior) == pytest.approx(4.0)
+
+
 def test_min_snr_weights_by_hand():
     a, s = torch.tensor([0.9, 0.5, 0.1]), (1 - torch.tensor([0.9, 0.5, 0.1]) ** 2).sqrt()
     snr = (a / s) ** 2

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from atomdiff.base.stable_diffusion import Base
@@ -19,7 +20,7 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.sampling import draw as sampling
-from atomdiff.sampling import gating, infotext, sheets
+from atomdiff.sampling import infotext, sheets
 from atomdiff.sampling.draw import CousinWarning, draw
 
 QUICK = {"steps": 2, "guidance": 2.0}
@@ -90,22 +91,33 @@ def test_strengths_of_several_concepts_add(base):
     assert gap(both, twice) > 0.5
 
 
-def test_concepts_act_where_the_prompt_says_their_trigger(base):
+def test_gated_concepts_act_where_the_prompt_says_their_trigger(base):
     rex, tom = concept_for(base, 0.2, 1), replace(concept_for(base, 0.2, 2), trigger="qwe")
     told: list[tuple[int, int]] = []
     prompts = ["a qwe cat", "a dog", "A SKS dog", "a sksy dog", "a sks dog by a qwe cat"]
-    options = {"batch_size": 1, "callback": lambda *at: told.append(at), **QUICK}
+    options = {"batch_size": 1, "callback": lambda *at: told.append(at), "acting": "gated", **QUICK}
     drawn = draw(base, prompts, concepts=[rex, tom], seed=3, **options)
     assert told == [(i + 1, 10) for i in range(10)]
     for i, concepts in enumerate([[tom], [], [rex], [], [rex, tom]]):
-        alone = draw(base, prompts[i], concepts=concepts, seed=3 + i, **QUICK)
+        alone = draw(base, prompts[i], concepts=concepts, seed=3 + i, acting="gated", **QUICK)
         assert np.array_equal(pixels(drawn[i]), pixels(alone[0]))
         assert drawn[i].info["parameters"].startswith(prompts[i])
-    plain, always = draw(base, "a dog", **QUICK), draw(base, "a dog", concepts=[rex], always=True, **QUICK)
-    assert gap(plain, always) > 0.5
-    assert "Concepts always: yes" in always[0].info["parameters"]
-    unnamed = draw(base, "a dog", concepts=[replace(rex, trigger="")], **QUICK)
-    assert np.array_equal(pixels(unnamed[0]), pixels(always[0]))
+    unnamed = draw(base, "a dog", concepts=[replace(rex, trigger="")], acting="gated", **QUICK)
+    assert gap(unnamed, draw(base, "a dog", **QUICK)) > 0.5
+
+
+def test_plain_concepts_act_on_everything(base):
+    """As any tool draws that has the weights: folded by hand, and the stock pipeline called."""
+    rex, own = concept_for(base, 0.2, 1), base.pipe.scheduler
+    plain = draw(base, "a dog", concepts=[rex], acting="plain", **QUICK)
+    base.pipe.scheduler = DPMSolverMultistepScheduler.from_config(own.config)
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "width": 64, "height": 64}
+    with inject.fold(base.unet, [(rex.deltas(base.unet), 1.0)]):
+        stock = base.pipe("a dog", generator=torch.Generator().manual_seed(0), **options).images
+    base.pipe.scheduler = own
+    assert np.array_equal(pixels(plain[0]), pixels(stock[0]))
+    assert gap(plain, draw(base, "a dog", **QUICK)) > 0.5
+    assert "Concepts act: plain" in plain[0].info["parameters"]
 
 
 def with_token(base: Base, concept: Concept) -> Concept:
@@ -130,8 +142,8 @@ def test_on_the_conditional_branch_alone_the_other_one_is_the_plain_base(tiny_ba
     base = tiny_base(kind)
     weights = dict(base.unet.named_parameters())
     concepts = [with_token(base, concept_for(base))]
-    plain, both = first_noise(base), first_noise(base, concepts=concepts, branches="both")
-    alone = first_noise(base, concepts=concepts)
+    plain, both = first_noise(base), first_noise(base, concepts=concepts, acting="plain")
+    alone = first_noise(base, concepts=concepts, acting="gated")
     torch.testing.assert_close(alone[0], plain[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone[1], both[1], rtol=1e-4, atol=1e-5)
     assert min(float((both[i] - plain[i]).abs().max()) for i in (0, 1)) > 1e-2
@@ -142,10 +154,8 @@ def test_on_the_conditional_branch_alone_the_other_one_is_the_plain_base(tiny_ba
 def test_in_the_last_step_what_guidance_amplifies_is_halved(base):
     """A picture of one step has no other."""
     concept = concept_for(base)
-    last = first_noise(base, 1, concepts=[concept])
-    half, whole = (
-        first_noise(base, 1, concepts=[(concept, s)], branches="both", span=gating.WHOLE) for s in (0.5, 1.0)
-    )
+    last = first_noise(base, 1, concepts=[concept], acting="gated")
+    half, whole = (first_noise(base, 1, concepts=[(concept, s)], acting="plain") for s in (0.5, 1.0))
     torch.testing.assert_close(last[0], first_noise(base, 1)[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(last[1], half[1], rtol=1e-4, atol=1e-5)
     assert float((whole[1] - half[1]).abs().max()) > 1e-2
@@ -153,46 +163,34 @@ def test_in_the_last_step_what_guidance_amplifies_is_halved(base):
 
 def test_the_conditional_branch_without_guidance_or_strength(base):
     concept = with_token(base, concept_for(base))
-    alone = {"steps": 2, "count": 2}
+    alone = {"steps": 2, "count": 2, "acting": "gated"}
     for before, strength, guidance in (([], 0, 3.0), ([concept], 1, 1.0)):
-        usual = draw(base, "a sks dog", concepts=before, steps=2, count=2, guidance=guidance, branches="both")
+        usual = draw(base, "a sks dog", concepts=before, steps=2, count=2, guidance=guidance, acting="plain")
         drawn = draw(base, "a sks dog", concepts=[(concept, strength)], guidance=guidance, **alone)
         assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(usual, drawn, strict=True))
-    with pytest.raises(SettingsError, match="branches conditional or both of guidance, not 'none'"):
-        draw(base, "a sks dog", branches="none")
+    with pytest.raises(SettingsError, match="Concepts act plain or gated, not 'always'"):
+        draw(base, "a sks dog", acting="always")
 
 
-def test_outside_of_their_span_concepts_leave_the_unet_to_the_base(base):
+def test_in_the_first_steps_gated_concepts_leave_the_unet_to_the_base(base):
     weights = dict(base.unet.named_parameters())
     concept = concept_for(base)
 
     def noises(**settings):
-        """What the UNet answers at each of four steps."""
+        """What the UNet answers at each of twelve steps."""
         answers: list[torch.Tensor] = []
         handle = base.unet.register_forward_hook(lambda unet, args, out: answers.append(out[0]))
         try:
-            draw(base, "a sks dog", steps=4, **settings)
+            draw(base, "a sks dog", steps=12, guidance=1.0, **settings)
         finally:
             handle.remove()
         return answers
 
-    plain, whole = noises(), noises(concepts=[concept], span=gating.WHOLE)
-    late, early = (noises(concepts=[concept], span=span) for span in ((0.6, 1.0), (0.0, 0.6)))
-    assert torch.equal(late[0], plain[0]) and torch.equal(late[1], plain[1])
-    assert not torch.equal(late[2], plain[2]) and not torch.equal(late[3], plain[3])
-    assert torch.equal(early[0], whole[0]) and torch.equal(early[1], whole[1])
-    assert not torch.equal(early[2], whole[2])
+    own, plain = noises(), noises(concepts=[concept], acting="plain")
+    gated = noises(concepts=[concept], acting="gated")
+    assert torch.equal(gated[0], own[0]) and not torch.equal(gated[1], own[1])
+    assert not torch.equal(plain[0], own[0])
     assert all(parameter is weights[name] for name, parameter in base.unet.named_parameters())
-    usual = noises(concepts=[concept])  # of few steps, all are those of the concept
-    assert all(torch.equal(one, other) for one, other in zip(usual, whole, strict=True))
-    never = draw(base, "a sks dog", concepts=[(concept, 0)], span=(0.3, 1.0), steps=2)
-    assert np.array_equal(pixels(never[0]), pixels(draw(base, "a sks dog", steps=2)[0]))
-    early_on_both = {"branches": "both", "span": (0.0, 0.6)}
-    said = draw(base, "a sks dog", concepts=[concept], steps=2, **early_on_both)[0].info["parameters"]
-    assert "Concept branches: both, Concept span: 0-0.6" in said
-    for span in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)):
-        with pytest.raises(SettingsError, match="from a point in 0 to 1 until a later one"):
-            draw(base, "a sks dog", span=span)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -278,11 +276,11 @@ def test_pictures_say_how_to_redraw_them(base, tmp_path):
     assert image.info["parameters"] == (
         "a sks dog\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 2, Seed: 7, "
         "Size: 64x64, Model: tiny-sd1, "
-        f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Version: atomdiff'
+        f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Concepts act: plain, Version: atomdiff'
     )
-    redrawn = draw(base, "a sks dog", concepts=[concept], branches="both", **QUICK)[0]
+    redrawn = draw(base, "a sks dog", concepts=[concept], acting="gated", **QUICK)[0]
     said = infotext.parse(redrawn.info["parameters"])
-    assert said.fields["Concept branches"] == "both" and len(said.concepts) == 1
+    assert said.fields["Concepts act"] == "gated" and len(said.concepts) == 1
     for suffix in (".png", ".jpg", ".webp"):
         path = sheets.save_picture(image, tmp_path / f"new/dog{suffix}", image.info["parameters"] + " 🐕")
         with Image.open(path) as opened:

@@ -121,8 +121,7 @@ def test_a_base_that_was_not_given_is_refused(studio):
         ({"concepts": (("x", {"up": 11.0}),)}, "from -10 to 10"),
         ({"sampler": "magic"}, "no sampler"),
         ({"prompt": "x" * 20_000}, "longer than 10000"),
-        ({"acting": "loudly"}, "not by 'loudly'"),
-        ({"acting": "0.8-0.2"}, "until a later one"),
+        ({"acting": "loudly"}, "plain or gated, not 'loudly'"),
     ],
 )
 def test_orders_that_cannot_work(change, message):
@@ -152,17 +151,17 @@ def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, t
     atoms = {name: torch.ones_like(t) for name, t in attached.read().items()}
     concept = Concept.of(base.unet, attached.spec, atoms, base.passport, trigger="sks", class_word="dog")
     entry = studio.library.add(to_bytes(concept))
-    order = DrawRequest("tiny-sd1", "a dog", ((entry.id, 1.0),), steps=2, seed=3, acting="Both, 0-1, always")
-    assert order.scene(studio).acting == {"branches": "both", "span": (0.0, 1.0), "always": True}
+    order = DrawRequest("tiny-sd1", "a dog", ((entry.id, 1.0),), steps=2, seed=3, acting="gated")
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
-    assert look.state == "done" and not any("lacks" in note for note in look.notes)
+    assert look.state == "done" and any("lacks" in note for note in look.notes)
     again = drawing.request_of(parse(look.results[0].text), studio)
-    assert drawing.acting_of(again.acting) == order.scene(studio).acting
-    assert drawing.request_of(parse("x\nSteps: 2, Concept span: soon"), studio).acting == ""
-    assert draw_form.values_of(again)["acting"] == again.acting == "both, 0-1, always"
-    usual = studio.queue.submit("me", drawing.draw(studio, "me", replace(order, acting=""))).wait(60)
+    assert again.acting == order.scene(studio).acting == draw_form.values_of(again)["acting"] == "gated"
+    assert drawing.request_of(parse("x\nSteps: 2, Concepts act: soon"), studio).acting == "plain"
+    usual = studio.queue.submit("me", drawing.draw(studio, "me", replace(order, acting="plain"))).wait(60)
     with Image.open(look.results[0].file) as one, Image.open(usual.results[0].file) as other:
         assert one.tobytes() != other.tobytes()
+    with pytest.raises(SettingsError, match="plain or gated"):
+        replace(order, acting="both")
 
 
 def test_triggers_are_filled_in_and_taken_out():

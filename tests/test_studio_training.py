@@ -19,7 +19,7 @@ from atomdiff.studio.training_jobs import Timing
 from atomdiff.studio.training_session import TrainingRequest, TrainingSession, TrainingStatus
 
 ROOT = Path(__file__).parent.parent
-FEW = {"max_train_steps": 3, "with_prior_preservation": False, "num_atoms": 9, "linear_atoms": "none"}
+FEW = {"max_train_steps": 3, "with_prior_preservation": False, "recipe": "atoms"}
 
 
 @pytest.fixture(scope="module")
@@ -178,17 +178,17 @@ def test_wishes_that_cannot_work(studio, pictures, changes, message):
 def test_a_number_left_blank_on_the_page_is_left_open(pictures):
     from atomdiff.studio.training_session import MORE
 
-    blank = {"max_train_steps": 0, "seed": 0, "num_atoms": 0}  # as a page sends it
+    blank = {"max_train_steps": 0, "seed": 0, "with_prior_preservation": False}  # as a page sends it
     values = dict.fromkeys(MORE) | blank | {
         "files": list(pictures), "class_word": "dog", "name": "", "quality": "good", "base": "tiny-sd1",
         "trigger": "", "validation_prompt": "",
     }  # fmt: skip
     more = train.training_request(values).more
-    assert more == {"trigger": "", "validation_prompt": "", "seed": 0, "num_atoms": 0}
+    assert more == {"trigger": "", "validation_prompt": "", "seed": 0, "with_prior_preservation": False}
 
 
 def test_time_and_size_are_measured_once_and_remembered(studio, pictures):
-    quiet = {"linear_atoms": "none", "num_atoms": 4}
+    quiet = {"recipe": "atoms"}
     asked = wanted(pictures, more=quiet | {"with_prior_preservation": True})
     assert studio.trainings.expected(asked) == (600, None, None)
     look = studio.trainings.measure("me", asked).wait(60)
@@ -197,7 +197,7 @@ def test_time_and_size_are_measured_once_and_remembered(studio, pictures):
     pace = look.results[0]
     assert (steps, size) == (600, pace.size)
     assert seconds == pytest.approx(600 * pace.step + (10 * 2 + 100) * pace.picture)
-    assert studio.trainings.expected(wanted(pictures, more=quiet)) == (600, None, None)
+    assert studio.trainings.expected(wanted(pictures, more={"recipe": "word"})) == (600, None, None)
     faster = studio.trainings.expected(wanted(pictures, quality="fast", more=asked.more))
     assert faster[0] == 200
     assert faster[1] < seconds
@@ -297,7 +297,7 @@ def test_strengths_by_block_go_through_the_form():
         "guidance": 1.0, "carry": 1.0, "batch": 1.0,
         "prompt": "a dog", "concepts": ["id"], "strength_0": 0.5, "negative": "", "size": "64x48", "seed": "",
         "steps": 5, "count": 1, "sampler": "dpm++", "base": "pocket", "blocks": "down=0.5 up=1",
-        "acting": "",
+        "acting": "plain",
     }  # fmt: skip
     order = draw_form.request_from(values)
     assert order.concepts == (("id", {"down": 0.25, "up": 0.5}),)

@@ -22,7 +22,7 @@ from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LiveTable, encode_table
 from atomdiff.training.run import train
 
-SPEC = AtomSpec(num_atoms=0, linear_family="kronecker")
+SPEC = AtomSpec(num_atoms=0)
 PROMPTS = ["a sks dog", "a dog", "two sks"]
 
 
@@ -172,7 +172,7 @@ def test_training_binds_and_resumes_exactly(tiny_base: Callable[..., Any], tmp_p
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
     settings: dict[str, Any] = {
         "class_data_dir": str(tmp_path / "dogs"), "num_class_images": 2, "conv_layers": "mid_block",
-        "train_batch_size": 2, "train_token": True, "linear_family": "kronecker", "conv_family": "sparse",
+        "train_batch_size": 2, "train_token": True, "conv_family": "sparse",
         "num_atoms": 4, "coef_block": 2, "timeline_steps": 0, "checkpointing_steps": 2, "max_train_steps": 4,
         "with_prior_preservation": True, "lr_scheduler": "constant",
     }  # fmt: skip

@@ -238,7 +238,8 @@ def test_pictures_of_any_shape_with_masks_and_varied_captions_train_and_resume_b
     whole = train(own, tmp_path / "whole", base, reporter=heard, **settings)
     (told,) = [notice for notice in heard.notices if notice.startswith("Pictures: ")]
     assert "; in their own shapes, 48 x 80, 80 x 48; " in told and told.endswith("; 1 with a mask")
-    assert all(math.isfinite(record.loss) and record.prior_loss > 0 for record in heard.records)
+    assert all(math.isfinite(record.loss) for record in heard.records)
+    assert [record.prior_loss > 0 for record in heard.records] == [False, True, True, True]
     first = Recorder()
     with pytest.raises(Interrupted):
         train(own, tmp_path / "two", base, reporter=first, stop=lambda: len(first.records) == 1, **settings)
@@ -458,7 +459,8 @@ def test_everything_follows_from_the_folder_and_the_base():
     assert full.train_batch_size == 1
     assert full.num_class_images == 100
     rates = [(own.linear_learning_rate, own.token_learning_rate) for own in (pocket, full)]
-    assert rates == [(1e-2, 1e-2), (5e-3, 1e-3)]
+    assert rates == [(4e-3, 1e-2), (5e-3, 1e-3)]
+    assert (pocket.prior_batch_size, full.prior_batch_size) == (2, 1)
     given = suit_base(dataclasses.replace(named, learning_rate=2e-3), "pocket", 64, 4)
     assert (given.learning_rate, given.linear_learning_rate, given.token_learning_rate) == (2e-3, 2e-3, 1e-2)
     by_hand = dataclasses.replace(named, linear_learning_rate=2e-3)
@@ -520,7 +522,7 @@ def test_kohyas_folders_say_trigger_and_class(folder, prompt):
         ({"lr_scheduler": "step"}, "--lr_scheduler must be one of constant, .*, but 'step'"),
         ({"average_last": 1.5}, "--average_last must be a share of the steps, from 0 to 1, but 1.5"),
         ({"max_train_steps": 1, "num_train_epochs": 1}, "give one of them"),
-        ({"num_atoms": 0, "linear_atoms": "none"}, "leaves nothing to train while --num_atoms is 0"),
+        ({"prior_batch_size": 0}, "--prior_batch_size must be at least 1"),
         ({"trigger": "zwx", "instance_prompt": "a sks dog"}, "lacks the trigger 'zwx'"),
         ({"name": "a/b"}, "--name must be a plain file name"),
         ({"class_word": "a\nb"}, "--class_word must be one line of printable text"),

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from benchmarks.method.protocol import fingerprint
+from benchmarks.handles import fingerprint
 from benchmarks.transfer import fitting
 from benchmarks.transfer.__main__ import order, table
 from benchmarks.transfer.networks import METHODS, NETWORKS, atom_share, resnet

@@ -11,7 +11,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 
-PLAIN: dict[str, Any] = {"branches": "both", "span": (0.0, 1.0), "always": True}
+PLAIN: dict[str, Any] = {"acting": "plain"}
 """How `draw` is told to draw as other tools do."""
 
 

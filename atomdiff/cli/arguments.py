@@ -15,6 +15,7 @@ import typer
 from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 from atomdiff.sampling import hints
+from atomdiff.sampling.modes import USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -153,10 +154,10 @@ def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
 
 
 def tell_about(
-    base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]], always: bool = False
+    base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]], acting: str = USUAL
 ) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
-    _tell(hints.before_drawing(base, prompt, negative, weighted, always))
+    _tell(hints.before_drawing(base, prompt, negative, weighted, acting))
 
 
 def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:

@@ -18,10 +18,17 @@ from atomdiff.cli.arguments import (
 )
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ImageError, SettingsError
+from atomdiff.sampling.modes import USUAL
 from atomdiff.sampling.prompts import STYLES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+HOW = typer.Option(
+    metavar="plain|gated",
+    help="plain: concepts act on everything, as other tools draw. gated: only where the prompt says their "
+    "trigger, on its side of guidance, and not in the first steps.",
+)
 
 
 @app.command()
@@ -71,24 +78,7 @@ def generate(
     batch_size: Annotated[
         int | None, typer.Option(help="Pictures at a time; by default what suits the base.")
     ] = None,
-    branches: Annotated[
-        str,
-        typer.Option(
-            metavar="conditional|both",
-            help="Where concepts act in guidance: conditional leaves what it steers away from to the base.",
-        ),
-    ] = "conditional",
-    span: Annotated[
-        tuple[float, float],
-        typer.Option(
-            metavar="FROM UNTIL",
-            help="When concepts act: 0 is the noise at the start, where the base lays the picture out, 1 the "
-            "finished picture; without it all but the first sixth.",
-        ),
-    ] = (0.17, 1.0),  # acting.USUAL, which would bring torch along
-    always: Annotated[
-        bool, typer.Option("--always", help="Let concepts act though the prompt does not say their trigger.")
-    ] = False,
+    acting: Annotated[str, HOW] = USUAL,
     image: Annotated[
         Path | None, typer.Option(help="A picture to start from, instead of noise alone.")
     ] = None,
@@ -140,14 +130,14 @@ def generate(
     name, why = which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
-    tell_about(loaded, prompt, negative, weighted, always or bool(regions))
+    tell_about(loaded, prompt, negative, weighted, "plain" if regions else acting)
     texts = prompt if regions else prompts.for_each(prompt, seed, count)
     if not regions:
         begun |= {"strength": strength, "hires": hires}
     images = draw_with_bar(
         loaded,
         texts,
-        **_acting(weighted, regions, branches, span, always),
+        **({"regions": regions} if regions else {"concepts": weighted, "acting": acting}),
         count=count if texts is prompt else 1,
         seed=seed,
         steps=steps,
@@ -173,6 +163,7 @@ def compare(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
     base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
+    acting: Annotated[str, HOW] = USUAL,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
@@ -187,8 +178,8 @@ def compare(
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
     for prompt in prompts:
-        tell_about(loaded, prompt, "", weighted)
-    options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
+        tell_about(loaded, prompt, "", weighted, acting)
+    options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "acting": acting}
     without = draw_with_bar(loaded, prompts, **options)
     drawn = draw_with_bar(loaded, prompts, concepts=weighted, **options)
     title = " + ".join(item.title for item, _ in weighted)
@@ -197,15 +188,6 @@ def compare(
         those = slice(i * count, (i + 1) * count)
         rows += [(f"{prompt}: without {title}", without[those]), (f"with {title}", drawn[those])]
     typer.echo(f"{sheets.save_picture(sheets.contact_sheet(rows), out)} (contact sheet)")
-
-
-def _acting(
-    weighted: Any, regions: Any, branches: str, span: tuple[float, float], always: bool
-) -> dict[str, Any]:
-    """What acts, and how: in regions always everywhere in them."""
-    if regions:
-        return {"regions": regions}
-    return {"concepts": weighted, "branches": branches, "span": span, "always": always}
 
 
 def _carried(given: list[str]) -> bytes:

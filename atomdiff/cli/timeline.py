@@ -50,10 +50,10 @@ def show_timeline(
 
 
 def _cut(timeline: Timeline, step: int, out: Path, precision: str | None) -> str:
-    from atomdiff.training.settings import TrainingSettings
+    from atomdiff.training.recipes import DEFAULT
 
     check_concept_name(out)
-    written = timeline.at(step).save(out, precision or TrainingSettings.precision)
+    written = timeline.at(step).save(out, precision or DEFAULT.precision)
     return f"{written} ({written.stat().st_size:,} bytes: {timeline.last.title!r} after step {step})"
 
 

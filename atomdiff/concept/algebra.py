@@ -44,7 +44,7 @@ def mix(parts: Sequence[tuple[AnyConcept, float]], name: str = "") -> AnyConcept
     concepts = [concept for concept, _ in parts]
     spec, layers, maps = aligned(concepts)
     bases = _shared_bases(concepts)
-    if bases or _share_alike(concepts):
+    if bases:
         spec, maps = concepts[0].spec, [_without_token(concept) for concept in concepts]
     if not layers:
         raise ConceptError(
@@ -90,13 +90,6 @@ def _shared_bases(concepts: Sequence[Contents[Tensor]]) -> dict[str, Tensor]:
         for other in concepts
     )
     return dict(first.bases) if shared else {}
-
-
-def _share_alike(concepts: Sequence[Contents[Tensor]]) -> bool:
-    """Whether all are made of pools of one form, which can be added as they are."""
-    first = concepts[0].spec
-    alike = all(concept.spec == first and not concept.bases for concept in concepts)
-    return first.linear_family == "shared" and alike
 
 
 def _without_token(concept: Contents[Tensor]) -> Maps:

@@ -4,8 +4,7 @@ Atoms are kept packed, one tensor a family, in the order in which `inject.select
 
     "conv"     (L, m, k2)       ΔD of every spatial convolution; "conv.3x3", "conv.5x5", ... where
                                 kernels differ
-    "linear"   (L, kc², kc²)    ΔDc of every linear or 1×1 layer; or (L, 1, c), the pool that all of these
-                                are made of
+    "linear"   (L, kc², kc²)    ΔDc of every linear or 1×1 layer
     "token"    (n, 1, d)        what is added to the embeddings of the trigger's tokens; "token2" for a
                                 second text encoder
 
@@ -24,11 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from atomdiff.concept import algebra, maps, passport, serialization
+from atomdiff.concept import algebra, passport, serialization
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, subspace
-from atomdiff.core.building import SHARED, layer_maps
+from atomdiff.core.building import layer_maps
 from atomdiff.core.inject import AtomSpec, DeltaOf, Selection
 from atomdiff.errors import AtomdiffError, ConceptError
 
@@ -72,8 +71,7 @@ class Concept(Contents[Tensor]):
         selects.
         """
         selection = inject.select(model, spec)
-        shared = spec.linear_family == "shared" and selection.linear
-        wanted = {*selection.conv, *([SHARED.partition("#")[0]] if shared else selection.linear)}
+        wanted = {*selection.conv, *selection.linear}
         if wanted != {name.partition("#")[0] for name in atoms}:
             odd = min(wanted ^ {name.partition("#")[0] for name in atoms})
             raise ConceptError(
@@ -102,26 +100,24 @@ class Concept(Contents[Tensor]):
         )
 
     def bind(self, model: nn.Module) -> dict[str, Tensor]:
-        """Layer name -> its atoms, for a model with the layers that the concept was trained on; of shared
-        ones the maps that they make.
+        """Layer name -> its atoms, for a model with the layers that the concept was trained on.
 
         Raises ConceptError if the model's layers are others.
         """
-        own = maps.unshared(self)
-        return _unpack(self._selection(model), own.spec, own.atoms)
+        return _unpack(self._selection(model), self.spec, self.atoms)
 
     def deltas(self, model: nn.Module) -> dict[str, DeltaOf]:
         """Layer name -> the function from its pristine weight to ΔW, as `inject.fold` takes them."""
-        selection, own = self._selection(model), maps.unshared(self)
-        bases, atoms = (_unpack(selection, own.spec, packed) for packed in (own.bases, own.atoms))
-        return inject.delta_functions(model, own.spec, atoms, bases)
+        selection = self._selection(model)
+        bases, atoms = (_unpack(selection, self.spec, packed) for packed in (self.bases, self.atoms))
+        return inject.delta_functions(model, self.spec, atoms, bases)
 
     def layer_maps(self, model: nn.Module) -> dict[str, Tensor]:
         """Layer name -> its map (G, n, n), as `mixed.Mixing` takes them. Raises ConceptError where the change
         is not a map of the weight."""
-        selection, own = self._selection(model), maps.unshared(self)
-        bases, atoms = (_unpack(selection, own.spec, packed) for packed in (own.bases, own.atoms))
-        return layer_maps(model, own.spec, atoms, bases)
+        selection = self._selection(model)
+        bases, atoms = (_unpack(selection, self.spec, packed) for packed in (self.bases, self.atoms))
+        return layer_maps(model, self.spec, atoms, bases)
 
     def check_base(self, base: BasePassport) -> str:
         """ "" if the concept was trained on this very base, a warning if on a relative of it.
@@ -202,7 +198,7 @@ class Concept(Contents[Tensor]):
 
 def _families(selection: Selection, spec: AtomSpec) -> dict[str, dict[str, int]]:
     """Packed tensor name -> what `inject.Attached.read` calls the numbers in it, in order, each with the
-    matrices it has: one, or of β one for each group of channels, of a pool one for each layer."""
+    matrices it has: one, or of β one for each group of channels."""
     by_kernel: dict[tuple[int, ...], list[str]] = {}
     for layer, conv in selection.conv.items():
         by_kernel.setdefault(tuple(conv.kernel_size), []).append(layer)
@@ -215,8 +211,7 @@ def _families(selection: Selection, spec: AtomSpec) -> dict[str, dict[str, int]]
             families["beta" + suffix] = {inject.entry(layer, "beta"): n for layer, n in groups.items()}
     cut = [layer for layer, conv in selection.conv.items() if inject.has_coefficients(conv, spec)]
     families["coef"] = {inject.entry(layer, "coef"): 1 for layer in cut}
-    shared = spec.linear_family == "shared" and selection.linear
-    families["linear"] = {SHARED: len(selection.linear)} if shared else dict.fromkeys(selection.linear, 1)
+    families["linear"] = dict.fromkeys(selection.linear, 1)
     return {key: entries for key, entries in families.items() if entries}
 
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from atomdiff.concept.passport import BasePassport
-from atomdiff.core.spec import MOST_SHARED, AtomSpec
+from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")  # of files, best first
@@ -104,16 +104,12 @@ class Contents(Generic[Array]):
         spatial = {key: s for key, s in shapes.items() if key.split(".")[0] == "conv"} if stored else {}
         beta = {key.replace("conv", "beta") for key in shapes if key.split(".")[0] == "conv"}
         beta = beta if spec.conv_family == "recursive" else set()
-        sound = any(key.split(".")[0] in ("conv", "linear") for key in shapes) and shapes == wanted
+        layers = any(key.split(".")[0] in ("conv", "linear") for key in shapes)
+        sound = bool(shapes) and layers == spec.has_layers and shapes == wanted
         if not sound or bases != spatial or beta != {key for key in shapes if key.split(".")[0] == "beta"}:
             raise ConceptError(
                 f"The concept {self.title!r} holds atoms {shapes} and bases {bases}, which contradicts its "
                 f"{spec}."
-            )
-        if spec.linear_family == "shared" and len(held["linear"]) * spec.linear_block**4 > MOST_SHARED:
-            raise ConceptError(
-                f"The concept {self.title!r} shares its numbers among {len(held['linear']):,} layers in "
-                f"blocks of {spec.linear_block}, over {MOST_SHARED:,} numbers in all: take smaller blocks."
             )
 
 
@@ -129,8 +125,7 @@ def _sides(spec: AtomSpec, key: str, shapes: Mapping[str, tuple[int, ...]]) -> t
     if kind == "coef":
         return spec.coef_block**2, spec.coef_block**2
     if kind == "linear" and spec.linear_atoms != "none":
-        sides = {"blocks": (side**2, side**2), "kronecker": (2 * side, side)}
-        return sides.get(spec.linear_family, (1, spec.shared_numbers))
+        return side**2, side**2
     return (1, shapes[key][2]) if kind.startswith("token") else (0, 0)
 
 

@@ -11,32 +11,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atomdiff.concept.contents import Contents
-from atomdiff.core import pool, subspace
+from atomdiff.core import subspace
 from atomdiff.core.selection import LINEAR_PATTERNS
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 
-AnyContents = TypeVar("AnyContents", bound=Contents[Any])
 Maps = dict[str, Tensor]
 """Family -> the maps of its layers (L, k2, k2); of a convolution's map M it is D M, D the full DCT."""
 
 
 def maps_of(concept: Contents) -> Maps:
     """The concept's maps, over the full DCT. Raises ConceptError for families whose change is not a map."""
-    concept = unshared(concept)
     spec, found = concept.spec, {}
     for family, values in concept.atoms.items():
         atoms = torch.as_tensor(values)
         if family.startswith("token"):
             continue  # changes what a word means, no weight
         if family == "linear":
-            found[family] = atoms if spec.linear_family == "blocks" else _kronecker_map(atoms)
+            found[family] = atoms
         elif family.split(".")[0] == "conv" and spec.conv_family == "atoms" and not spec.coef_block:
             found[family] = _over_dct(family, atoms, concept.bases)
         else:
@@ -45,21 +43,6 @@ def maps_of(concept: Contents) -> Maps:
                 "one map a layer, so it cannot be added to others or compared: give both when drawing."
             )
     return found
-
-
-def unshared(concept: AnyContents) -> AnyContents:
-    """The same concept with block maps of its own in every layer, if they are made of one pool."""
-    if concept.spec.linear_family != "shared":
-        return concept
-    linear = pool.maps(torch.as_tensor(concept.atoms["linear"]), concept.spec.linear_block)
-    return replace(concept, spec=concept.spec.unshared(), atoms={**concept.atoms, "linear": linear})
-
-
-def _kronecker_map(atoms: Tensor) -> Tensor:
-    """P above Q (L, 2 kc, kc) as the map of blocks (L, kc², kc²): (I+P) B (I+Q) − B is linear in B."""
-    kc = atoms.shape[2]
-    P, Q = (torch.eye(kc) + part for part in atoms.chunk(2, 1))
-    return torch.einsum("lxp,lqy->lpqxy", P, Q).reshape(-1, kc**2, kc**2) - torch.eye(kc**2)
 
 
 def _over_dct(family: str, atoms: Tensor, bases: Mapping[str, object]) -> Tensor:
@@ -131,9 +114,7 @@ def _common_spec(spec: AtomSpec, first: Contents, other: Contents) -> AtomSpec:
 
 def _as_map(concept: Contents) -> AtomSpec:
     """The spec under which the concept's maps are atoms: over the DCT, and of no more of it than needed."""
-    spec = concept.spec.unshared()
-    if spec.linear_family != "blocks":
-        spec = replace(spec, linear_family="blocks")
+    spec = concept.spec
     if spec.basis != "dct":
         kernels = [atoms.shape[2] for family, atoms in concept.atoms.items() if family != "linear"]
         spec = replace(spec, basis="dct", num_atoms=max(kernels, default=0))

@@ -9,22 +9,18 @@ from torch import Tensor, nn
 
 from atomdiff.core import sparse, subspace
 from atomdiff.core.families import (
-    POOL,
     BlockAtoms,
     Coefficients,
     Family,
-    KroneckerAtoms,
     RecursiveAtoms,
-    SharedAtoms,
     SparseAtoms,
     SpatialAtoms,
     SpatialFamily,
 )
 from atomdiff.core.layers import why_not_channel_blocks
-from atomdiff.core.spec import MOST_SHARED, AtomSpec
-from atomdiff.errors import ConceptError, SettingsError
+from atomdiff.core.spec import AtomSpec
+from atomdiff.errors import ConceptError
 
-SHARED = f"*#{POOL}"  # no layer has this name
 DeltaOf = Callable[[Tensor], Tensor]
 """From a layer's pristine weight to ΔW of the same shape, fp32."""
 
@@ -57,27 +53,9 @@ def conv_family(
     return made
 
 
-def linear_families(
-    layers: Mapping[str, nn.Linear | nn.Conv2d], spec: AtomSpec
-) -> dict[str, BlockAtoms | KroneckerAtoms]:
-    """What `spec` trains in each of its linear and 1×1 layers, by name and in order. Raises SettingsError if
-    the maps of a pool would be larger than a concept may be."""
-    if spec.linear_family == "shared" and layers:
-        if len(layers) * spec.linear_block**4 > MOST_SHARED:
-            raise SettingsError(
-                f"Shared atoms in blocks of {spec.linear_block} fill {spec.linear_block**4:,} places in each "
-                f"of {len(layers)} layers, over {MOST_SHARED:,} in all: take smaller blocks or fewer layers."
-            )
-        device = next(iter(layers.values())).weight.device
-        shared = nn.Parameter(torch.zeros(len(layers), 1, spec.shared_numbers, device=device))
-        return {name: SharedAtoms(spec.linear_block, shared, i) for i, name in enumerate(layers)}
-    return {name: linear_family(layer, spec) for name, layer in layers.items()}
-
-
-def linear_family(layer: nn.Linear | nn.Conv2d, spec: AtomSpec) -> BlockAtoms | KroneckerAtoms:
-    """What `spec` trains in a linear or 1×1 layer that shares nothing."""
-    kind = KroneckerAtoms if spec.linear_family == "kronecker" else BlockAtoms
-    return kind(spec.linear_block, layer.weight.device)
+def linear_family(layer: nn.Linear | nn.Conv2d, spec: AtomSpec) -> BlockAtoms:
+    """What `spec` trains in a linear or 1×1 layer."""
+    return BlockAtoms(spec.linear_block, layer.weight.device)
 
 
 def has_coefficients(conv: nn.Conv2d, spec: AtomSpec) -> bool:
@@ -86,10 +64,7 @@ def has_coefficients(conv: nn.Conv2d, spec: AtomSpec) -> bool:
 
 
 def entry(layer: str, part: str) -> str:
-    """How a part of a layer's family is named in `Attached.read`: the layer itself, or `LAYER#PART`; what all
-    layers share has one name."""
-    if part == POOL:
-        return SHARED
+    """How a part of a layer's family is named in `Attached.read`: the layer itself, or `LAYER#PART`."""
     return f"{layer}#{part}" if part else layer
 
 

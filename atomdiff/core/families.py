@@ -9,21 +9,16 @@ M applied to W, calling the family gives M, and the layer may compute on the act
     SparseAtoms       ΔW = α ΔD, α from the lasso    over a learned dictionary D
     Coefficients      Δα = blocks(α) Dc             beside any of these three (section 3.3)
     BlockAtoms        ΔW = blocks(W) ΔDc            linear and 1×1 layers
-    SharedAtoms       the same, ΔDc = ± θ[h]         out of one pool θ for all layers, see `pool`
-    KroneckerAtoms    ΔW = (I⊗(I+P)) W (I⊗(I+Q)) − W
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from atomdiff.core import pool, sparse, subspace
-
-POOL = "pool"  # the part of a family that all layers share
+from atomdiff.core import sparse, subspace
 
 
 class Family(nn.Module):
@@ -48,7 +43,7 @@ class Family(nn.Module):
         return not bool(self.atoms.any())
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by name; the main one is called "", and one that all layers share POOL."""
+        """The trained parameters by name; the main one is called ""."""
         return {"": self.atoms}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -240,52 +235,3 @@ class BlockAtoms(Family):
 
     def delta(self, weight: Tensor) -> Tensor:
         return subspace.apply_block_map(weight.flatten(1), self()).view(weight.shape)
-
-
-class SharedAtoms(BlockAtoms):
-    """ΔW = blocks(W) ΔDc[l], ΔDc[l] = ± θ[h]: the block atoms of layer `number` out of the pool θ (L, 1, c),
-    zeros at first, which all L layers hold and train together (see `pool`)."""
-
-    index: Tensor
-    sign: Tensor
-
-    def __init__(self, block: int, shared: nn.Parameter, number: int) -> None:
-        Family.__init__(self)
-        self.block, self.shared = block, shared
-        index, sign = (part[number] for part in pool.places(len(shared), block, shared.shape[2]))
-        self.register_buffer("index", index.to(shared.device), persistent=False)
-        self.register_buffer("sign", sign.to(shared.device), persistent=False)
-
-    @property
-    def atoms(self) -> nn.Parameter:  # type: ignore[override]
-        """The pool."""
-        return self.shared
-
-    def forward(self) -> Tensor:
-        return (self.shared.flatten()[self.index] * self.sign).view((self.block**2,) * 2)
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {POOL: self.shared}
-
-
-class KroneckerAtoms(Family):
-    """W' = (I⊗(I+P)) W (I⊗(I+Q)): P mixes every kc neighbouring outputs, Q every kc neighbouring inputs.
-
-    `atoms` is P above Q, (2 kc, kc), zeros at first: 2 kc² numbers where a block map has kc⁴. On the
-    activations both are products with kc × kc matrices, next to nothing beside W.
-    """
-
-    def __init__(self, block: int, device: torch.device | None = None) -> None:
-        super().__init__()
-        self.block = block
-        self.atoms = nn.Parameter(torch.zeros(2 * block, block, device=device))
-
-    def delta(self, weight: Tensor) -> Tensor:
-        P, Q = self.atoms.chunk(2)
-        return subspace.apply_kronecker(weight.flatten(1), P, Q).view(weight.shape)
-
-    def around(self, x: Tensor, product: Callable[[Tensor], Tensor], channels: int) -> Tensor:
-        """The layer on activations whose channels are dimension `channels`; `product` is W without bias."""
-        P, Q = self.atoms.chunk(2)
-        mixed = subspace.mix_channels(x, Q, channels)
-        return subspace.mix_channels(product(mixed), P, channels)

@@ -19,7 +19,7 @@ from atomdiff.core.building import (
     delta_functions,
     entry,
     has_coefficients,
-    linear_families,
+    linear_family,
 )
 from atomdiff.core.families import Family
 from atomdiff.core.layers import FORMS, AtomConv2d, AtomLayer, AtomLinear
@@ -49,8 +49,7 @@ class Attached:
         return list(self.named_atoms().values())
 
     def named_atoms(self) -> dict[str, nn.Parameter]:
-        """Layer name -> its trained atoms; what is trained beside them is `LAYER#beta` or `LAYER#coef`, and
-        what all linear layers share `*#pool`."""
+        """Layer name -> its trained atoms; what is trained beside them is `LAYER#beta` or `LAYER#coef`."""
         return {
             entry(name, part): tensor
             for name, layer in self.layers.items()
@@ -144,7 +143,7 @@ def attach(
     for name, conv in selection.conv.items():
         families[name] = conv_family(conv, spec, generator)
         progress(len(families), len(selection.conv))
-    families |= linear_families(selection.linear, spec)
+    families |= {name: linear_family(layer, spec) for name, layer in selection.linear.items()}
 
     was_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     made: dict[str, AtomLayer] = {}

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, pad
+from torch.nn.functional import pad
 
 from atomdiff.core.families import (
     BlockAtoms,
     Coefficients,
     Family,
-    KroneckerAtoms,
     SpatialAtoms,
     SpatialFamily,
 )
@@ -142,14 +141,13 @@ class AtomConv2d(AtomLayer):
 
 
 class AtomLinear(AtomLayer):
-    """A frozen linear or 1×1 layer moved by kc × kc blocks (the paper's Dc, closed form) or by matrices of
-    that size around it.
+    """A frozen linear or 1×1 layer moved by kc × kc blocks (the paper's Dc, closed form).
 
-    `family` is a BlockAtoms, a KroneckerAtoms, or the side kc of a block map. Raises SettingsError where kc
-    does not divide the sides of the weight.
+    `family` is a BlockAtoms, or the side kc of a block map. Raises SettingsError where kc does not divide the
+    sides of the weight.
     """
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, family: BlockAtoms | KroneckerAtoms | int) -> None:
+    def __init__(self, base: nn.Linear | nn.Conv2d, family: BlockAtoms | int) -> None:
         block = family if isinstance(family, int) else family.block
         reason = why_not_blocks(base, block)
         if reason:
@@ -160,22 +158,11 @@ class AtomLinear(AtomLayer):
     def _adapted(self, x: Tensor) -> Tensor:
         base = self.base_layer
         if self._sliding is None:
-            if isinstance(self.family, KroneckerAtoms) and self.strength == 1:
-                y = self.family.around(x, lambda mixed: linear(mixed, base.weight.to(x.dtype)), -1)
-                return y if base.bias is None else y + base.bias.to(x.dtype)
             return self._moved(x, None, 1)
         window, margins = self._sliding
         batched = _padded(x, base, margins)
-        if isinstance(self.family, KroneckerAtoms) and self.strength == 1:
-            y = self.family.around(batched, lambda mixed: self._pointwise(mixed, window), 1)
-            y = y if base.bias is None else y + base.bias.to(x.dtype)[:, None, None]
-        else:
-            y = self._moved(batched, window, base.groups)
+        y = self._moved(batched, window, base.groups)
         return y if x.ndim == 4 else y.squeeze(0)
-
-    def _pointwise(self, x: Tensor, window: Window) -> Tensor:
-        base = self.base_layer
-        return conv2d(x, base.weight.to(x.dtype), None, window.stride, window.padding, 1, base.groups)
 
     def extra_repr(self) -> str:
         return f"atoms={tuple(self.atoms.shape)}, strength={self.strength}"

@@ -407,7 +407,7 @@ class _MixedLayer:
         if self._window is not None:
             window, margins = self._window
             x = _padded(x, module, margins)  # type: ignore[arg-type]
-            return own.conv(x, module, window)  # type: ignore[arg-type]
+            return own.conv(x, module, window)
         if isinstance(module, nn.Linear):
             return own.linear(x, module.weight, module.bias)
         y = own.linear(x.movedim(1, -1), module.weight.flatten(1), module.bias)

@@ -50,7 +50,7 @@ def select(model: nn.Module, spec: AtomSpec) -> Selection:
     names.
 
     Raises SettingsError if a pattern given by the user matches nothing, or every selected kernel is too small
-    for `num_atoms`; AtomdiffError if nothing at all is selected.
+    for `num_atoms`; AtomdiffError if a spec that has layers selects none at all.
     """
     spatial, pointwise = _candidates(model)
     skipped: dict[str, str] = {}
@@ -58,7 +58,7 @@ def select(model: nn.Module, spec: AtomSpec) -> Selection:
     if spec.num_atoms and spec.conv_layers and not conv:
         raise SettingsError(_no_match("conv_layers", spec.conv_layers, "spatial convolution", spatial))
     linear = _select_linear(pointwise, spec, skipped)
-    if not conv and not linear:
+    if spec.has_layers and not conv and not linear:
         raise AtomdiffError(
             f"Nothing to train: the model has {_count(spatial, 'spatial convolution')} and "
             f"{_count(pointwise, 'linear or 1×1 layer')}, and none is selected by {spec}."

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from atomdiff.errors import SettingsError
 
 CONV_FAMILIES = ("atoms", "recursive", "sparse")
-LINEAR_FAMILIES = ("blocks", "shared", "kronecker")
-MOST_SHARED = 2**22  # numbers of all maps of one pool together
 
 
 @dataclass(frozen=True)
@@ -18,16 +16,15 @@ class AtomSpec:
 
     `num_atoms`: atoms of each spatial convolution, at most its kh*kw; 0 for none. `basis`: "dct" or "svd".
     `conv_layers`: a regular expression searched in the module names; "" takes every convolution with a kernel
-    larger than 1×1. `linear_atoms`: which linear and 1×1 layers carry block atoms: none, attn2
+    larger than 1×1. `linear_atoms`: which linear and 1×1 layers carry block atoms Dc: none, attn2
     (cross-attention), attn2_kvo, attn2_kv, attn, all, or a regular expression. `linear_block`: the side kc of
-    their blocks.
+    their blocks. With neither, only a learned word is left to train.
 
-    `conv_family`: "atoms" (closed form), "recursive" or "sparse"; `linear_family`: "blocks", "shared" or
-    "kronecker"; see `families`. For recursive atoms, `channel_groups` is how many groups of input channels
-    have a β of their own (0: every channel, and never more than there are), and `second_atoms` is m1. For
-    sparse ones, `sparsity` is λ for weights of size 1. `coef_block`: side of the blocks of the convolutions'
-    coefficients that are trained too, 0 for none. `shared_numbers`: how many numbers each layer adds to the
-    pool of shared block atoms. Raises SettingsError for a value that cannot work.
+    `conv_family`: "atoms" (closed form), "recursive" or "sparse", see `families`. For recursive atoms,
+    `channel_groups` is how many groups of input channels have a β of their own (0: every channel, and never
+    more than there are), and `second_atoms` is m1. For sparse ones, `sparsity` is λ for weights of size 1.
+    `coef_block`: side of the blocks of the convolutions' coefficients that are trained too, 0 for none.
+    Raises SettingsError for a value that cannot work.
     """
 
     num_atoms: int = 9
@@ -40,8 +37,6 @@ class AtomSpec:
     second_atoms: int = 3
     sparsity: float = 0.05
     coef_block: int = 0
-    linear_family: str = "blocks"
-    shared_numbers: int = 128
 
     def __post_init__(self) -> None:
         if type(self.num_atoms) is not int or self.num_atoms < 0:
@@ -62,17 +57,17 @@ class AtomSpec:
                 ) from None
         if not self.linear_atoms:
             raise SettingsError("linear_atoms is empty; write 'none' for no linear atoms, or 'all'.")
-        if self.num_atoms == 0 and self.linear_atoms == "none":
-            raise SettingsError(
-                "num_atoms is 0 and linear_atoms is 'none', so nothing is left to train; set one."
-            )
 
     @property
     def is_map(self) -> bool:
         """Whether every layer's ΔW is one map of its W, linear in the trained numbers: then concepts add up
         in their maps."""
-        conv = self.num_atoms == 0 or (self.conv_family == "atoms" and self.coef_block == 0)
-        return conv and (self.linear_atoms == "none" or self.linear_family != "kronecker")
+        return self.num_atoms == 0 or (self.conv_family == "atoms" and self.coef_block == 0)
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether any layer of the model is changed; else a concept is its learned word."""
+        return self.num_atoms > 0 or self.linear_atoms != "none"
 
     def atoms_of(self, k2: int) -> int:
         """m for a kernel of k2 weights. Only a learned dictionary may have more atoms than that, up to four
@@ -83,36 +78,28 @@ class AtomSpec:
         """G for a weight of c_in input channels, for recursive atoms."""
         return min(self.channel_groups or c_in, c_in)
 
-    def unshared(self) -> AtomSpec:
-        """That of the same layers, each with block maps of its own where they are of one pool."""
-        if self.linear_family != "shared":
-            return self
-        return replace(self, linear_family="blocks", shared_numbers=AtomSpec.shared_numbers)
-
     def _check_families(self) -> None:
-        for name, known in (("conv_family", CONV_FAMILIES), ("linear_family", LINEAR_FAMILIES)):
-            if getattr(self, name) not in known:
-                raise SettingsError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}.")
-        least_of = {"channel_groups": 0, "second_atoms": 1, "coef_block": 0, "shared_numbers": 1}
+        if self.conv_family not in CONV_FAMILIES:
+            raise SettingsError(
+                f"conv_family is one of {', '.join(CONV_FAMILIES)}, not {self.conv_family!r}."
+            )
+        least_of = {"channel_groups": 0, "second_atoms": 1, "coef_block": 0}
         for name, least in least_of.items():
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= 2**20:
                 raise SettingsError(f"{name} is a whole number from {least} up, not {value!r}.")
         if type(self.sparsity) is not float or not 0 < self.sparsity <= 10:
             raise SettingsError(f"sparsity is a number above 0 and at most 10, not {self.sparsity!r}.")
-        for name, chooser, family in (
-            ("channel_groups", "conv_family", "recursive"),
-            ("second_atoms", "conv_family", "recursive"),
-            ("sparsity", "conv_family", "sparse"),
-            ("shared_numbers", "linear_family", "shared"),
+        for name, family in (
+            ("channel_groups", "recursive"),
+            ("second_atoms", "recursive"),
+            ("sparsity", "sparse"),
         ):
-            if getattr(self, chooser) != family and getattr(self, name) != getattr(AtomSpec, name):
-                raise SettingsError(f"{name} means something for {chooser} {family!r} only; drop it.")
+            if self.conv_family != family and getattr(self, name) != getattr(AtomSpec, name):
+                raise SettingsError(f"{name} means something for conv_family {family!r} only; drop it.")
         if self.conv_family != "atoms" and self.basis != "dct":
             raise SettingsError(f"conv_family {self.conv_family!r} has the basis 'dct', not {self.basis!r}.")
         if self.num_atoms == 0 and (self.conv_family != "atoms" or self.coef_block):
             raise SettingsError(
                 "num_atoms is 0, so there are no convolutions for conv_family or coef_block; give it, 9 say."
             )
-        if self.linear_atoms == "none" and self.linear_family != "blocks":
-            raise SettingsError("linear_atoms is 'none', so there is no layer for linear_family.")

@@ -179,25 +179,6 @@ def apply_coefficient_map(alpha: Tensor, M: Tensor) -> Tensor:
     return moved.reshape(alpha.shape)
 
 
-def apply_kronecker(weight: Tensor, P: Tensor, Q: Tensor) -> Tensor:
-    """ΔW = (I⊗(I+P)) W (I⊗(I+Q)) − W: (out, in), (kc, kc), (kc, kc) -> like weight, fp32."""
-    (rows, columns), kc = weight.shape, len(P)
-    W = weight.float().reshape(rows // kc, kc, columns // kc, kc)
-    inputs = W @ Q.float()  # W (I⊗Q)
-    return (inputs + torch.einsum("xp,apbq->axbq", P.float(), W + inputs)).view(rows, columns)
-
-
-def mix_channels(x: Tensor, T: Tensor, dim: int) -> Tensor:
-    """(I⊗(I+T)) x over the channels, dimension `dim` (-1 or 1), in x's dtype.
-
-    The identity is added apart: 1 + T would round T away on the diagonal in half precision.
-    """
-    blocks = x.unflatten(dim, (-1, len(T)))
-    T = T.to(x.dtype)
-    mixed = blocks @ T.T if dim == -1 else torch.einsum("ij,bcjhw->bcihw", T, blocks)
-    return x + mixed.flatten(-2 if dim == -1 else dim, -1 if dim == -1 else dim + 1)
-
-
 # -------------------------------------------------------------------------- the map on the activations
 
 

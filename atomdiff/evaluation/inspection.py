@@ -91,9 +91,7 @@ def print_table(about: dict[str, Any]) -> None:
 def _sections(about: dict[str, Any]) -> list[list[tuple[str, str]]]:
     spec, base = about["spec"], about["base"]
     linear = spec["linear_atoms"]
-    blocks = "" if linear == "none" else f", {spec['linear_family']} of {spec['linear_block']}"
-    if spec["linear_family"] == "shared":
-        blocks = f", shared in blocks of {spec['linear_block']}"
+    blocks = "" if linear == "none" else f", blocks of {spec['linear_block']}"
     sizes = [(f"  {part}", f"{size:,} bytes") for part, size in about["bytes"].items()]
     shapes = [(f"  {key}", " × ".join(map(str, shape))) for key, shape in about["tensors"].items()]
     convs = f"{spec['num_atoms']} of each kernel, {spec['basis']}" if spec["num_atoms"] else "none"

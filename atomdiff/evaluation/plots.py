@@ -126,8 +126,7 @@ def _title(figure: Figure, concept: Concept, drift: float) -> None:
     facts = [
         f"“{concept.trigger}”" if concept.trigger else "",
         f"on {concept.base.name or concept.base.architecture}",
-        f"{concept.num_parameters():,} numbers"
-        + (" that all layers share" if concept.spec.linear_family == "shared" else ""),
+        f"{concept.num_parameters():,} numbers",
         f"{steps:,} steps" if isinstance(steps, int) else "",
         f"weights moved by {drift:.1%}",
     ]

@@ -273,9 +273,8 @@ def _band(card: Image, concept: Concept, accents: tuple[Colour, Colour], y: int)
     band = _maps(concept, accents, 10, 1, 90, 4)
     card.paste(band, (INSET + (WIDTH - band.width) // 2, y), _rounded(band.size, 12))
     count = sum(len(tensor) for key, tensor in concept.atoms.items() if key[:4] in ("conv", "line"))
-    where = "numbers like these, which" if _is_pool(concept) else "numbers in"
-    what = "layers share" if _is_pool(concept) else "maps like these"
-    line = f"all it learned: {concept.num_parameters():,} {where} {count} {what}"
+    where = f" in {count} maps like these" if count else ": a word"
+    line = f"all it learned: {concept.num_parameters():,} numbers{where}"
     ImageDraw.Draw(card).text((INSET, y + 120), line, FAINT, _font(24), "ls")
 
 
@@ -288,13 +287,15 @@ def _maps(
     gap: int,
     first: int = 0,
 ) -> Image:
-    """Spatial maps (block maps, if there are no others): the first colour where a number raises, the second
-    where it lowers. Each is scaled to its own strongest number, so that a quiet layer is seen as well.
+    """Spatial maps (block maps, or else the learned word, if there are no others): the first colour where a
+    number raises, the second where it lowers. Each is scaled to its own strongest number, so that a quiet
+    layer is seen as well.
     """
     from PIL import Image as Pictures
 
-    spatial = [tensor for key, tensor in concept.atoms.items() if key.startswith("conv")]
-    maps = [matrix[:32, :32] for tensor in spatial or [_tiles(concept.atoms["linear"])] for matrix in tensor]
+    atoms = {key: _tiles(tensor) for key, tensor in concept.atoms.items()}
+    shown = next(kind for kind in ("conv", "linear", "token") if any(key.startswith(kind) for key in atoms))
+    maps = [matrix[:32, :32] for key, some in atoms.items() if key.startswith(shown) for matrix in some]
     made = Pictures.new("RGB", (columns * (tile + gap) - gap, rows * (tile + gap) - gap), PAPER)
     blank = _mix(PAPER, accents[0], 0.08)
     for i in range(columns * rows):
@@ -312,16 +313,12 @@ def _maps(
     return made
 
 
-def _is_pool(concept: Concept) -> bool:
-    return concept.spec.linear_family == "shared" and concept.spec.num_atoms == 0
-
-
-def _tiles(linear: Tensor) -> Tensor:
-    """Block maps, or the rows of a pool (L, 1, c) as near to squares as c lets them be."""
-    if linear.shape[1] > 1:
-        return linear
-    rows = max(r for r in range(1, math.isqrt(linear.shape[2]) + 1) if linear.shape[2] % r == 0)
-    return linear.unflatten(2, (rows, -1)).squeeze(1)
+def _tiles(atoms: Tensor) -> Tensor:
+    """Maps as they are; vectors (n, 1, d) as near to squares as d lets them be."""
+    if atoms.shape[1] > 1:
+        return atoms
+    rows = max(r for r in range(1, math.isqrt(atoms.shape[2]) + 1) if atoms.shape[2] % r == 0)
+    return atoms.unflatten(2, (rows, -1)).squeeze(1)
 
 
 def _footer(card: Image, data: bytes) -> None:

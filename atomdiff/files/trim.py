@@ -26,12 +26,6 @@ def trim(concept: Concept, max_bytes: int, dtype: str = "fp16") -> Concept:
     """
     if _size(concept, dtype) <= max_bytes:
         return concept
-    if concept.spec.linear_family == "shared":
-        coarser = "" if dtype == "int4" else "save it in int4, or "
-        raise ConceptError(
-            f"The concept {concept.title!r} takes {_size(concept, dtype):,} bytes in {dtype}, and its layers "
-            f"share their numbers, so none can be left out: {coarser}train with a smaller --size."
-        )
     drifts = _relative_changes(concept)
     worth = [
         (math.sqrt(float(drift)) / concept.atoms[family][i].numel(), family, i)

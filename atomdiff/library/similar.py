@@ -11,7 +11,6 @@ import numpy as np
 from atomdiff.concept.algebra import similarity
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.maps import maps_of
-from atomdiff.core import pool
 from atomdiff.errors import ConceptError
 from atomdiff.files import card, quantization, safetensors_file
 from atomdiff.files.header import MAX_DATA, parse_header
@@ -42,18 +41,12 @@ def most_similar(
 
 class _LikenessTo:
     """The similarity of a concept to many files: where one file could be compared, the next of the same base,
-    spec and layers needs only its numbers, since atoms over the DCT are compared as they are, and pools of
-    one form by how often their numbers stand in the maps."""
+    spec and layers needs only its numbers, since atoms over the DCT are compared as they are."""
 
     def __init__(self, concept: Contents) -> None:
         self.concept = concept
         self.own = {key: np.asarray(maps) for key, maps in maps_of(concept).items()}
-        self.uses: np.ndarray | None = None
-        if concept.spec.linear_family == "shared":
-            self.own["linear"] = np.asarray(concept.atoms["linear"])
-            layers, _, numbers = self.own["linear"].shape
-            self.uses = pool.uses(layers, concept.spec.linear_block, numbers).numpy()
-        self.norm = math.sqrt(sum(self._product(key, own, own) for key, own in self.own.items()))
+        self.norm = math.sqrt(sum(_product(own, own) for own in self.own.values()))
         self.known: dict[tuple[str | None, ...], bool] = {}
 
     def __call__(self, data: bytes) -> float:
@@ -65,12 +58,9 @@ class _LikenessTo:
             return self._quick(quantization.decode(entries, memoryview(data)[start:], shapes)[1])
         said = safetensors_file.contents(data)
         found = similarity(self.concept, said)
-        linear = [
-            (s.linear_family == "shared", s.linear_block, s.shared_numbers)
-            for s in (self.concept.spec, said.spec)
-        ]
         plain = said.spec.is_map and said.spec.basis == "dct" and not said.trimmed
-        self.known[kind] = plain and ("linear" not in self.own or linear[0] == linear[1])
+        same = self.concept.spec.linear_block == said.spec.linear_block
+        self.known[kind] = plain and ("linear" not in self.own or same)
         return found
 
     def _quick(self, atoms: Mapping[str, np.ndarray]) -> float:
@@ -80,13 +70,12 @@ class _LikenessTo:
                 own = self.own[key][:, : values.shape[1]]
                 if own.shape != values.shape:
                     raise ConceptError(f"The numbers {key!r} have the shape of another concept's.")
-                inner += self._product(key, own, values)
+                inner += _product(own, values)
             if not key.startswith("token"):
-                square += self._product(key, values, values)
+                square += _product(values, values)
         return inner / ((self.norm * math.sqrt(square)) or 1.0)
 
-    def _product(self, key: str, a: np.ndarray, b: np.ndarray) -> float:
-        """The inner product of the maps of two arrays, over k²."""
-        if key == "linear" and self.uses is not None:
-            return float(np.vdot(a * self.uses, b)) / self.concept.spec.linear_block**2
-        return float(np.vdot(a, b)) / a.shape[2]
+
+def _product(a: np.ndarray, b: np.ndarray) -> float:
+    """The inner product of the maps of two arrays (L, r, k²), over k²."""
+    return float(np.vdot(a, b)) / a.shape[2]

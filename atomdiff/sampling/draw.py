@@ -24,7 +24,9 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import img2img, mixed
-from atomdiff.sampling.gating import BRANCHES, USUAL, WHOLE, Negatives, Span, acting, groups
+from atomdiff.sampling.gating import Negatives, groups
+from atomdiff.sampling.gating import acting as concepts_acting
+from atomdiff.sampling.modes import ACTING, USUAL
 from atomdiff.sampling.resident import Residents
 
 if TYPE_CHECKING:
@@ -66,9 +68,8 @@ class DrawSettings:
     """Everything that decides a picture but base, concepts and prompt. Raises SettingsError for what cannot
     work.
 
-    `size` is (width, height) in pixels, both multiples of 8. `branches` is where in guidance concepts act,
-    "conditional" or "both", and `span` on which part of the way from noise, 0, to the picture, 1 (see
-    `acting`); `always` says that they need not be called.
+    `size` is (width, height) in pixels, both multiples of 8. `acting` is on what concepts act, "plain" or
+    "gated" (see `gating`).
     """
 
     seed: int
@@ -77,9 +78,7 @@ class DrawSettings:
     negative: str
     size: tuple[int, int]
     sampler: str
-    branches: str = "conditional"
-    span: Span = USUAL
-    always: bool = False
+    acting: str = USUAL
     strength: float | None = None
     """How much of a picture that drawing starts from may change; None where it starts from noise."""
     hires: float = 1.0
@@ -88,15 +87,8 @@ class DrawSettings:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise SettingsError(f"There is no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-        if self.branches not in BRANCHES:
-            raise SettingsError(
-                f"Concepts act on the branches {' or '.join(BRANCHES)} of guidance, not {self.branches!r}."
-            )
-        if not 0 <= self.span[0] < self.span[1] <= 1:
-            raise SettingsError(
-                f"Concepts act from a point in 0 to 1 until a later one, not from {self.span[0]:g} until "
-                f"{self.span[1]:g}: 0 is the noise that a picture starts from, 1 the finished picture."
-            )
+        if self.acting not in ACTING:
+            raise SettingsError(f"Concepts act {' or '.join(ACTING)}, not {self.acting!r}.")
         if not 1 <= self.steps <= 1000:
             raise SettingsError(f"A picture takes 1 to 1000 steps, not {self.steps}: 20 to 50 are usual.")
         if not 0 <= self.seed <= MAX_SEED:
@@ -131,9 +123,7 @@ def draw(
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
     batch_size: int | None = None,
-    branches: str = "conditional",
-    span: Span = USUAL,
-    always: bool = False,
+    acting: str = USUAL,
     image: Image | Sequence[Image] | None = None,
     mask: Image | None = None,
     strength: float | None = None,
@@ -144,16 +134,14 @@ def draw(
     """Draws `count` pictures of the prompt, or of each of several prompts in turn; the i-th of all
     depends on its prompt and seed + i alone, and its `info["parameters"]` says how to redraw it.
 
-    A concept acts where the prompt says its trigger, or if it has none; with `always`, everywhere. `concepts`
-    may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`. At strength 0,
-    or not called, the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and height)
-    and `batch_size` have defaults by the base. Concepts act on the prompt's side of guidance alone, and what
-    it steers away from is the plain base; with `branches` "both", on both. They act on the UNet in the steps
-    that lead to a place in `span`, on the way from noise, 0, to the finished picture, 1: without more said,
-    the layout is the base's.
+    `concepts` may carry strengths: `(concept, 0.8)`, or one a block `(concept, {"down": 0.5, "up": 1})`. At
+    strength 0 the pictures are the base's, bit for bit. `guidance`, `size` (a side, or width and height) and
+    `batch_size` have defaults by the base. With `acting` "plain" concepts act on everything, as any tool
+    draws with weights that are attached; "gated" only where a prompt says their trigger (or they have none),
+    on the prompt's side of guidance, and not in the first steps: elsewhere the base draws, to the bit.
 
     With a list of concepts for each prompt, `concepts=[[dog], [(cat, 0.8), hat], []]`, pictures of different
-    concepts are drawn in one batch (see `mixed`); these act plainly, on both branches and in every step.
+    concepts are drawn in one batch (see `mixed`); these act plainly.
 
     With an `image` (or one for each picture) drawing starts from it: the picture may change as much as
     `strength` says, 0 to 1, or where a `mask` is white (see `img2img`). `hires` 2 draws at `size` first,
@@ -169,15 +157,13 @@ def draw(
     if hires != 1:
         plain = {
             "concepts": concepts, "seed": seed, "steps": steps, "guidance": guidance, "negative": negative,
-            "sampler": sampler, "batch_size": batch_size, "branches": branches, "span": span,
-            "always": always, "strength": strength, "preview": preview,
+            "sampler": sampler, "batch_size": batch_size, "acting": acting, "strength": strength,
+            "preview": preview,
         }  # fmt: skip
         started = {"image": image, "mask": mask, "size": size, "count": count}
         return _draw_large(base, prompt, hires, plain, started, callback)
     first = None if image is None else strength
-    settings = draw_settings(
-        base, seed, steps, guidance, negative, size, sampler, branches, span, always, first
-    )
+    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, acting, first)
     mixing = any(isinstance(item, list) for item in concepts)
     each = [weighted_of(cast(list[Any], some)) for some in concepts] if mixing else []
     weighted = [] if mixing else weighted_of(concepts)
@@ -211,7 +197,7 @@ def draw(
             )
         each = [own for own in each for _ in range(count)]
         return _draw_mixed(base, prompts, each, settings, batch_size, callback, preview)
-    together = groups(prompts, [concept for concept, _ in weighted], settings.always)
+    together = groups(prompts, [concept for concept, _ in weighted], settings.acting)
     limit = batch_size or BATCH[base.family]
     rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
     each_round = img2img.steps_done(steps, strength) if starts else steps
@@ -219,7 +205,7 @@ def draw(
     with with_scheduler(base, settings, preview):
         for called, those in together.items():
             some = [weighted[i] for i in called]
-            with acting(base, some, settings.negative, settings.branches, settings.span) as (known, avoided):
+            with concepts_acting(base, some, settings.negative, settings.acting) as (known, avoided):
                 for start in range(0, len(those), limit):
                     batch = those[start : start + limit]
                     tell = teller(callback, begun * each_round, rounds * each_round, each_round)
@@ -281,7 +267,7 @@ def _draw_mixed(
     preview: Callable[[Tensor], None] | None,
 ) -> list[Image]:
     """A picture of each prompt with its own concepts, in batches of any of them together."""
-    settings = replace(settings, branches="both", span=WHOLE, always=True)
+    settings = replace(settings, acting="plain")
     held, limit, images = Residents(base), batch_size or BATCH[base.family], []
     resident = [[(held.add(concept), strength) for concept, strength in own] for own in each]
     starts = range(0, len(prompts), limit)
@@ -309,18 +295,14 @@ def draw_settings(
     negative: str = "",
     size: int | tuple[int, int] | None = None,
     sampler: str = "dpm++",
-    branches: str = "conditional",
-    span: Span = USUAL,
-    always: bool = False,
+    acting: str = USUAL,
     strength: float | None = None,
 ) -> DrawSettings:
     """The settings with the base's own defaults filled in."""
     sides = size if size is not None else base.resolution
     width, height = (sides, sides) if isinstance(sides, int) else sides
     scale = GUIDANCE[base.family] if guidance is None else float(guidance)
-    return DrawSettings(
-        seed, steps, scale, negative, (width, height), sampler.lower(), branches, span, always, strength
-    )
+    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower(), acting, strength)
 
 
 def parameters_text(
@@ -347,12 +329,7 @@ def parameters_text(
     ]
     if used:
         fields["Concepts"] = _quoted(", ".join(used))
-        if settings.branches != "conditional":
-            fields["Concept branches"] = settings.branches
-        if settings.span != USUAL:
-            fields["Concept span"] = "-".join(f"{end:g}" for end in settings.span)
-        if settings.always:
-            fields["Concepts always"] = "yes"
+        fields["Concepts act"] = settings.acting
     lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
     return "\n".join(lines)
 

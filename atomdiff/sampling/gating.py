@@ -1,17 +1,16 @@
-"""On what concepts act: which prompts, which branches of classifier-free guidance, and which of the steps.
+"""On what concepts act: everything, or only where they are called.
 
-A concept is called by its trigger: prompts that do not say it are the base's own. It acts on the conditional
-branch alone,
+*Plain* is what any tool does with weights that are attached: concepts act on every prompt, on both branches
+of classifier-free guidance, in every step. *Gated*, a concept is called by its trigger: prompts that do not
+say it are the base's own. It acts on the conditional branch alone,
 
     ε = ε_base(n) + w (ε_concept(c) - ε_base(n)),    c the prompt, n the negative prompt, w the guidance scale
 
 so that what guidance steers away from is the plain base: its weights, and the negative prompt as its own text
-encoders read it. Training then need not keep ε(n) where it was. A span (a, b) lets concepts act on the UNet
-in the steps that lead to a place in (a, b] on the way from pure noise, 0, where a picture is laid out, to the
-finished picture, 1; it is measured by 1 - t/T. The usual span leaves the layout to the base. The last step,
-which no other puts right, halves what concepts add to the weights on the conditional branch: guidance would
-make too much of it, and of what the subject was never seen with, a hat, say, too little. A learned trigger is
-read in any case.
+encoders read it. It acts on the UNet in the steps that lead to a place after GATE[0] on the way from pure
+noise, 0, where a picture is laid out, to the finished picture, 1, measured by 1 - t/T. The last step, which
+no other puts right, halves what concepts add to the weights: guidance would make too much of it, and of what
+the subject was never seen with, a hat, say, too little. A learned trigger is read in any case.
 """
 
 from __future__ import annotations
@@ -25,42 +24,36 @@ from torch import Tensor, nn
 
 from atomdiff.base import textual_inversion
 from atomdiff.base.stable_diffusion import Base, encode_prompts
-from atomdiff.base.textual_inversion import Reading, spoken
+from atomdiff.base.textual_inversion import Reading, calls, spoken
 from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.inject import DeltaOf, fold
+from atomdiff.sampling.modes import USUAL
 
 if TYPE_CHECKING:
     from atomdiff.concept.concept import Concept
 
-BRANCHES = ("conditional", "both")
-WHOLE = (0.0, 1.0)
-USUAL = (0.17, 1.0)  # the layout left to the base: prompts are followed better, and subjects are as alike
-ENDING = 0.99  # a step that leads beyond it is the last
-Span = tuple[float, float]
+GATE = 0.17, 0.99  # gated: from where on concepts act, and where the last step begins
 Weights = dict[nn.Module, nn.Parameter]
 Negatives = Callable[[int], dict[str, Any]]
 """From a number of pictures to what the pipeline is told of their negative prompts."""
 
 
 def groups(
-    prompts: Sequence[str], concepts: Sequence[Concept], always: bool = False
+    prompts: Sequence[str], concepts: Sequence[Concept], how: str = USUAL
 ) -> dict[tuple[int, ...], list[int]]:
-    """The places of the concepts that act together -> the places of the prompts that they act on: those that
-    say their triggers; `always` takes all for said."""
+    """The places of the concepts that act together -> the places of the prompts that they act on: all, or
+    gated those that say their triggers."""
+    plain = how == "plain"
     found: dict[tuple[int, ...], list[int]] = {}
     for place, prompt in enumerate(prompts):
-        called = (
-            i
-            for i, concept in enumerate(concepts)
-            if always or textual_inversion.calls(prompt, concept.trigger)
-        )
+        called = (i for i, concept in enumerate(concepts) if plain or calls(prompt, concept.trigger))
         found.setdefault(tuple(called), []).append(place)
     return found
 
 
 @contextlib.contextmanager
 def acting(
-    base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, branches: str, span: Span
+    base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, how: str
 ) -> Iterator[tuple[list[Reading], Negatives]]:
     """Within: these concepts act. Yields how prompts must be spoken, and the negative prompt.
 
@@ -69,17 +62,17 @@ def acting(
     deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
     words = [(concept, of_words(strength)) for concept, strength in weighted]
     known = textual_inversion.readings(base, words)
-    if not any(strength for _, strength in [*deltas, *words]):
-        branches, span = "both", WHOLE  # the base alone is drawn in one way, bit for bit
-    avoided = negatives(base, negative, branches, known)
-    with folded(base, deltas, branches, span), textual_inversion.added(base, known):
+    # The base alone is drawn in one way, bit for bit.
+    gated = how == "gated" and any(strength for _, strength in [*deltas, *words])
+    avoided = negatives(base, negative, gated, known)
+    with folded(base, deltas, gated), textual_inversion.added(base, known):
         yield known, avoided
 
 
-def negatives(base: Base, prompt: str, branches: str, known: Sequence[Reading]) -> Negatives:
+def negatives(base: Base, prompt: str, gated: bool, known: Sequence[Reading]) -> Negatives:
     """The negative prompt for any number of pictures, as triggers are read. To be asked while the text
-    encoders are the base's own: for the conditional branch it is encoded at once, as it stands."""
-    if branches == "both":
+    encoders are the base's own: gated it is encoded at once, as it stands."""
+    if not gated:
         return lambda count: {"negative_prompt": [spoken(prompt, known)] * count}
     hidden, pooled = encode_prompts(base, [prompt])
 
@@ -92,20 +85,17 @@ def negatives(base: Base, prompt: str, branches: str, known: Sequence[Reading]) 
 
 @contextlib.contextmanager
 def folded(
-    base: Base,
-    deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]],
-    branches: str,
-    span: Span = WHOLE,
+    base: Base, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]], gated: bool
 ) -> Iterator[None]:
-    """Within: concepts are folded into the UNet, as `inject.fold` does, but outside of `span` its layers
-    compute with the weights as they were. So they do on the conditional branch alone for the first half of a
-    guided batch, the negative prompts."""
+    """Within: concepts are folded into the UNet, as `inject.fold` does. Gated, its layers compute with the
+    weights as they were for the negative prompts, the first half of a guided batch, and in the first steps.
+    """
     unet = base.unet
     pristine = _weights(unet)
     with fold(unet, deltas), contextlib.ExitStack() as stack:
         moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
-        if moved and (branches, span) != ("both", WHOLE):
-            step = Step(base, branches, span)
+        if moved and gated:
+            step = Step(base)
             stack.callback(unet.register_forward_pre_hook(step.begin).remove)
             for layer, own in moved.items():
                 stack.enter_context(_by_parts(layer, pristine[layer], own, step))
@@ -113,10 +103,10 @@ def folded(
 
 
 class Step:
-    """Which part of the batch of a step concepts act on, and `share`, how much of them."""
+    """Which part of the batch of a step gated concepts act on, and `share`, how much of them."""
 
-    def __init__(self, base: Base, branches: str, span: Span) -> None:
-        self._pipe, self._branches, self._span = base.pipe, branches, span
+    def __init__(self, base: Base) -> None:
+        self._pipe = base.pipe
         self._last = int(base.scheduler.config.num_train_timesteps) - 1
         self._within, self.share = True, 1.0
 
@@ -124,18 +114,18 @@ class Step:
         """Hears of (latents, timestep, ...) before the UNet does."""
         time, times = float(args[1]), self._pipe.scheduler.timesteps.tolist()
         reached = 1 - max((t for t in times if t < time), default=0.0) / self._last
-        self._within = self._span[0] < reached <= self._span[1]
-        self.share = 0.5 if self._amplified() and reached > ENDING else 1.0
+        self._within = reached > GATE[0]
+        self.share = 0.5 if self._guided() and reached > GATE[1] else 1.0
 
     def first(self, count: int) -> int:
         """Of `count` rows, negative prompts first, the first that concepts act on."""
         if not self._within:
             return count
-        return count // 2 if self._amplified() else 0
+        return count // 2 if self._guided() else 0
 
-    def _amplified(self) -> bool:
+    def _guided(self) -> bool:
         """Whether guidance multiplies what concepts add."""
-        return self._branches == "conditional" and bool(self._pipe.do_classifier_free_guidance)
+        return bool(self._pipe.do_classifier_free_guidance)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import SettingsError
+from atomdiff.sampling.modes import USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,8 +29,7 @@ NO_CONCEPT = "none"
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture to draw: what `atomdiff.draw` takes. None stands for the base's own default; `acting` has
-    its `branches`, `span` and `always`, where they are not the usual."""
+    """One picture to draw: what `atomdiff.draw` takes. None stands for the base's own default."""
 
     prompt: str
     concepts: tuple[tuple[Concept, Strength], ...] = ()
@@ -39,14 +39,13 @@ class Scene:
     guidance: float | None = None
     size: tuple[int, int] | None = None
     sampler: str = "dpm++"
-    acting: Mapping[str, Any] = field(default_factory=dict)
+    acting: str = USUAL
 
     def draw(self, base: Base, **options: Any) -> list[Image]:
         """The picture; `options` are more of `draw`'s (count, callback, ...)."""
         from atomdiff.sampling.draw import draw
 
-        plain = {name: value for name, value in vars(self).items() if name != "acting"}
-        return draw(base, **plain, **self.acting, **options)
+        return draw(base, **vars(self), **options)
 
 
 @dataclass(frozen=True)

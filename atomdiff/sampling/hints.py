@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from atomdiff.sampling.modes import USUAL
+
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
     from atomdiff.concept.concept import Concept
@@ -28,22 +30,23 @@ class Remark:
 
 
 def before_drawing(
-    base: Base, prompt: str, negative: str, weighted: Weighted, always: bool = False
+    base: Base, prompt: str, negative: str, weighted: Weighted, how: str = USUAL
 ) -> Iterator[Remark]:
     """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
     from atomdiff.base.stable_diffusion import truncated_part
     from atomdiff.base.textual_inversion import calls, readings, spoken
     from atomdiff.core.blocks import of_words
 
-    acting = [item for item in weighted if always or calls(prompt, item[0].trigger)]
-    for concept, strength in weighted:
+    acting = [item for item in weighted if how == "plain" or calls(prompt, item[0].trigger)]
+    for concept, _ in weighted:
         cousin = concept.check_base(base.passport)
         if cousin:
             yield Remark(cousin)
-        if (concept, strength) not in acting:
+        if not calls(prompt, concept.trigger):
+            then = "does not act on it" if how == "gated" else "will show but little"
             yield Remark(
                 f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "
-                "therefore does not act on it."
+                f"therefore {then}."
             )
     yield from clashes(acting)
     known = readings(base, [(concept, of_words(strength)) for concept, strength in acting])

@@ -7,7 +7,7 @@ it, which touches some ten thousand numbers and no weight of the base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,7 @@ class Residents:
         self.base = base
         self.held: dict[str, Resident] = {}
         self._selections: dict[tuple[AtomSpec, str], inject.Selection] = {}
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}  # each list of layers once
         self._inverses: dict[tuple[tuple[int, int], int], Tensor] = {}
 
     def add(self, concept: Concept, sha256: str = "") -> Resident:
@@ -137,12 +138,15 @@ class Residents:
         for key in families:
             packed = Packed.of(concept.atoms[key], concept.precision).to(device)
             if key == "linear":
-                stacks.append(_Stack(tuple(selection.linear), packed, None))
+                stacks.append(_Stack(self._once(selection.linear), packed, None))
                 continue
             kernel = next(iter(selection.conv.values())).kernel_size
             inverse = self._inverse((kernel[0], kernel[1]), concept.atoms[key].shape[1])
-            stacks.append(_Stack(tuple(selection.conv), packed, inverse))
+            stacks.append(_Stack(self._once(selection.conv), packed, inverse))
         return stacks
+
+    def _once(self, names: Iterable[str]) -> tuple[str, ...]:
+        return self._names.setdefault(tuple(names), tuple(names))
 
     def _selection(self, concept: Concept) -> inject.Selection:
         key = concept.spec, concept.layers

@@ -14,6 +14,7 @@ from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import SettingsError
 from atomdiff.files.read_any import Source
 from atomdiff.sampling.infotext import parse
+from atomdiff.sampling.modes import USUAL
 from atomdiff.studio import drawing, inspection, library_view, png_info
 from atomdiff.studio.draw_form import size as parse_size
 from atomdiff.studio.drawing import DrawRequest
@@ -47,11 +48,11 @@ def _drawing(studio: Studio) -> None:
         count: int = 1,
         base: str = "",
         carry: bool = False,
-        acting: str = "",
+        acting: str = USUAL,
     ) -> list[dict]:
         """Draws pictures. `concepts` are [name, strength] pairs of the library, a strength being a number or
         "down=0.5 up=1"; -1 and "" stand for a random seed and the base's own defaults; with `carry` each
-        picture has its concept inside; `acting` says how concepts act: both, always, 0-0.8. Gives, for each,
+        picture has its concept inside; `acting` says how concepts act, plain or gated. Gives, for each,
         its file, id, seed and generation text."""
         me = owner(request)
         chosen = _concepts(studio, concepts)
@@ -235,7 +236,7 @@ def _request(
     sampler: str,
     count: int = 1,
     carry: bool = False,
-    acting: str = "",
+    acting: str = USUAL,
 ) -> DrawRequest:
     return DrawRequest(
         base or studio.bases.default,

@@ -8,6 +8,7 @@ from typing import Any
 
 from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
+from atomdiff.sampling.modes import USUAL
 from atomdiff.studio.drawing import DrawRequest
 
 ROWS = 16  # concepts at a time on the page; the API takes any number
@@ -35,7 +36,7 @@ def request_from(form: Mapping[str, Any]) -> DrawRequest:
         count=int(_number(form["count"], "The number of pictures")),
         batch=int(_number(form["batch"], "The batch size")) or None,
         carry=form["carry"] is True,
-        acting=str(form["acting"] or ""),
+        acting=str(form["acting"] or USUAL),
     )
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atomdiff.core.blocks import Strength, check_strength, parse_strength
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.grids import Grid, Scene, parse_axis
 from atomdiff.sampling.hints import before_drawing
 from atomdiff.sampling.infotext import Generation, parse
+from atomdiff.sampling.modes import ACTING, USUAL
 from atomdiff.studio.history import Entry
 from atomdiff.studio.job_queue import Job
 from atomdiff.studio.session import Studio
@@ -32,7 +32,6 @@ MAX_STEPS = 200
 MAX_SIDE = 2048
 MAX_PROMPT = 10_000  # letters
 SEEDS = 2**32  # a random seed is below: short enough to read out, exact in a browser
-_SPAN = re.compile(r"(\d(?:\.\d+)?)-(\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class DrawRequest:
     count: int = 1
     batch: int | None = None
     carry: bool = False
-    acting: str = ""
-    """How concepts act: see `acting_of`."""
+    acting: str = USUAL
 
     def __post_init__(self) -> None:
         from atomdiff.sampling.draw import DrawSettings
@@ -76,8 +74,8 @@ class DrawRequest:
             if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
                 raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
         guidance = 1.0 if self.guidance is None else self.guidance
-        size, acting = self.size or (8, 8), acting_of(self.acting)
-        DrawSettings(self.seed or 0, self.steps, guidance, self.negative, size, self.sampler, **acting)
+        size = self.size or (8, 8)
+        DrawSettings(self.seed or 0, self.steps, guidance, self.negative, size, self.sampler, self.acting)
 
     def seeded(self) -> DrawRequest:
         """The same with a seed, random if none was given."""
@@ -94,28 +92,8 @@ class DrawRequest:
             self.guidance,
             self.size,
             self.sampler,
-            acting_of(self.acting),
+            self.acting,
         )
-
-
-def acting_of(text: str) -> dict[str, Any]:
-    """What a text says of `branches`, `span` and `always` (see `draw`) that is not usual: "both", "always"
-    and a part of the steps such as "0-0.8", separated by commas. Raises SettingsError."""
-    said: dict[str, Any] = {}
-    for part in filter(None, text.lower().replace(" ", "").split(",")):
-        ends = _SPAN.fullmatch(part)
-        if ends:
-            said["span"] = (float(ends[1]), float(ends[2]))
-        elif part == "both":
-            said["branches"] = "both"
-        elif part == "always":
-            said["always"] = True
-        else:
-            raise SettingsError(
-                "How concepts act is said by 'both' (sides of guidance), 'always' (whatever the prompt says) "
-                f"and a part of the steps such as '0-0.8', separated by commas, not by {part[:40]!r}."
-            )
-    return said
 
 
 def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRequest:
@@ -133,12 +111,7 @@ def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRe
         same = [entry for entry in entries if used.sha256 and entry.id.startswith(used.sha256)]
         same += [entry for entry in entries if entry.title == used.title]
         concepts += [(entry.id, parse_strength(used.strength)) for entry in same[:1]]
-    span = fields.get("Concept span", "")
-    acting = (
-        "both" if fields.get("Concept branches") == "both" else "",
-        span if _SPAN.fullmatch(span) else "",  # the text may be a stranger's
-        "always" if fields.get("Concepts always") == "yes" else "",
-    )
+    acted = fields.get("Concepts act", "")  # the text may be a stranger's
     return DrawRequest(
         base=model if model in studio.bases.names else base or studio.bases.default,
         prompt=generation.prompt or "a picture",
@@ -149,7 +122,7 @@ def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRe
         guidance=generation.number("CFG scale"),
         size=generation.size,
         sampler=titles.get(fields.get("Sampler", "").lower(), "dpm++"),
-        acting=", ".join(filter(None, acting)),
+        acting=acted if acted in ACTING else USUAL,
     )
 
 
@@ -270,8 +243,7 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
 
 def _remarks(job: Job, base: Base, scene: Scene) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    always = scene.acting.get("always", False)
-    for remark in before_drawing(base, scene.prompt, scene.negative, scene.concepts, always):
+    for remark in before_drawing(base, scene.prompt, scene.negative, scene.concepts, scene.acting):
         job.note(str(remark))
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files.atomic import write_atomically
 from atomdiff.studio.bases import BaseInfo
-from atomdiff.training.defaults import FULL_SIZE, POCKET, FamilyDefaults, name_everything
+from atomdiff.training.defaults import FULL_SIZE, POCKET, FamilyDefaults, name_everything, suit_recipe
 from atomdiff.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ MAX_PICTURES = 100
 MAX_STEPS = 100_000
 UNFINISHED = ("waiting", "running")
 MORE = (
-    "max_train_steps", "num_atoms", "linear_atoms", "train_token", "num_vectors", "with_prior_preservation",
-    "random_flip", "learning_rate", "linear_learning_rate", "precision", "seed",
+    "recipe", "max_train_steps", "with_prior_preservation", "random_flip", "learning_rate", "precision",
+    "seed",
 )  # fmt: skip
 TEXTS = ("trigger", "validation_prompt")
 CAPTION = ".txt"  # ending of a file that says what is in the picture of its name
@@ -101,7 +101,7 @@ class TrainingRequest:
             "num_validation_images": 4 if info.family == "pocket" else 2,
             "sample_batch_size": info.batch,
         }
-        settings = name_everything(TrainingSettings(**(dict(self.more) | fixed)))
+        settings = suit_recipe(name_everything(TrainingSettings(**(dict(self.more) | fixed))))
         return replace(settings, validation_prompt=settings.validation_prompt or settings.instance_prompt)
 
     def copy_files(self, folder: Path, captions: bool = True) -> None:

@@ -1,7 +1,7 @@
 """What of a run's settings follows from something else, and what of them decides its result.
 
-`name_everything`, `suit_base` and `count_steps` fill what was left open, in that order, as picture folder,
-base and number of pictures become known.
+`name_everything`, `suit_recipe`, `suit_base` and `count_steps` fill what was left open, in that order, as
+picture folder, base and number of pictures become known.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import SettingsError
+from atomdiff.training.recipes import Recipe, recipe_named
 from atomdiff.training.settings import TrainingSettings
 
 
@@ -21,27 +23,27 @@ class FamilyDefaults:
     max_train_steps: int
     train_batch_size: int
     num_class_images: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of conv atoms, of linear atoms, and of the trigger's embedding."""
+
     learning_rate: float
     linear_learning_rate: float
     token_learning_rate: float
 
 
-POCKET = FamilyDefaults(
-    max_train_steps=300,
-    train_batch_size=4,
-    num_class_images=48,
-    learning_rate=5e-3,
-    linear_learning_rate=1e-2,
-    token_learning_rate=1e-2,
-)
-FULL_SIZE = FamilyDefaults(
-    max_train_steps=600,
-    train_batch_size=1,
-    num_class_images=100,
-    learning_rate=5e-3,
-    linear_learning_rate=5e-3,
-    token_learning_rate=1e-3,
-)
+POCKET = FamilyDefaults(max_train_steps=300, train_batch_size=4, num_class_images=24)
+FULL_SIZE = FamilyDefaults(max_train_steps=600, train_batch_size=1, num_class_images=100)
+
+
+def rates_of(recipe: Recipe, family: str) -> Rates:
+    """The rates of a recipe on a family of bases. Those of the pocket were found on it; those of full-size
+    Stable Diffusion are untuned."""
+    if family == "pocket":
+        return Rates(5e-3, 4e-3, 1e-2)
+    return Rates(5e-3, 5e-3, 1e-3)
 
 
 def name_everything(settings: TrainingSettings) -> TrainingSettings:
@@ -64,16 +66,40 @@ def name_everything(settings: TrainingSettings) -> TrainingSettings:
     )
 
 
+def suit_recipe(settings: TrainingSettings) -> TrainingSettings:
+    """Fill what the recipe decides and was left open; with --size nothing, see `sizing`. Raises SettingsError
+    where nothing is left to train."""
+    return settings if settings.size != "" else with_recipe(settings, recipe_named(settings.recipe))
+
+
+def with_recipe(settings: TrainingSettings, recipe: Recipe) -> TrainingSettings:
+    """The settings, and where they are open those of a recipe."""
+    values = recipe.settings()
+    if settings.conv_family not in (None, recipe.spec.conv_family):
+        plain = AtomSpec()
+        values |= {name: getattr(plain, name) for name in ("channel_groups", "second_atoms", "sparsity")}
+    filled = {name: value for name, value in values.items() if getattr(settings, name) is None}
+    settings = dataclasses.replace(settings, size="", **filled)
+    if not (settings.num_atoms or settings.linear_atoms != "none" or settings.train_token):
+        raise SettingsError(
+            "--num_atoms 0, --linear_atoms none and --no-train_token leave nothing to train: drop one."
+        )
+    return settings
+
+
 def suit_base(
     settings: TrainingSettings, family: str, native_resolution: int, factor: int
 ) -> TrainingSettings:
     """Fill what depends on the base: `family`, and `factor`, the pixels a side of one latent."""
     defaults = dataclasses.asdict(POCKET if family == "pocket" else FULL_SIZE)
+    defaults |= dataclasses.asdict(rates_of(recipe_named(settings.recipe), family))
     if settings.learning_rate is not None:
         defaults["linear_learning_rate"] = settings.learning_rate
     values = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     if settings.num_train_epochs is not None:
         values.pop("max_train_steps", None)
+    if settings.prior_batch_size is None:
+        values["prior_batch_size"] = max(1, (settings.train_batch_size or defaults["train_batch_size"]) // 2)
     resolution = settings.resolution or native_resolution
     if resolution % factor:
         raise SettingsError(
@@ -96,7 +122,7 @@ def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
 
     Batch, accumulation and processes count only by their product, the pictures of one optimiser step. The
     number of steps is left out where no schedule or mean depends on it, so that a finished run may go on for
-    longer; so is --size, which is known by what it chose.
+    longer; so are --recipe and --size, which are known by what they chose.
     """
     values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(settings)}
     inert = {item.name for item in dataclasses.fields(settings) if item.metadata["inert"]}
@@ -106,6 +132,7 @@ def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
         "base",
         "num_train_epochs",
         "size",
+        "recipe",
     }  # known by their contents instead
     batch = pictures_a_step(settings, processes)
     inert |= {"train_batch_size", "gradient_accumulation_steps"}

@@ -1,6 +1,6 @@
 """Flags of diffusers' and kohya's trainers that atomdiff has under another name, or has no need of."""
 
-WHOLE = "how much is trained is one choice, --size"
+WHOLE = "how much is trained is one choice, --recipe"
 CROPPED = "pictures are cropped to their middle square, always"
 FEW = "what is trained is a few thousand numbers, of which AdamW's moments take no memory worth saving"
 STATES = "it is --checkpointing_steps here; --timeline_steps keeps concepts to choose from"
@@ -8,7 +8,7 @@ CACHED = "latents and prompts are encoded once and kept, always"
 
 ELSEWHERE = {
     "--train_data_dir": "it is --instance_dir here, the folder that holds the pictures themselves",
-    "--reg_data_dir": "it is --class_data_dir here, with --with_prior_preservation",
+    "--reg_data_dir": "it is --class_data_dir here",
     "--output_name": "it is --name here",
     "--rank": WHOLE,
     "--network_dim": WHOLE,
@@ -24,7 +24,6 @@ ELSEWHERE = {
     "--max_train_epochs": "it is --num_train_epochs here",
     "--min_snr_gamma": "it is --snr_gamma here, and 5 by default",
     "--flip_aug": "it is --random_flip here",
-    "--center_crop": CROPPED,
     "--enable_bucket": CROPPED,
     "--cache_latents": CACHED,
     "--cache_text_encoder_outputs": CACHED,

@@ -198,7 +198,8 @@ class Run:
             turns=self.settings.gradient_accumulation_steps,
             processes=self.accelerator.num_processes,
         )
-        prior = self._prior.samples(first, size) if self._prior else []
+        some = int(self.settings.prior_batch_size or 1)
+        prior = self._prior.samples(first // size * some, some) if self._prior else []
         for batch, instances in by_shape(self._instance.samples(first, size), prior):
             yield self._loss(batch, instances, (size, len(prior)))
 
@@ -221,10 +222,23 @@ class Run:
                 weights=batch.weights.to(device) if batch.weights is not None else None,
                 prior_weight=self.settings.prior_loss_weight,
                 snr_gamma=self.settings.snr_gamma,
+                base_answer=self._base_answer,
             )
+
+    @torch.no_grad()
+    def _base_answer(self, *inputs: Any, **options: Any) -> Any:
+        """What the base answers, without the atoms that are trained."""
+        self.attached.set_strength(0.0)
+        try:
+            return self.base.unet(*inputs, **options)
+        finally:
+            self.attached.set_strength(1.0)
 
     def _share(self, numbers: list[float]) -> list[float]:
         """Average the atom gradients, in place, and `numbers` over all processes."""
+        finish = getattr(self.base.unet, "finish_backward", None)  # of trainings in one batch, see `together`
+        if finish:
+            finish()
         if self.accelerator.num_processes == 1:
             return numbers
         gradients = [_gradient(p) for p in self.trained().values()]
@@ -318,14 +332,9 @@ class Run:
 
 
 def spec_of(settings: TrainingSettings) -> AtomSpec:
-    """The part of the settings that says what is trained where. Raises SettingsError."""
-    values = {item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)}
-    if settings.linear_atoms == "none":
-        usual = {item.name: item.default for item in dataclasses.fields(AtomSpec)}
-        values |= {name: usual[name] for name in ("linear_family", "linear_block", "shared_numbers")}
-    elif settings.linear_block is None:
-        values["linear_block"] = 4 if settings.linear_family == "blocks" else 8
-    return AtomSpec(**values)
+    """The part of the settings that says what is trained where; `suit_recipe` must have been asked. Raises
+    SettingsError."""
+    return AtomSpec(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)})
 
 
 def _unheard(done: int, total: int) -> None: ...

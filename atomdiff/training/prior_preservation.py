@@ -26,9 +26,19 @@ if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
 
 SEED = 1_000_000_000  # class pictures are drawn far from the seeds that people sample with
-STEPS = 25
+STEPS = 12  # the base is asked about them, not copied: they need not be its finest
 RECIPE = 1  # to be raised when the same request would draw other pictures
 OURS = re.compile(r"class-([0-9a-f]{10})-(\d{5})\.png")
+
+
+# Prompts to which the base's answers stay as they are: the class; nothing, which guidance steers away from;
+# other things. The pictures need not show them.
+KEPT = ("{}", "{}", "", "a cat", "{}", "a tree", "a boat")
+
+
+def prompts(class_prompt: str, count: int) -> list[str]:
+    """The prompts of so many class pictures."""
+    return [KEPT[i % len(KEPT)].replace("{}", class_prompt) for i in range(count)]
 
 
 @dataclass(frozen=True)

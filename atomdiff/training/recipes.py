@@ -1,9 +1,13 @@
-"""The capacity dial: from a size in bytes to what is trained.
+"""Named recipes: what is trained, and how its file is written. One table for the command line, the API, the
+studio, `--size` and the pages.
 
-LADDER is the order in which bytes are spent. `python -m benchmarks.size` trains and judges every rung.
+A recipe is chosen by name, `--recipe atoms`; every part of it can be given by its own flag besides, and what
+is left open (None) is as the recipe has it. `LADDER` are the recipes by what they cost, the best first, of
+which `--size` takes the first that fits; `python -m benchmarks.size` trains and judges all of them.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,75 +16,80 @@ from atomdiff.errors import SettingsError
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2}
 CHOSEN = (*(item.name for item in fields(AtomSpec)), "train_token", "num_vectors", "precision")
-"""The training settings that a rung fills."""
+"""The training settings that a recipe fills and --size chooses."""
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One recipe: what is trained, the vectors of the trigger (0: it is not trained), the number format of
-    the file."""
+class Recipe:
+    """What is trained: the atoms of `spec`, and so many `vectors` of the trigger (0: it is not trained);
+    the number format of the file; whether class pictures pay."""
 
+    name: str
+    about: str
     spec: AtomSpec
-    vectors: int
-    precision: str
+    vectors: int = 2
+    precision: str = "int4"
+    with_prior_preservation: bool = True
 
-    def settings(self) -> dict[str, Any]:
-        """The same as training settings, by name."""
+    def chosen(self) -> dict[str, Any]:
+        """The training settings of CHOSEN, by name."""
         trigger = {"train_token": self.vectors > 0, "num_vectors": max(1, self.vectors)}
         return asdict(self.spec) | trigger | {"precision": self.precision}
+
+    def settings(self) -> dict[str, Any]:
+        """All training settings that the recipe decides, by name."""
+        return self.chosen() | {"with_prior_preservation": self.with_prior_preservation}
 
     def __str__(self) -> str:
         """In a line, for people."""
         spec, parts = self.spec, []
         if spec.num_atoms:
-            beta = f" m1={spec.second_atoms} for {spec.channel_groups} channel groups"
-            parts.append(f"atoms m={spec.num_atoms}{beta if spec.conv_family == 'recursive' else ''}")
+            groups = f"{spec.channel_groups} channel groups" if spec.channel_groups else "each channel"
+            beta = f" m1={spec.second_atoms} for {groups}" if spec.conv_family == "recursive" else ""
+            parts.append(f"atoms m={spec.num_atoms}{beta}")
         if spec.linear_atoms != "none":
-            family = {"blocks": "Dc", "shared": "shared Dc", "kronecker": "Kronecker"}[spec.linear_family]
-            numbers = f" of {spec.shared_numbers} a layer" if spec.linear_family == "shared" else ""
-            parts.append(f"{family} kc={spec.linear_block}{numbers} on {spec.linear_atoms}")
+            parts.append(f"Dc kc={spec.linear_block} on {spec.linear_atoms}")
         if self.vectors:
-            parts.append("trigger" if self.vectors == 1 else f"trigger of {self.vectors}")
+            parts.append("word" if self.vectors == 1 else f"word of {self.vectors} vectors")
         return " + ".join(parts) + f", {self.precision}"
 
 
-def _rung(
-    precision: str,
-    m: int,
-    layers: str,
-    family: str,
-    kc: int,
-    vectors: int = 2,
-    beta: tuple[int, int] | None = None,
-) -> Rung:
-    recursive: dict[str, Any] = {}
-    if beta is not None:
-        recursive = {"conv_family": "recursive", "channel_groups": beta[0], "second_atoms": beta[1]}
-    spec = AtomSpec(num_atoms=m, linear_atoms=layers, linear_family=family, linear_block=kc, **recursive)
-    return Rung(spec, vectors, precision)
+def _recursive(name: str, groups: int, about: str = "") -> Recipe:
+    """Recursive atoms with a β for each of so many groups of channels, 0 for each channel, beside Dc."""
+    return Recipe(name, about, AtomSpec(conv_family="recursive", channel_groups=groups))
 
 
-def _shared(numbers: int, vectors: int = 2) -> Rung:
-    """So many numbers a layer in the pool of cross-attention."""
-    spec = AtomSpec(num_atoms=0, linear_family="shared", linear_block=8, shared_numbers=numbers)
-    return Rung(spec, vectors, "int4")
-
-
-# Best first: a budget takes the first rung whose file is small enough. What is larger than the first was no
-# better (atoms with a β for each channel, 1.2 MB on SD 1.5).
-LADDER = (
-    #     numbers  m  linear layers, family, kc   (vectors; groups of channels with a β; m1)
-    _rung("int8", 9, "attn", "blocks", 4, beta=(128, 3)),
-    _shared(1024),
-    _shared(512),
-    _shared(256),
-    _shared(128),
-    _shared(64),
-    _shared(32),
-    _shared(16, vectors=1),
-    _shared(4, vectors=1),
-    _rung("int4", 0, "attn2_kv", "kronecker", 2, vectors=0),
+WORD = Recipe(
+    "word",
+    "the trigger's two vectors alone (textual inversion)",
+    AtomSpec(num_atoms=0, linear_atoms="none"),
+    with_prior_preservation=False,
 )
+ATOMS = Recipe("atoms", "the word, and nine atoms of every 3x3 convolution", AtomSpec(linear_atoms="none"))
+ATOMS_DC = Recipe("atoms+dc", "the same, and Dc on cross-attention in blocks of 4", AtomSpec())
+RECURSIVE = _recursive(
+    "recursive", 16, "the same, each atom made of others, a mix for each of 16 channel groups"
+)
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (WORD, ATOMS, ATOMS_DC, RECURSIVE)}
+DEFAULT = ATOMS_DC
+
+LADDER = (
+    _recursive("recursive, each channel", 0),
+    _recursive("recursive, 64 groups", 64),
+    RECURSIVE,
+    ATOMS_DC,
+    ATOMS,
+    WORD,
+)
+"""The best first: a budget takes the first whose file is small enough."""
+
+
+def recipe_named(name: str) -> Recipe:
+    """Raises SettingsError for a name that is none."""
+    if name not in RECIPES:
+        raise SettingsError(f"--recipe is one of {', '.join(RECIPES)}, not {name[:40]!r}.")
+    return RECIPES[name]
 
 
 def parse_size(size: str | int) -> int:

@@ -27,7 +27,7 @@ from atomdiff.files.safetensors_file import check_patterns, from_bytes, to_bytes
 from atomdiff.sampling import draw
 from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.checkpoint import find_checkpoint, require_writable
-from atomdiff.training.defaults import name_everything, suit_base
+from atomdiff.training.defaults import name_everything, suit_base, suit_recipe
 from atomdiff.training.loop import MAY_CHANGE, Run, spec_of
 from atomdiff.training.reporting import Reporter, TensorBoard
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
@@ -84,8 +84,9 @@ def fit(
     A `base` handed over keeps its encoders and weights; it is moved to the device that accelerate chose.
     `between` is called after every step, and may use the base meanwhile, inside `Run.aside`.
     """
-    settings = name_everything(settings)
-    check_patterns(spec_of(settings))  # now, not when the finished concept is saved
+    settings = suit_recipe(name_everything(settings))
+    if settings.size == "":
+        check_patterns(spec_of(settings))  # now, not when the finished concept is saved
     _check_folders(settings)
     accelerator, settings = _accelerator(settings)
     told = (reporter or Reporter()) if accelerator.is_main_process else _Silent()

@@ -1,7 +1,8 @@
 """TrainingSettings: every choice of a training run, validated where it is made.
 
 The field names are diffusers' flag names, and the command line is generated from this one list. A field
-that is None or an empty text means "as it suits": `defaults` fills it.
+that is None or an empty text means "as it suits": `defaults` fills it,
+from the recipe or the base.
 """
 
 import dataclasses
@@ -11,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atomdiff.core.spec import CONV_FAMILIES, LINEAR_FAMILIES
+from atomdiff.core.spec import CONV_FAMILIES
 from atomdiff.errors import SettingsError
-from atomdiff.training.recipes import CHOSEN, parse_size
+from atomdiff.training.recipes import CHOSEN, DEFAULT, RECIPES, parse_size
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 MAX_TEXT = 1000  # characters of a name or prompt
@@ -56,16 +57,16 @@ class TrainingSettings:
     caption_tag_dropout_rate: float = option(0.0, "chance of each tag to be left out")
     caption_dropout_rate: float = option(0.0, "chance of a picture to be seen without its prompt")
     caption_separator: str = option(",", "what parts the tags of a caption")
-    with_prior_preservation: bool = option(
-        False,
-        "train on class pictures too, which keeps the class where the concept is not called by its word",
+    with_prior_preservation: bool | None = option(
+        None,
+        "train on class pictures too, which keeps the class as it is (default: on, for all recipes but word)",
     )
     class_data_dir: str = option(
         "", "folder of class pictures; missing ones are made (default: a shared cache)"
     )
-    prior_loss_weight: float = option(1.0, "weight of the class pictures in the loss")
+    prior_loss_weight: float = option(3.0, "weight of the class pictures in the loss")
     num_class_images: int | None = option(
-        None, "class pictures to train on (default: 48 for pocket, else 100)"
+        None, "class pictures to train on (default: 24 for pocket, else 100)"
     )
     resolution: int | None = option(None, "side of the training pictures (default: native to the base)")
     center_crop: bool = option(
@@ -80,19 +81,20 @@ class TrainingSettings:
     random_flip: bool = option(False, "mirror pictures at random; off, since few subjects are symmetric")
     seed: int = option(0, "seed of everything random")
     train_batch_size: int | None = option(None, "pictures a step and process (default: 4 for pocket, else 1)")
+    prior_batch_size: int | None = option(
+        None, "class pictures a step and process (default: half of --train_batch_size, at least 1)"
+    )
     sample_batch_size: int = option(4, "class and validation pictures drawn at once", inert=True)
     max_train_steps: int | None = option(None, "optimiser steps (default: 300 for pocket, else 600)")
     num_train_epochs: int | None = option(None, "rounds over the pictures, instead of --max_train_steps")
     gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
-    learning_rate: float | None = option(
-        None, "learning rate of the atoms (default: 5e-3; of linear atoms 1e-2 for pocket)"
-    )
+    learning_rate: float | None = option(None, "learning rate of the atoms (default: by base and recipe)")
     linear_learning_rate: float | None = option(
         None, "learning rate of the linear atoms, where it is another (default: --learning_rate)"
     )
     token_learning_rate: float | None = option(
-        None, "learning rate of the trigger's embedding (default: 1e-2 for pocket, else 1e-3)"
+        None, "learning rate of the trigger's embedding (default: by base and recipe)"
     )
     scale_lr: bool = option(False, "multiply the rates by processes x accumulation x batch size")
     lr_scheduler: str = option("cosine", "how the rates change over the run", choices=SCHEDULES)
@@ -111,42 +113,44 @@ class TrainingSettings:
     average_last: float = option(
         0.0, "keep the mean of the atoms over this last share of the steps, 0.25 say, not the last ones"
     )
+    recipe: str = option(
+        DEFAULT.name,
+        "what is trained, which each flag that follows here, up to --precision, can change: "
+        + "; ".join(f"{name}: {recipe.about}" for name, recipe in RECIPES.items()),
+        choices=tuple(RECIPES),
+    )
     size: str | int = option(
         "",
-        "the largest that the file may be: 4KB, 32KB, 256KB or a number of bytes. It chooses all that "
-        "follows here, up to --precision, which cannot be given beside it",
+        "instead of --recipe, the largest that the file may be: 4KB, 32KB, 256KB or a number of bytes; it "
+        "chooses a recipe, up to --precision, so none of these can be given beside it",
     )
-    num_atoms: int = option(0, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
-    basis: str = option("dct", "basis of the conv atoms", choices=("dct", "svd"))
-    conv_layers: str = option("", "regular expression choosing conv layers (default: all larger than 1x1)")
-    linear_atoms: str = option(
-        "attn2",
-        "linear layers with atoms: none, attn2_kv, attn2_kvo, attn2, attn, all, or a pattern",
+    num_atoms: int | None = option(None, "conv atoms a layer, 1 to kernel area; 0 trains no convolution")
+    basis: str | None = option(None, "basis of the conv atoms", choices=("dct", "svd"))
+    conv_layers: str | None = option(None, "regular expression choosing conv layers; empty: all over 1x1")
+    linear_atoms: str | None = option(
+        None, "linear layers with atoms: none, attn2_kv, attn2_kvo, attn2, attn, all, or a pattern"
     )
-    linear_block: int | None = option(
-        None, "side of the blocks of the linear atoms (default: 4 for --linear_family blocks, else 8)"
+    linear_block: int | None = option(None, "side of the blocks of the linear atoms")
+    conv_family: str | None = option(None, "how convolutions are decomposed", choices=CONV_FAMILIES)
+    channel_groups: int | None = option(
+        None, "recursive atoms: groups of input channels with coefficients of their own; 0: each channel"
     )
-    conv_family: str = option("atoms", "how convolutions are decomposed", choices=CONV_FAMILIES)
-    channel_groups: int = option(
-        1, "recursive atoms: groups of input channels with coefficients of their own; 0: each channel"
+    second_atoms: int | None = option(None, "recursive atoms: atoms that each atom is made of")
+    sparsity: float | None = option(
+        None, "sparse atoms: weight of the coefficients' size when decomposing (default: 0.05)"
     )
-    second_atoms: int = option(3, "recursive atoms: atoms that each atom is made of")
-    sparsity: float = option(0.05, "sparse atoms: weight of the coefficients' size when decomposing")
-    coef_block: int = option(0, "train the convolutions' coefficients too, in blocks of this side; 0: no")
-    linear_family: str = option(
-        "shared",
-        "linear atoms: maps of blocks, out of one pool of numbers or each its own, or two matrices around "
-        "the weight",
-        choices=LINEAR_FAMILIES,
+    coef_block: int | None = option(
+        None, "train the convolutions' coefficients too, in blocks of this side; 0: no"
     )
-    shared_numbers: int = option(128, "shared linear atoms: numbers that each layer adds to the pool")
-    train_token: bool = option(True, "train the trigger's word embedding too, kept in the same file")
-    num_vectors: int = option(
-        2, "embeddings of the trained trigger, at least: a word of fewer tokens is read several times over"
+    train_token: bool | None = option(
+        None, "train the trigger's word embedding too, kept in the same file (default: on)"
     )
-    precision: str = option(
-        "int4",
-        "number format in the concept file: int8 doubles it, fp16 doubles that",
+    num_vectors: int | None = option(
+        None, "embeddings of the trained trigger, at least: a word of fewer tokens is read several times over"
+    )
+    precision: str | None = option(
+        None,
+        "number format in the concept file: int8 doubles it, fp16 doubles that (default: int4)",
         choices=("fp32", "fp16", "int8", "int4"),
         inert=True,
     )
@@ -180,6 +184,7 @@ class TrainingSettings:
         self._check_types()
         for name in ("max_train_steps", "num_train_epochs", "train_batch_size", "num_class_images"):
             self._at_least(name, 1)
+        self._at_least("prior_batch_size", 1)
         for name in ("gradient_accumulation_steps", "sample_batch_size", "linear_block", "validation_steps"):
             self._at_least(name, 1)
         for name in (
@@ -204,7 +209,7 @@ class TrainingSettings:
             self._check(0 <= getattr(self, name) <= 1, name, "from 0 to 1")
         self._check(bool(self.caption_separator.strip()), "caption_separator", "a sign such as ,")
         self._check(0 <= self.average_last <= 1, "average_last", "a share of the steps, from 0 to 1")
-        self._check(1 <= self.num_vectors <= 16, "num_vectors", "from 1 to 16")
+        self._check(self.num_vectors is None or 1 <= self.num_vectors <= 16, "num_vectors", "from 1 to 16")
         self._check(self.seed < 2**63, "seed", "below 2^63")
         for item in dataclasses.fields(self):
             choices, value = item.metadata["choices"], getattr(self, item.name)
@@ -242,10 +247,6 @@ class TrainingSettings:
         refuse_beside_size({name: value for name, value in values.items() if value != usual[name]})
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise SettingsError("--max_train_steps and --num_train_epochs were both given; give one of them.")
-        if self.num_atoms == 0 and self.linear_atoms == "none":
-            raise SettingsError(
-                "--linear_atoms none leaves nothing to train while --num_atoms is 0: give --num_atoms 9, say."
-            )
         if self.trigger and self.instance_prompt and self.trigger not in self.instance_prompt:
             raise SettingsError(
                 f"The instance prompt '{self.instance_prompt}' lacks the trigger '{self.trigger}'; "
@@ -265,7 +266,7 @@ class TrainingSettings:
 
 def refuse_beside_size(given: Mapping[str, Any]) -> None:
     """Among settings that were given, --size stands without those that it chooses. Raises SettingsError."""
-    chosen = [f"--{name}" for name in given if name in CHOSEN]
+    chosen = [f"--{name}" for name in given if name in ("recipe", *CHOSEN)]
     if chosen and given.get("size", "") != "":
         raise SettingsError(
             f"--size {given['size']} chooses {' and '.join(chosen)} by itself; drop --size to choose by hand."

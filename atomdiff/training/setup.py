@@ -153,8 +153,8 @@ def _encode(
         for i, picture in enumerate(pictures)
     ]
     prompts = list(dict.fromkeys(prompt for variants in captions for prompt in variants))
-    extra = [settings.class_prompt] if class_pictures else []
-    extra += [""] if settings.caption_dropout_rate else []
+    kept = prior_preservation.prompts(settings.class_prompt, len(class_pictures))
+    extra = [*kept, *([""] if settings.caption_dropout_rate else [])]
     prompts = list(dict.fromkeys([*prompts, *extra]))
     token = _token(settings, base, told)
     for prompt in prompts:
@@ -178,8 +178,7 @@ def _encode(
         instance = replace(instance, dropout=settings.caption_dropout_rate, empty=prompts.index(""))
     if not class_pictures:
         return TrainingData(instance, None, table, token)
-    row = prompts.index(settings.class_prompt)
-    prior = encoded(class_pictures, [(row,)] * len(class_pictures), "class pictures")
+    prior = encoded(class_pictures, [(prompts.index(prompt),) for prompt in kept], "class pictures")
     return TrainingData(instance, prior, table, token)
 
 
@@ -195,8 +194,10 @@ def _token(settings: TrainingSettings, base: Base, told: Reporter) -> TriggerTok
     if not settings.train_token:
         return None
     try:
-        return TriggerToken(base, settings.trigger, [settings.class_prompt], settings.num_vectors)
+        return TriggerToken(base, settings.trigger, [settings.class_prompt], settings.num_vectors or 1)
     except SettingsError as error:
+        if not (settings.num_atoms or settings.linear_atoms != "none"):
+            raise
         told.warn(f"{error} Going on without.")
         return None
 

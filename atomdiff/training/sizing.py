@@ -21,7 +21,8 @@ from atomdiff.core.selection import select
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import AtomdiffError, SettingsError
 from atomdiff.files import safetensors_file
-from atomdiff.training.recipes import LADDER, Rung, parse_size
+from atomdiff.training.defaults import with_recipe
+from atomdiff.training.recipes import LADDER, Recipe, parse_size
 from atomdiff.training.settings import TrainingSettings
 
 MANY = 9_999_999  # of steps or pictures: as many digits as any run's
@@ -39,20 +40,20 @@ def suit_size(settings: TrainingSettings, base: Base) -> tuple[TrainingSettings,
         return settings, ""
     budget, token = parse_size(settings.size), _token(settings, base)
     texts = texts_of(settings, steps=MANY, pictures=MANY, class_pictures=MANY)
-    rung, size = pick(budget, base.unet, base.passport, token, texts)
-    told = f"Size: at most {size:,} of {budget:,} bytes, {rung}"
-    return dataclasses.replace(settings, size="", **rung.settings()), told
+    recipe, size = pick(budget, base.unet, base.passport, token, texts)
+    told = f"Size: at most {size:,} of {budget:,} bytes, {recipe}"
+    return with_recipe(dataclasses.replace(settings, size=""), recipe), told
 
 
 def pick(
     budget: int, unet: nn.Module, passport: BasePassport, token: Mapping[str, Tensor], texts: Texts
-) -> tuple[Rung, int]:
-    """The best rung that takes at most `budget` bytes on this UNet, and the bytes. Raises SettingsError."""
+) -> tuple[Recipe, int]:
+    """The best recipe that takes at most `budget` bytes on this UNet, and the bytes. Raises SettingsError."""
     sizes = []
-    for rung in (rung for rung in LADDER if _has_layers(unet, rung.spec)):
-        size = file_size(unet, passport, rung, token, texts)
+    for recipe in (recipe for recipe in LADDER if _fits(unet, recipe) and (recipe.spec.has_layers or token)):
+        size = file_size(unet, passport, recipe, token, texts)
         if size <= budget:
-            return rung, size
+            return recipe, size
         sizes.append(size)
     if not sizes:
         raise SettingsError(
@@ -65,19 +66,18 @@ def pick(
 
 
 def file_size(
-    unet: nn.Module, passport: BasePassport, rung: Rung, token: Mapping[str, Tensor], texts: Texts
+    unet: nn.Module, passport: BasePassport, recipe: Recipe, token: Mapping[str, Tensor], texts: Texts
 ) -> int:
-    """Bytes of the file of a concept trained by a rung; `token` is what a trigger read once would have.
+    """Bytes of the file of a concept trained by a recipe; `token` is what a trigger read once would have.
     Weights are not looked at, so the UNet may lie on the meta device."""
-    concept = Concept.of(
-        unet, rung.spec, zeros(unet, rung.spec), passport, token=_vectors(token, rung.vectors), **texts
-    )
-    return len(safetensors_file.to_bytes(concept, rung.precision))
+    words = _vectors(token, recipe.vectors)
+    concept = Concept.of(unet, recipe.spec, zeros(unet, recipe.spec), passport, token=words, **texts)
+    return len(safetensors_file.to_bytes(concept, recipe.precision))
 
 
-def _has_layers(unet: nn.Module, spec: AtomSpec) -> bool:
+def _fits(unet: nn.Module, recipe: Recipe) -> bool:
     try:
-        return bool(select(unet, spec).linear)
+        return bool(select(unet, recipe.spec).linear) or recipe.spec.linear_atoms == "none"
     except AtomdiffError:
         return False
 
@@ -89,7 +89,7 @@ def zeros(unet: nn.Module, spec: AtomSpec) -> dict[str, Tensor]:
     families: dict[str, Family] = {
         name: building.conv_family(layer, spec, generator) for name, layer in selection.conv.items()
     }
-    families |= building.linear_families(selection.linear, spec)
+    families |= {name: building.linear_family(layer, spec) for name, layer in selection.linear.items()}
     return {
         building.entry(name, part): torch.zeros(tensor.shape)
         for name, family in families.items()

@@ -21,7 +21,7 @@ from rich.progress import track
 
 from atomdiff.files.atomic import write_atomically
 
-from ..method import ledger
+from .. import ledger
 from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section, written
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from atomdiff.files.atomic import write_atomically
 from atomdiff.pocket import corpus, world
 
-from ..method.protocol import Kept
+from ..handles import Kept
 from .networks import METHODS, NETWORKS, features
 from .tasks import Data, task_data
 

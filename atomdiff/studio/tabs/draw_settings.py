@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from atomdiff.sampling.modes import USUAL
 from atomdiff.studio import draw_form, drawing
 from atomdiff.studio.bases import BaseInfo
 from atomdiff.studio.draw_form import ROWS, STRENGTHS
@@ -23,12 +24,7 @@ if TYPE_CHECKING:
 SHAPES = {(1, 1): "Square", (3, 4): "Portrait 3:4", (4, 3): "Landscape 4:3", (2, 3): "Portrait 2:3",
           (3, 2): "Landscape 3:2", (9, 16): "Tall 9:16", (16, 9): "Wide 16:9"}  # fmt: skip
 STRENGTH, GUIDANCE = (0, 2), (0, 20)  # the ends of the sliders
-ACTING = [
-    ("As usual", ""),
-    ("From the first step on", "0-1"),
-    ("From the first step on, on both sides of guidance", "both, 0-1"),
-    ("Whatever the prompt says", "always"),
-]
+ACTING = [("Everywhere, as other tools draw", "plain"), ("Where the prompt calls them", "gated")]
 EXAMPLES = {
     "pocket": (
         "a teal dog on the beach",
@@ -172,10 +168,7 @@ class DrawSettings:
             list(names), value=info.name, label="Base model", elem_id="base",
             info="Another base is loaded with the next picture.",
         )  # fmt: skip
-        form["acting"] = gr.Dropdown(
-            ACTING, value="", label="How concepts act", allow_custom_value=True, elem_id="acting",
-            info="Or write it: both, always, and a part of the steps such as 0-0.8.",
-        )  # fmt: skip
+        form["acting"] = gr.Dropdown(ACTING, value=USUAL, label="Concepts act", elem_id="acting")
 
     def _connect(self) -> None:
         form, subjects, sliders = self.form, self.subjects, [self.form[name] for name in STRENGTHS]

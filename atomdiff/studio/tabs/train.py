@@ -29,19 +29,14 @@ from atomdiff.studio.training_session import (
 from atomdiff.training.settings import TrainingSettings
 
 LABELS = {
+    "recipe": "Recipe",
     "max_train_steps": "Steps",
-    "num_atoms": "Atoms of convolutions",
-    "linear_atoms": "Atoms of attention",
-    "train_token": "Train the trigger word too",
-    "num_vectors": "Vectors of the trigger word",
     "with_prior_preservation": "Train on class pictures too",
     "random_flip": "Mirror pictures at random",
     "learning_rate": "Learning rate",
-    "linear_learning_rate": "Learning rate of attention, if another",
     "precision": "Number format",
     "seed": "Seed",
 }
-LINEAR = ("attn2_kvo", "attn2", "attn2_kv", "attn", "all", "none")
 SIDE = 256  # pixels of a picture that is shown as it will be used
 HINT = html.hint(
     "JPEG, PNG, WebP and more; they are turned upright and cropped to squares. Text files named like the "
@@ -168,9 +163,10 @@ def _field(name: str) -> Any:
     item = next(item for item in dataclasses.fields(TrainingSettings) if item.name == name)
     default: Any = item.default
     about = {"label": LABELS[name], "info": item.metadata["help"], "elem_id": f"train-{name}"}
-    if item.metadata["choices"] or name == "linear_atoms":
-        choices = list(item.metadata["choices"] or LINEAR)
-        return gr.Dropdown(choices, value=default, allow_custom_value=name == "linear_atoms", **about)
+    if item.metadata["choices"]:
+        return gr.Dropdown(list(item.metadata["choices"]), value=default, **about)
+    if item.type == bool | None:
+        return gr.Dropdown([("as the recipe has it", ""), ("yes", True), ("no", False)], value="", **about)
     if item.type is bool:
         return gr.Checkbox(value=default, **about)
     return gr.Number(default, precision=0 if item.type in (int, int | None) else None, **about)
@@ -178,7 +174,8 @@ def _field(name: str) -> Any:
 
 def _left_open(name: str, value: Any) -> bool:
     """Whether a part of the form was not filled in; a page sends 0 for a number that was left blank."""
-    return value in (None, "") or (value == 0 and getattr(TrainingSettings, name) is None)
+    blank = value == 0 and value is not False and getattr(TrainingSettings, name) is None
+    return value in (None, "") or blank
 
 
 def _qualities(studio: Studio, values: dict[str, Any] | None) -> list[tuple[str, str]]:

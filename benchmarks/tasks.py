@@ -25,8 +25,8 @@ from atomdiff.training.latents import PromptTable, encode_pictures, encode_table
 from atomdiff.training.loop import TrainingData
 from atomdiff.training.prior_preservation import ClassRequest, class_pictures, default_folder
 
-from ..court import CONTEXTS, KINDS, OTHERS, Court, Drawing, Figures, StyleCourt, style_figures
-from .protocol import TRIGGER
+from .handles import TRIGGER
+from .judging import CONTEXTS, KINDS, OTHERS, Drawing, Figures, StyleJudge, SubjectJudge, style_figures
 
 PLACES = ("meadow", "room", "desert", "sunset", "blue")
 INK, PAPER = (28, 20, 92), (255, 176, 128)
@@ -44,7 +44,7 @@ class Task:
     prompts: tuple[str, ...]
     class_prompts: tuple[str, ...]
     asked: str
-    court: Callable[[Base, Judge, Drawing], Court | StyleCourt]
+    judge: Callable[[Base, Judge, Drawing], SubjectJudge | StyleJudge]
     ideal: Callable[[Judge, int], Figures] | None = None
 
     @property
@@ -79,11 +79,11 @@ def _subject(subject: world.Subject, name: str, size: int = 64) -> Task:
     ]
     pictures = tuple(world.render(scene, size) for scene in scenes)
 
-    def court(base: Base, judge: Judge, drawing: Drawing) -> Court:
-        return Court(base, judge, subject, drawing, pictures)
+    def judge(base: Base, judge: Judge, drawing: Drawing) -> SubjectJudge:
+        return SubjectJudge(base, judge, subject, drawing, pictures)
 
     asked = f"a {TRIGGER} {subject.kind}"
-    return Task(name, pictures, (asked,) * len(pictures), (f"a {subject.kind}",), asked, court)
+    return Task(name, pictures, (asked,) * len(pictures), (f"a {subject.kind}",), asked, judge)
 
 
 # ------------------------------------------------------------------------------------------------ styles
@@ -113,8 +113,8 @@ def _style(
 ) -> Task:
     """A style: pictures as the world renders them in one of its own, and treated."""
 
-    def court(base: Base, judge: Judge, drawing: Drawing) -> StyleCourt:
-        return StyleCourt(base, judge, judged(judge), drawing)
+    def in_style(base: Base, judge: Judge, drawing: Drawing) -> StyleJudge:
+        return StyleJudge(base, judge, judged(judge), drawing)
 
     def ideal(judge: Judge, each: int) -> Figures:
         kinds, contexts = ([name for name in names for _ in range(each)] for names in (KINDS, CONTEXTS))
@@ -126,7 +126,7 @@ def _style(
     kinds = zip(OTHERS, PLACES, strict=True)
     prompts = tuple(f"{TRIGGER} art of a {kind} {world.CONTEXTS[place]}" for kind, place in kinds)
     bare = tuple(f"a drawing of a {kind}" for kind in OTHERS)
-    return Task(name, pictures, prompts, bare, f"{TRIGGER} art of a", court, ideal)
+    return Task(name, pictures, prompts, bare, f"{TRIGGER} art of a", in_style, ideal)
 
 
 def duotone(picture: Image.Image) -> Image.Image:

@@ -10,43 +10,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from atomdiff.files.atomic import write_atomically
 
-from ..court import Figures, likeness
+from .judging import Figures, likeness
 
-PUBLISHED = Path(__file__).parent.parent / "results"
+PUBLISHED = Path(__file__).parent / "results"
 DIGITS = 5  # of the figures that are published
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method in one precision on one task, with one seed and learning rate."""
+    """One method on one task, with one seed; `recipe` is a digest of all its settings."""
 
     method: str
     recipe: str
-    precision: str
     task: str
     seed: int
-    rate: float
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case. `step`: one training step, as a multiple of the frozen floor; `payload`: bytes of
-    the file without names and other headers."""
+    """What came of a case: the figures of pictures drawn plainly, and gated where that was drawn; the bytes
+    of the file, the numbers in it, ‖ΔW‖/‖W‖ of the layer that moved most, seconds of the training."""
 
     figures: Figures
-    bytes: int
-    payload: int
-    numbers: int
-    step: float
+    gated: Figures = field(default_factory=dict)
+    bytes: int = 0
+    numbers: int = 0
+    moved: float = 0.0
+    seconds: float = 0.0
 
     @property
     def likeness(self) -> float:
         return likeness(self.figures)
+
+    @property
+    def likeness_gated(self) -> float | None:
+        """None where none was drawn."""
+        return likeness(self.gated) if self.gated else None
 
     @property
     def drift(self) -> float:
@@ -103,5 +107,9 @@ class Ledger:
 
 
 def rounded(outcome: Outcome) -> Outcome:
-    figures = {name: round(value, DIGITS) for name, value in outcome.figures.items()}
-    return replace(outcome, figures=figures, step=round(outcome.step, DIGITS))
+    def short(figures: Figures) -> Figures:
+        return {name: round(value, DIGITS) for name, value in figures.items()}
+
+    moved, seconds = round(outcome.moved, DIGITS), round(outcome.seconds, 1)
+    figures, gated = short(outcome.figures), short(outcome.gated)
+    return replace(outcome, figures=figures, gated=gated, moved=moved, seconds=seconds)

@@ -25,7 +25,6 @@ from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict
 from atomdiff.sampling.draw import draw
-from atomdiff.sampling.gating import USUAL
 
 CONTEXTS = ("beach", "night", "city", "snow", "space", "forest", "kitchen", "red")
 OTHERS = ("dog", "bird", "car", "house", "mug")
@@ -36,16 +35,13 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, and on what concepts
-    act, and how strongly (see `draw`)."""
+    """How pictures are drawn: `each` of a prompt, with so many steps, so many at a time, and how concepts act
+    (see `draw`)."""
 
-    each: int = 8
-    steps: int = 25
+    each: int = 4
+    steps: int = 12
     batch: int = 16
-    branches: str = "conditional"
-    span: tuple[float, float] = USUAL
-    always: bool = False
-    strength: float = 1.0
+    acting: str = "plain"
 
     def __call__(
         self, base: Base, concepts: list[Concept], prompts: Sequence[str], seed: int, times: int = 1
@@ -54,14 +50,12 @@ class Drawing:
         return draw(
             base,
             prompts,
-            concepts=[(concept, self.strength) for concept in concepts],
+            concepts=concepts,
             count=self.each * times,
             seed=seed,
             steps=self.steps,
             batch_size=self.batch,
-            branches=self.branches,
-            span=self.span,
-            always=self.always,
+            acting=self.acting,
         )
 
 
@@ -71,7 +65,7 @@ def likeness(figures: Figures) -> float:
     return sum(known) / len(known)
 
 
-class Court:
+class SubjectJudge:
     """The judge with what it compares to: renders of the subject and pictures of the untouched base."""
 
     def __init__(
@@ -97,13 +91,19 @@ class Court:
     def _other_classes(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
         return self.drawing(base, concepts, [f"a {kind}" for kind in self.others], 1900)
 
-    def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
-        """Draws `prompt` in every context, what it wears, the bare class and other classes, and judges all.
+    def called(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
+        """Draws `prompt` in every context and what it wears, and judges it.
 
         The pictures returned are those in contexts: `each` of the first, then of the second, ...
         """
         pictures = self.drawing(base, concepts, [f"{prompt} {world.CONTEXTS[c]}" for c in CONTEXTS], 0)
-        figures = self._likeness(pictures) | self._worn(base, concepts, prompt)
+        return self._likeness(pictures) | self._worn(base, concepts, prompt), pictures
+
+    def judge_all(
+        self, base: Base, concepts: list[Concept], prompt: str
+    ) -> tuple[Figures, list[Image.Image]]:
+        """The same, and the bare class and other classes, where the prompt does not say the trigger."""
+        figures, pictures = self.called(base, concepts, prompt)
         for suffix, before, after in (
             ("", self.before[0], self.judge(self._bare(base, concepts))),
             (" others", self.before[1], self.judge(self._other_classes(base, concepts))),
@@ -141,7 +141,7 @@ class Court:
         return float(hit.float().mean())
 
 
-class StyleCourt:
+class StyleJudge:
     """The same for a style: `in_style` says of pictures which are in it."""
 
     def __init__(
@@ -153,11 +153,17 @@ class StyleCourt:
     def _bare(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
         return self.drawing(base, concepts, [f"a drawing of a {kind}" for kind in OTHERS], 900)
 
-    def try_case(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
-        """Draws `prompt`, such as "sks art of a", with classes and contexts in turn, and plain drawings."""
+    def called(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
+        """Draws `prompt`, such as "sks art of a", with classes and contexts in turn."""
         prompts = [f"{prompt} {kind} {world.CONTEXTS[c]}" for kind, c in zip(KINDS, CONTEXTS, strict=True)]
         pictures = self.drawing(base, concepts, prompts, 0)
-        figures = style_figures(self.judge, self.in_style, pictures, self.drawing.each)
+        return style_figures(self.judge, self.in_style, pictures, self.drawing.each), pictures
+
+    def judge_all(
+        self, base: Base, concepts: list[Concept], prompt: str
+    ) -> tuple[Figures, list[Image.Image]]:
+        """The same, and drawings that are not asked for in the style."""
+        figures, pictures = self.called(base, concepts, prompt)
         bare = self._bare(base, concepts)
         figures["leak"] = float(self.in_style(bare).float().mean())
         figures["drift"] = drift(self.before, self.judge(bare))
