@@ -22,7 +22,7 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.files import card, card_image, fonts, qr_image
-from atomdiff.files.read_any import receive
+from atomdiff.files.read_any import read_any
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from atomdiff.sampling import sheets
 
@@ -186,7 +186,7 @@ def test_a_card_that_a_site_saved_anew_is_told_from_any_picture(tmp_path, kind, 
     with Image.open(io.BytesIO(card_image.make(CONCEPT))) as image:
         image.resize(size).save(path, kind, quality=60)
     with pytest.raises(ConceptError, match=r"card of the concept [0-9a-f]{12}….*lost.*get the original file"):
-        receive(path)
+        read_any(path)
 
 
 def test_cards_are_concepts_wherever_a_concept_is_loaded(tmp_path):

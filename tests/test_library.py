@@ -24,7 +24,7 @@ from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files import card_image, qr_image
 from atomdiff.files.card import embed
 from atomdiff.files.modelspec import annotated
-from atomdiff.files.read_any import receive
+from atomdiff.files.read_any import read_any
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from atomdiff.files.text import to_json, to_text
 from atomdiff.library import Library, default_folder
@@ -113,7 +113,7 @@ def test_pictures_that_show_a_concept_together(tmp_path):
         sheet.crop((0, 0, sheet.width, sheet.height // 2)),
         sheet.crop((0, sheet.height // 2, *sheet.size)),
     ]
-    assert receive(*(png_of(half) for half in halves)).data == big
+    assert read_any(*(png_of(half) for half in halves)).data == big
 
 
 def test_search(library):

@@ -20,7 +20,7 @@ from atomdiff.core.inject import AtomSpec, basis_for
 from atomdiff.core.subspace import spatial_map
 from atomdiff.evaluation import map_sheet, plots
 from atomdiff.evaluation.drift import drift
-from atomdiff.evaluation.layer_maps import learned
+from atomdiff.evaluation.layer_maps import layer_maps
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 
@@ -53,7 +53,7 @@ def test_the_maps_are_those_that_were_learned(spec):
     model = Wide()
     concept = made_for(model, linear_atoms="all", linear_block=2, **spec)
     atoms = concept.bind(model)
-    for layer in learned(concept, model):
+    for layer in layer_maps(concept, model):
         assert layer.share == pytest.approx(1.0, abs=1e-5)
         assert layer.block == "other"
         if layer.before is None:
@@ -72,7 +72,7 @@ def test_the_atoms_before_are_those_that_the_concept_keeps():
     concept = made_for(model, linear_atoms="none", num_atoms=4, basis="svd")
     with torch.no_grad():
         model.first.weight.mul_(torch.rand(8, 8, 3, 3))  # fine-tuned: its own basis is another now
-    for layer in learned(concept, model):
+    for layer in layer_maps(concept, model):
         family = "conv.{}x{}".format(*layer.kernel)
         assert torch.equal(layer.before, concept.bases[family][0])
 
@@ -96,7 +96,7 @@ def test_names_are_short_and_fit_their_tiles():
 def test_every_kind_of_concept_can_be_drawn(spec):
     unet = tiny_models.unet("sd1")
     concept = made_for(unet, name="$x^{ an unfinished formula", **spec)
-    layers, drifts = learned(concept, unet), drift(concept, unet)
+    layers, drifts = layer_maps(concept, unet), drift(concept, unet)
     figure = plots.learned_figure(concept, layers, drifts)
     picture = plots.picture(figure, dpi=20)
     assert picture.mode == "RGB" and picture.width == 20 * plots.WIDTH
@@ -106,7 +106,7 @@ def test_every_kind_of_concept_can_be_drawn(spec):
 def test_another_network_than_a_unet_can_be_drawn():
     model = Wide()
     concept = made_for(model, linear_atoms="all", linear_block=2)
-    figure = plots.learned_figure(concept, learned(concept, model), drift(concept, model))
+    figure = plots.learned_figure(concept, layer_maps(concept, model), drift(concept, model))
     assert plots.picture(figure, dpi=20).height > 50
 
 
@@ -116,7 +116,7 @@ def test_an_untrained_concept_can_be_drawn():
     from dataclasses import replace
 
     nothing = replace(made, atoms={key: torch.zeros_like(tensor) for key, tensor in made.atoms.items()})
-    layers = learned(nothing, model)
+    layers = layer_maps(nothing, model)
     assert all(not layer.map.any() and layer.share == 1.0 for layer in layers)
     plots.picture(plots.learned_figure(nothing, layers, drift(nothing, model)), dpi=20)
 
@@ -125,7 +125,7 @@ def test_drawing_leaves_no_global_state():
     model = Wide()
     concept = made_for(model, linear_atoms="none")
     plots.picture(plots.drift_figure(drift(concept, model)), dpi=20)
-    plots.picture(plots.maps_figure(learned(concept, model)), dpi=20)
+    plots.picture(plots.maps_figure(layer_maps(concept, model)), dpi=20)
     assert "matplotlib.pyplot" not in sys.modules
 
 

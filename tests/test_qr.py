@@ -23,7 +23,7 @@ from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files import qr, qr_image
-from atomdiff.files.read_any import receive
+from atomdiff.files.read_any import read_any
 from atomdiff.files.safetensors_file import to_bytes
 from benchmarks import qr as benchmark
 
@@ -241,4 +241,4 @@ def test_bad_pictures_and_scales_are_refused(tmp_path: Path):
         qr_image.open_picture(bomb.getvalue(), "bomb.png")
     (tmp_path / "note.png").write_bytes(b"%PDF-1.7 hello")
     with pytest.raises(ImageError, match=r"'note.png' cannot be read as a picture \(it is no picture\)"):
-        receive(tmp_path / "note.png")
+        read_any(tmp_path / "note.png")

@@ -69,11 +69,11 @@ def read_picture(
 ) -> None:
     """Find the concept in a picture and write its file, exact to the byte."""
     from atomdiff.files import safetensors_file
-    from atomdiff.files.read_any import receive
+    from atomdiff.files.read_any import read_any
 
     check_concept_name(out)
-    received = receive(*picture)
-    concept, data = received.concept, received.data
+    found = read_any(*picture)
+    concept, data = found.concept, found.data
     safetensors_file.write_data(data, out)
     base = f", for {concept.base.name}" if concept.base.name else ""
     typer.echo(f"{out} ({len(data):,} bytes: {concept.title!r}{base})")

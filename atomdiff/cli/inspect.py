@@ -58,7 +58,7 @@ def plot(
     """Draw what a concept learned: how far each layer moves, its map, its atoms before and after."""
     from atomdiff.evaluation import plots
     from atomdiff.evaluation.drift import drift
-    from atomdiff.evaluation.layer_maps import learned
+    from atomdiff.evaluation.layer_maps import layer_maps
     from atomdiff.files import card
     from atomdiff.sampling import sheets
     from atomdiff.training.checkpoint import require_writable
@@ -67,7 +67,7 @@ def plot(
     require_writable(out.parent, "--out")
     concept = card.load(concept_file(file))
     unet = _base(concept, base).unet
-    figure = plots.learned_figure(concept, learned(concept, unet), drift(concept, unet))
+    figure = plots.learned_figure(concept, layer_maps(concept, unet), drift(concept, unet))
     typer.echo(sheets.save_picture(plots.picture(figure), out))
 
 

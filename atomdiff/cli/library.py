@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from atomdiff.files.read_any import Source
     from atomdiff.library import Entry, Library, Report
 
-shelf = typer.Typer(help="Keep concepts in a folder, to find and use them by name.", no_args_is_help=True)
-app.add_typer(shelf, name="library")
+library_app = typer.Typer(help="Keep concepts in a folder, to use them by name.", no_args_is_help=True)
+app.add_typer(library_app, name="library")
 
 FolderOption = Annotated[
     Path | None,
@@ -26,7 +26,7 @@ FolderOption = Annotated[
 NameArgument = Annotated[str, typer.Argument(help="A name, trigger, file name or the first digits of an id.")]
 
 
-@shelf.command("add")
+@library_app.command("add")
 @one_sentence
 def add(
     source: Annotated[
@@ -51,7 +51,7 @@ def add(
         typer.echo(f"{entry.title} ({entry.id[:8]}, {entry.size:,} bytes): {entry.path}")
 
 
-@shelf.command("list")
+@library_app.command("list")
 @one_sentence
 def show(
     query: Annotated[
@@ -78,7 +78,7 @@ def show(
         )
 
 
-@shelf.command("tag")
+@library_app.command("tag")
 @one_sentence
 def tag(
     name: NameArgument,
@@ -96,7 +96,7 @@ def tag(
     typer.echo(f"{entry.title}: {', '.join(entry.tags) or 'no tags'}")
 
 
-@shelf.command("remove")
+@library_app.command("remove")
 @one_sentence
 def remove(name: NameArgument, folder: FolderOption = None) -> None:
     """Move a concept to the library's trash."""
@@ -106,7 +106,7 @@ def remove(name: NameArgument, folder: FolderOption = None) -> None:
     typer.echo(f"{entry.title} is in the trash; `atomdiff library restore {entry.id[:8]}` brings it back.")
 
 
-@shelf.command("restore")
+@library_app.command("restore")
 @one_sentence
 def restore(
     name: Annotated[
@@ -141,7 +141,7 @@ def restore(
     typer.echo(f"{entry.title} ({entry.id[:8]}): {_shown(entry.path)}")
 
 
-@shelf.command("scan")
+@library_app.command("scan")
 @one_sentence
 def scan(folder: FolderOption = None) -> None:
     """See what was added, moved or deleted in the folder."""

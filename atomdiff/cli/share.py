@@ -125,8 +125,7 @@ def convert(
     thumbnail: Annotated[Path | None, typer.Option(help="A picture to show it by (some KB).")] = None,
 ) -> None:
     """Write a concept in another precision, or with what its author says of it."""
-    from atomdiff.files import card, header, modelspec, safetensors_file
-    from atomdiff.files import quantization as precisions
+    from atomdiff.files import card, modelspec, safetensors_file
 
     check_concept_name(out)
     concept = card.load(concept_file(file))
@@ -140,7 +139,7 @@ def convert(
     )
     data = safetensors_file.to_bytes(concept, precision, max_bytes)
     safetensors_file.write_data(data, out)
-    typer.echo(f"{out} ({precisions.of(header.parse_header(data)[1])}, {len(data):,} bytes)")
+    typer.echo(f"{out} ({safetensors_file.precision_of(data)}, {len(data):,} bytes)")
 
 
 def _picture(file: Path) -> Image:

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.files import card, quantization
-from atomdiff.files.header import parse_header
-from atomdiff.files.safetensors_file import size_report
+from atomdiff.files import card
+from atomdiff.files.safetensors_file import precision_of, size_report
 
 if TYPE_CHECKING:
     from atomdiff.evaluation.drift import LayerDrift
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def describe(file: Path) -> dict[str, Any]:
     """Everything worth knowing about a concept file or card, ready for JSON. Raises ConceptError."""
     concept, data = card.look(file)
-    dtype = quantization.of(parse_header(data)[1])
+    dtype = precision_of(data)
     base = concept.base
     return {
         "file": str(file),

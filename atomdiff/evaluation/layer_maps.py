@@ -17,7 +17,7 @@ from atomdiff.core.blocks import block_of, in_flow_order, level_of
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedLayer:
+class LayerMap:
     """One layer. `map` is M, (k2, k2) of a convolution, (kc², kc²) of a linear layer's blocks; it explains
     `share` of ‖ΔW‖². Of a convolution `before` is its basis D (m, k2), the atoms that it starts from."""
 
@@ -44,7 +44,7 @@ class LearnedLayer:
 
 
 @torch.no_grad()
-def learned(concept: Concept, model: nn.Module) -> list[LearnedLayer]:
+def layer_maps(concept: Concept, model: nn.Module) -> list[LayerMap]:
     """Every layer of the concept, in the order in which a picture meets them.
 
     Raises ConceptError if `model` is not of the architecture that the concept was trained on.
@@ -57,11 +57,11 @@ def learned(concept: Concept, model: nn.Module) -> list[LearnedLayer]:
         if isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1):
             M, share = _map(weight.flatten(2).flatten(0, 1), change.flatten(2).flatten(0, 1))
             kernel = (module.kernel_size[0], module.kernel_size[1])
-            found.append(LearnedLayer(layer, M, share, bases[layer], kernel))
+            found.append(LayerMap(layer, M, share, bases[layer], kernel))
         else:
             kc = concept.spec.linear_block
             blocks = [subspace.to_blocks(matrix.flatten(1), kc).flatten(0, 1) for matrix in (weight, change)]
-            found.append(LearnedLayer(layer, *_map(*blocks)))
+            found.append(LayerMap(layer, *_map(*blocks)))
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atomdiff.evaluation.layer_maps import LearnedLayer
+from atomdiff.evaluation.layer_maps import LayerMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,8 +41,8 @@ class _Plan:
     `basis` is the one that all convolutions start from, drawn once; None if each has its own.
     """
 
-    rows: dict[str, dict[str, list[LearnedLayer]]]  # level -> its convolutions and its linear layers
-    basis: LearnedLayer | None
+    rows: dict[str, dict[str, list[LayerMap]]]  # level -> its convolutions and its linear layers
+    basis: LayerMap | None
     per_line: dict[str, int]
     conv_limit: float
     linear_limit: float
@@ -76,13 +76,13 @@ class _Plan:
         return max(-(-counts[kind] // max(1, self.per_line[kind])) * LINE[kind] for kind in counts) + ROW_GAP
 
 
-def height(layers: Sequence[LearnedLayer], width: float) -> float:
+def height(layers: Sequence[LayerMap], width: float) -> float:
     """How high the sheet of these layers is at this width, in the same unit."""
     plan = _plan(layers)
     return plan.height * width / plan.width
 
 
-def draw(axes: Axes, layers: Sequence[LearnedLayer]) -> None:
+def draw(axes: Axes, layers: Sequence[LayerMap]) -> None:
     """Draws the sheet into axes of the proportions that `height` tells."""
     plan = _plan(layers)
     axes.axis("off")
@@ -118,8 +118,8 @@ def short_name(layer: str) -> str:
     return ".".join(layer.split(".")[-2:])[-14:]
 
 
-def _plan(layers: Sequence[LearnedLayer]) -> _Plan:
-    rows: dict[str, dict[str, list[LearnedLayer]]] = {}
+def _plan(layers: Sequence[LayerMap]) -> _Plan:
+    rows: dict[str, dict[str, list[LayerMap]]] = {}
     for layer in layers:
         row = rows.setdefault(layer.level, {"conv": [], "linear": []})
         row["linear" if layer.before is None else "conv"].append(layer)
@@ -178,7 +178,7 @@ def _head(axes: Axes, x: float, title: str, about: str) -> None:
     axes.text(x, 10, about, fontsize=9, color=FAINT, va="center")
 
 
-def _convolution(axes: Axes, plan: _Plan, layer: LearnedLayer, x: float, y: float) -> None:
+def _convolution(axes: Axes, plan: _Plan, layer: LayerMap, x: float, y: float) -> None:
     axes.text(x, y, _name(layer), fontsize=7.5, color=FAINT, va="center")
     _image(axes, layer.map, x, y + 2.6 + (ATOMS - MAP) / 2, MAP, plan.conv_limit, CHANGES)
     x += MAP + GAP
@@ -188,12 +188,12 @@ def _convolution(axes: Axes, plan: _Plan, layer: LearnedLayer, x: float, y: floa
         x += ATOMS + GAP
 
 
-def _blocks(axes: Axes, plan: _Plan, layer: LearnedLayer, x: float, y: float) -> None:
+def _blocks(axes: Axes, plan: _Plan, layer: LayerMap, x: float, y: float) -> None:
     axes.text(x, y, _name(layer).removeprefix("attn "), fontsize=7.5, color=FAINT, va="center")
     _image(axes, layer.map, x, y + 2.6, BLOCKS, plan.linear_limit, CHANGES)
 
 
-def _name(layer: LearnedLayer) -> str:
+def _name(layer: LayerMap) -> str:
     """The short name, with how much the map explains where that is not everything."""
     return short_name(layer.layer) + (f" ({layer.share:.0%})" if layer.share < 0.995 else "")
 

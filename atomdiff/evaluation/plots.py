@@ -14,7 +14,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import level_of
 from atomdiff.evaluation import map_sheet
 from atomdiff.evaluation.drift import LayerDrift, by_block, total
-from atomdiff.evaluation.layer_maps import LearnedLayer
+from atomdiff.evaluation.layer_maps import LayerMap
 from atomdiff.evaluation.map_sheet import COLOURS, FAINT, INK, PAPER, RULE
 from atomdiff.files.fonts import font_for, showable
 
@@ -28,7 +28,7 @@ WIDTH = 15.0  # inches
 DPI = 130
 
 
-def learned_figure(concept: Concept, layers: Sequence[LearnedLayer], drifts: Sequence[LayerDrift]) -> Figure:
+def learned_figure(concept: Concept, layers: Sequence[LayerMap], drifts: Sequence[LayerDrift]) -> Figure:
     """Everything on one sheet: title, drift per layer, maps and atoms per layer."""
     bars, maps = 2.5, map_sheet.height(layers, WIDTH)
     figure = _figure(height=1.7 + bars + 0.7 + maps)
@@ -45,7 +45,7 @@ def drift_figure(drifts: Sequence[LayerDrift]) -> Figure:
     return figure
 
 
-def maps_figure(layers: Sequence[LearnedLayer]) -> Figure:
+def maps_figure(layers: Sequence[LayerMap]) -> Figure:
     """The map of each layer, with the atoms before and after of a convolution; a row for each level."""
     height = map_sheet.height(layers, WIDTH)
     figure = _figure(height)

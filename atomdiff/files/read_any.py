@@ -26,7 +26,7 @@ Source: TypeAlias = Path | str | bytes
 
 
 @dataclass(frozen=True)
-class Received:
+class FoundConcept:
     """A sound concept: what it is, the bytes of its file, and the picture that carried them, if one did."""
 
     concept: Concept
@@ -34,7 +34,7 @@ class Received:
     picture: bytes | None = None
 
 
-def receive(*sources: Source) -> Received:
+def read_any(*sources: Source) -> FoundConcept:
     """The concept in the first source that holds one whole, else the one whose QR codes they show together.
 
     Raises ConceptError if there is none or it is damaged, ImageError if a picture cannot be read.
@@ -45,12 +45,12 @@ def receive(*sources: Source) -> Received:
         try:
             data = from_any_text(source) if isinstance(source, str) else _carried(raw, name)
             if data is not None:
-                return Received(from_bytes(data), data, raw if card.is_png(raw) else None)
+                return FoundConcept(from_bytes(data), data, raw if card.is_png(raw) else None)
         except ConceptError as error:
             raise ConceptError(f"{name!r}: {error}" if name else str(error)) from None
         pictures.append(open_picture(raw, Path(name).name or "what was given"))
     data = read(pictures)
-    return Received(from_bytes(data), data)
+    return FoundConcept(from_bytes(data), data)
 
 
 def from_any_text(text: str | bytes) -> bytes:

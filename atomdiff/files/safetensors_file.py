@@ -138,6 +138,11 @@ def concept_of(said: Contents) -> Concept:
     return Concept(**values)
 
 
+def precision_of(data: bytes) -> str:
+    """The precision of a sound file: fp32, fp16, int8 or int4."""
+    return quantization.of(parse_header(data)[1])
+
+
 def size_report(data: bytes) -> dict[str, int]:
     """Bytes of each part of a sound file: conv atoms (with β), conv coefficients, linear atoms, token, bases,
     scales, header with the texts."""

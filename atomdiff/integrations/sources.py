@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from atomdiff.errors import ConceptError
-from atomdiff.files.read_any import is_text_form, receive
+from atomdiff.files.read_any import is_text_form, read_any
 from atomdiff.library import hub
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ def read_concept(source: Source) -> Concept:
     if isinstance(source, Concept):
         return source
     if isinstance(source, bytes | Path):
-        return receive(source).concept
+        return read_any(source).concept
     if not isinstance(source, str):
         raise ConceptError(f"A concept is given as a path, bytes, text or name, not {type(source).__name__}.")
     if is_text_form(source[:100]):
-        return receive(source).concept
+        return read_any(source).concept
     path = Path(source).expanduser()
     if path.is_file() or path.suffix.lower() in (".safetensors", ".png", ".jpg", ".jpeg", ".webp"):
-        return receive(path).concept
+        return read_any(path).concept
     if path.name == source:
-        return receive(_in_library(source)).concept
+        return read_any(_in_library(source)).concept
     if hub.is_repo(source):
-        return receive(hub.pull(source)).concept
+        return read_any(hub.pull(source)).concept
     raise ConceptError(
         f"There is no concept {source[:120]!r}: give a file, a card, the text of a concept, a name in the "
         "library or user/name on the hub."

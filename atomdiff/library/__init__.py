@@ -23,7 +23,7 @@ from atomdiff.library.index import Entry, Index, transaction
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.files.read_any import Received, Source
+    from atomdiff.files.read_any import FoundConcept, Source
 
 __all__ = ["Entry", "Library", "Report", "default_folder"]
 
@@ -98,10 +98,10 @@ class Library:
         Several sources are pictures that show its codes together. The library keeps a copy; one that it has
         already stays as it is. Raises ConceptError or ImageError if there is no sound concept.
         """
-        from atomdiff.files.read_any import receive
+        from atomdiff.files.read_any import read_any
         from atomdiff.files.safetensors_file import write_data
 
-        received = receive(*sources)
+        received = read_any(*sources)
         ident = hashlib.sha256(received.data).hexdigest()
         with self._index() as index:
             self._check(index, ident)
@@ -117,20 +117,20 @@ class Library:
         with self._index() as index:
             self._get(index, ident)
             files = list(index.files(ident))
-            self._files.throw_away(ident, files)
+            self._files.to_trash(ident, files)
             for file in files:
                 index.drop_file(file)
 
     def removed(self) -> dict[str, list[str]]:
         """ID -> file names, of what is in the trash."""
-        return self._files.in_trash()
+        return self._files.trash()
 
     def restore(self, ident: str) -> Entry:
         """Brings a removed concept back, tags and all."""
         with self._index() as index:
-            if ident not in self._files.in_trash():
+            if ident not in self._files.trash():
                 raise ConceptError(f"The library's trash holds no concept {ident[:12]!r}.")
-            self._files.bring_back(ident)
+            self._files.from_trash(ident)
             self._scan(index)
             return self._get(index, ident)
 
@@ -219,21 +219,21 @@ class Library:
     def _look(self, index: Index, path: Path, changed: float) -> tuple[str | None, str]:
         """Takes in the concept of a file: its id, or why it is none ("" for a picture that carries none)."""
         from atomdiff.files import card
-        from atomdiff.files.read_any import receive
+        from atomdiff.files.read_any import read_any
 
         try:
             if path.suffix.lower() == ".png":
                 raw = card.read_file(path)
                 if not card.is_png(raw) or card.extract(raw) is None:  # photos of codes are for `add`
                     return None, ""
-            received = receive(path)
+            received = read_any(path)
         except AtomdiffError as error:
             return None, str(error)
         ident = hashlib.sha256(received.data).hexdigest()
         self._take_in(index, ident, received, changed)
         return ident, ""
 
-    def _take_in(self, index: Index, ident: str, received: Received, added: float) -> None:
+    def _take_in(self, index: Index, ident: str, received: FoundConcept, added: float) -> None:
         """Writes a concept's row, and its thumbnail if it has none yet."""
         from atomdiff.library import thumbnails
 

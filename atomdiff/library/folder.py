@@ -129,7 +129,7 @@ class Folder:
 
     # ------------------------------------------------------------------------------------------ trash
 
-    def throw_away(self, ident: str, files: list[Path]) -> None:
+    def to_trash(self, ident: str, files: list[Path]) -> None:
         """Moves the files of a concept to the trash, each under its own name."""
         bin_ = self.root / HIDDEN / "trash" / ident
         bin_.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Folder:
                 target, count = bin_ / f"{file.stem[:100]}-{count}{file.suffix}", count + 1
             shutil.move(file, target)
 
-    def bring_back(self, ident: str) -> list[Path]:
+    def from_trash(self, ident: str) -> list[Path]:
         """Moves what the trash holds of a concept back to the top of the library."""
         bin_ = self.root / HIDDEN / "trash" / ident
         moved = []
@@ -150,7 +150,7 @@ class Folder:
             bin_.rmdir()
         return moved
 
-    def in_trash(self) -> dict[str, list[str]]:
+    def trash(self) -> dict[str, list[str]]:
         """ID -> names of its files, of what was removed."""
         bins = sorted((self.root / HIDDEN / "trash").iterdir())
         return {bin_.name: sorted(file.name for file in bin_.iterdir()) for bin_ in bins if bin_.is_dir()}

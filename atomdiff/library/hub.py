@@ -42,7 +42,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
-    from atomdiff.files.read_any import receive
+    from atomdiff.files.read_any import read_any
     from atomdiff.library.hub_card import sample
 
     name = _checked(repo)[0]
@@ -50,7 +50,7 @@ def push(
         raise SettingsError(f"A concept is pushed to user/name, without a revision: {name}, not {repo!r}.")
     if len(pictures) > MAX_SAMPLES:
         raise SettingsError(f"A concept is shown by at most {MAX_SAMPLES} pictures, not {len(pictures)}.")
-    data = receive(Path(concept_file)).data
+    data = read_any(Path(concept_file)).data
     if len(data) > MAX_BYTES:
         raise ConceptError(_too_large(str(concept_file), len(data)))
     samples = [sample(Path(picture), i) for i, picture in enumerate(pictures, 1)]

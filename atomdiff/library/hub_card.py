@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.files import card, quantization
-from atomdiff.files.header import parse_header
+from atomdiff.files import card
 from atomdiff.files.modelspec import PREFIX
-from atomdiff.files.safetensors_file import from_bytes
+from atomdiff.files.safetensors_file import from_bytes, precision_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +80,7 @@ def readme(repo: str, data: bytes, samples: Sequence[Sample] = ()) -> str:
         "Base": _code(base.name or base.architecture) + (f" ({base.architecture})" if base.name else ""),
         "Licence": _plain(said["license"]) or "not stated by its author",
         "Author": _plain(said["author"]),
-        "Size": f"{len(data):,} bytes, {quantization.of(parse_header(data)[1])}",
+        "Size": f"{len(data):,} bytes, {precision_of(data)}",
         "SHA-256": _code(hashlib.sha256(data).hexdigest()),
     }
     prompt = shlex.quote(f"{_prompt(concept)} on the beach".strip())

@@ -19,15 +19,15 @@ from atomdiff.files.qr_image import open_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.files.read_any import Received
+    from atomdiff.files.read_any import FoundConcept
 
 SIDE = 256  # pixels, as the ModelSpec has it
 MAX_URI = 4 * 2**20  # letters of a thumbnail that is looked at
 
 
-def of(received: Received) -> bytes | None:
+def of(found: FoundConcept) -> bytes | None:
     """A JPEG of what came with a concept: the picture that carried it, else the thumbnail in its file."""
-    for data in _candidates(received):
+    for data in _candidates(found):
         try:
             image = open_picture(data, "the picture", "RGB")
         except ImageError:  # a concept is as good without
@@ -53,10 +53,10 @@ def jpeg(image: Image) -> bytes:
     return packed.getvalue()
 
 
-def _candidates(received: Received) -> Iterator[bytes]:
-    if received.picture is not None:
-        yield received.picture
-    head, _, packed = received.concept.extra.get(PREFIX + "thumbnail", "").partition(",")
+def _candidates(found: FoundConcept) -> Iterator[bytes]:
+    if found.picture is not None:
+        yield found.picture
+    head, _, packed = found.concept.extra.get(PREFIX + "thumbnail", "").partition(",")
     if head.startswith("data:image/") and head.endswith(";base64") and len(packed) <= MAX_URI:
         try:
             yield base64.b64decode(packed, validate=True)

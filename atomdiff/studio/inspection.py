@@ -35,7 +35,7 @@ def inspect(studio: Studio, ident: str) -> Callable[[Job], None]:
     def work(job: Job) -> None:
         from atomdiff.evaluation import plots
         from atomdiff.evaluation.drift import by_block, drift, total
-        from atomdiff.evaluation.layer_maps import learned
+        from atomdiff.evaluation.layer_maps import layer_maps
         from atomdiff.files import card
 
         job.progress(0, 3, f"Loading {entry.base}")
@@ -43,7 +43,7 @@ def inspect(studio: Studio, ident: str) -> Callable[[Job], None]:
         job.progress(1, 3, "Looking into the layers")
         drifts = drift(concept, base.unet)
         job.progress(2, 3, "Drawing the maps")
-        sheets = plots.drift_figure(drifts), plots.maps_figure(learned(concept, base.unet))
+        sheets = plots.drift_figure(drifts), plots.maps_figure(layer_maps(concept, base.unet))
         files = [_kept(studio, entry, name, plots.picture(sheet, DPI))
                  for name, sheet in zip(("drift", "maps"), sheets, strict=True)]  # fmt: skip
         job.add(Inspection(files[0], files[1], {**by_block(drifts), "all": total(drifts)}))

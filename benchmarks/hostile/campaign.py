@@ -16,7 +16,7 @@ from pathlib import Path
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.files import card, qr, text
-from atomdiff.files.read_any import receive
+from atomdiff.files.read_any import read_any
 from atomdiff.files.safetensors_file import from_bytes
 
 SLOW_MS, LARGE_MB = 50.0, 50.0
@@ -57,14 +57,14 @@ def read_path(data: bytes, folder: Path) -> object:
         with contextlib.suppress(ConceptError):
             read(path)
             raise AssertionError(f"{read} takes it for a concept")
-    return receive(path)
+    return read_any(path)
 
 
 def read_picture(data: bytes, folder: Path) -> object:
     """A picture with a concept or codes, as `atomdiff read` takes it."""
     path = folder / "hostile.png"
     path.write_bytes(data)
-    return receive(path).concept
+    return read_any(path).concept
 
 
 def readers(folder: Path) -> dict[str, Callable[[bytes], object]]:
