@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
 def _settings(folders, out, name, seed, **more) -> TrainingSettings:
     usual = {
         "max_train_steps": 3, "train_batch_size": 2, "precision": "fp32", "num_atoms": 9,
-        "linear_atoms": "attn2", "linear_family": "blocks", "linear_block": 4, "learning_rate": 1e-3,
+        "linear_atoms": "attn2", "linear_block": 4, "learning_rate": 1e-3,
     }  # fmt: skip
     return TrainingSettings(
         instance_data_dir=str(folders[name]), output_dir=str(out / name), name=name, class_word=name,
