@@ -7,7 +7,8 @@ from PIL import Image
 
 from atomdiff.errors import ImageError, SettingsError
 from atomdiff.sampling import sheets
-from atomdiff.sampling.grids import Axis, Grid, Scene, parse_axis
+from atomdiff.sampling.grids import Axis, Grid, parse_axis
+from atomdiff.sampling.settings import DrawingSettings
 
 
 class Named:
@@ -18,7 +19,7 @@ class Named:
 
 
 REX, MIA = Named("Rex"), Named("Mia")
-SCENE = Scene("a sks dog on the beach", ((REX, 1.0),), seed=7)
+PLAIN = DrawingSettings("a sks dog on the beach", ((REX, 1.0),), seed=7)
 
 
 @pytest.mark.parametrize(
@@ -59,36 +60,36 @@ def test_axes_that_cannot_work(kind, text, message):
 
 
 def test_cells_come_x_first_then_y_then_z():
-    grid = Grid(SCENE, Axis("strength", (0.0, 1.0)), Axis("prompt", ("beach", "city")), Axis("seed", (1, 2)))
+    grid = Grid(PLAIN, Axis("strength", (0.0, 1.0)), Axis("prompt", ("beach", "city")), Axis("seed", (1, 2)))
     cells = grid.cells()
     assert [(cell.x, cell.y, cell.z) for cell in cells][:5] == [
         (0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1),
     ]  # fmt: skip
     assert cells[3].labels == ("strength 1", "city", "seed 1")
-    assert cells[3].scene == Scene("a sks dog on the city", ((REX, 1.0),), seed=1)
-    assert cells[0].scene.concepts == ((REX, 0.0),)
+    assert cells[3].settings == DrawingSettings("a sks dog on the city", ((REX, 1.0),), seed=1)
+    assert cells[0].settings.concepts == ((REX, 0.0),)
 
 
 def test_concepts_are_exchanged_and_none_is_without():
     find = {"Rex": REX, "Mia": MIA}.__getitem__
-    grid = Grid(SCENE, parse_axis("concept", "Mia, none", find))
-    assert [cell.scene.concepts for cell in grid.cells()] == [((MIA, 1.0),), ()]
+    grid = Grid(PLAIN, parse_axis("concept", "Mia, none", find))
+    assert [cell.settings.concepts for cell in grid.cells()] == [((MIA, 1.0),), ()]
     assert grid.cells()[1].labels == ("no concept",)
 
 
 def test_grids_that_cannot_work():
     with pytest.raises(SettingsError, match="no part 'moon'"):
-        Grid(SCENE, Axis("prompt", ("moon", "sun")))
+        Grid(PLAIN, Axis("prompt", ("moon", "sun")))
     with pytest.raises(SettingsError, match="needs a concept"):
-        Grid(Scene("a dog"), Axis("strength", (1.0,)))
+        Grid(DrawingSettings("a dog"), Axis("strength", (1.0,)))
     with pytest.raises(SettingsError, match="Two axes of the grid change 'seed'"):
-        Grid(SCENE, Axis("seed", (1,)), Axis("seed", (2,)))
+        Grid(PLAIN, Axis("seed", (1,)), Axis("seed", (2,)))
     with pytest.raises(SettingsError, match="10000 pictures"):
-        Grid(SCENE, Axis("seed", tuple(range(100))), Axis("strength", tuple(map(float, range(100)))))
+        Grid(PLAIN, Axis("seed", tuple(range(100))), Axis("strength", tuple(map(float, range(100)))))
 
 
 def test_a_sheet_has_every_picture_in_its_place():
-    grid = Grid(SCENE, Axis("seed", (1, 2, 3)), Axis("strength", (0.0, 1.0)), Axis("steps", (5, 10)))
+    grid = Grid(PLAIN, Axis("seed", (1, 2, 3)), Axis("strength", (0.0, 1.0)), Axis("steps", (5, 10)))
     colours = [(20 * i, 100, 200) for i in range(12)]
     sheet = grid.sheet([Image.new("RGB", (64, 64), colour) for colour in colours])
     found = {pixel for _, pixel in sheet.getcolors(10**6)}
@@ -100,11 +101,11 @@ def test_a_sheet_has_every_picture_in_its_place():
 
 
 def test_scenes_draw_what_draw_draws(tiny_base):
-    from atomdiff.sampling.draw import draw
+    from atomdiff.sampling.draw import draw, draw_as
 
     base = tiny_base("sd1")
-    scene = Scene("a dog", seed=3, steps=2, guidance=2.0)
-    one, other = scene.draw(base)[0], draw(base, "a dog", seed=3, steps=2, guidance=2.0)[0]
+    settings = DrawingSettings("a dog", seed=3, steps=2, guidance=2.0)
+    one, other = draw_as(base, settings)[0], draw(base, "a dog", seed=3, steps=2, guidance=2.0)[0]
     assert one.tobytes() == other.tobytes()
 
 

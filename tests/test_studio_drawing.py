@@ -155,7 +155,7 @@ def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, t
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done" and any("lacks" in note for note in look.notes)
     again = drawing.request_of(parse(look.results[0].text), studio)
-    assert again.acting == order.scene(studio).acting == draw_form.values_of(again)["acting"] == "gated"
+    assert again.acting == order.loaded(studio).acting == draw_form.values_of(again)["acting"] == "gated"
     assert drawing.request_of(parse("x\nSteps: 2, Concepts act: soon"), studio).acting == "plain"
     usual = studio.queue.submit("me", drawing.draw(studio, "me", replace(order, acting="plain"))).wait(60)
     with Image.open(look.results[0].file) as one, Image.open(usual.results[0].file) as other:

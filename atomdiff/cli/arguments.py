@@ -15,7 +15,7 @@ import typer
 from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 from atomdiff.sampling import hints
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,8 +18,8 @@ from atomdiff.cli.arguments import (
 )
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ImageError, SettingsError
-from atomdiff.sampling.modes import USUAL
 from atomdiff.sampling.prompts import STYLES
+from atomdiff.sampling.settings import USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -49,16 +49,19 @@ def grid(
     import warnings
 
     from atomdiff.sampling import sheets
-    from atomdiff.sampling.draw import CousinWarning
-    from atomdiff.sampling.grids import Grid, Scene
+    from atomdiff.sampling.draw import CousinWarning, draw_as
+    from atomdiff.sampling.grids import Grid
+    from atomdiff.sampling.settings import DrawingSettings
     from atomdiff.training.checkpoint import require_writable
     from atomdiff.training.terminal import Terminal
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
     weighted = load_concepts(concept or [])
-    scene = Scene(prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler)
-    planned = Grid(scene, *(_axis(given) for given in (x, y, z) if given))
+    settings = DrawingSettings(
+        prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler.lower()
+    )
+    planned = Grid(settings, *(_axis(given) for given in (x, y, z) if given))
     name, why = which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
@@ -67,7 +70,7 @@ def grid(
     with warnings.catch_warnings(), Terminal() as shown:
         warnings.simplefilter("ignore", CousinWarning)  # told already
         for number, cell in enumerate(cells):
-            images += cell.scene.draw(loaded)
+            images += draw_as(loaded, cell.settings)
             shown.stage("Drawing", number + 1, len(cells))
     sheet = planned.sheet(images)
     sheet.info["parameters"] = images[0].info["parameters"]

@@ -11,103 +11,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from atomdiff.base import loading, textual_inversion
 from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
-from atomdiff.core.blocks import Strength, strength_text
+from atomdiff.core.blocks import Strength
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import img2img, mixed
 from atomdiff.sampling.gating import Negatives, groups
 from atomdiff.sampling.gating import acting as concepts_acting
-from atomdiff.sampling.modes import ACTING, USUAL
 from atomdiff.sampling.resident import Residents
+from atomdiff.sampling.settings import MAX_SEED, SAMPLERS, USUAL, DrawingSettings, used
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-MAX_SEED = 2**63 - 1
 CHANGED, LARGER = 0.6, 0.4  # how much a picture changes that drawing starts from, or that is made larger
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A diffusers scheduler: its class, what to change in it, and what A1111 and its kin call it."""
-
-    scheduler: str
-    title: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-SAMPLERS = {
-    "dpm++": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M"),
-    "dpm++ karras": Sampler("DPMSolverMultistepScheduler", "DPM++ 2M Karras", (("use_karras_sigmas", True),)),
-    "ddim": Sampler("DDIMScheduler", "DDIM"),
-    "euler": Sampler("EulerDiscreteScheduler", "Euler"),
-    "euler a": Sampler("EulerAncestralDiscreteScheduler", "Euler a"),
-    "heun": Sampler("HeunDiscreteScheduler", "Heun"),
-    "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
-}
-GUIDANCE = {family: known.guidance for family, known in ARCHITECTURES.items()}
-BATCH = {family: known.batch for family, known in ARCHITECTURES.items()}
 
 
 class CousinWarning(UserWarning):
     """A concept is used on a fine-tuned relative of the base that it was trained on."""
-
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """Everything that decides a picture but base, concepts and prompt. Raises SettingsError for what cannot
-    work.
-
-    `size` is (width, height) in pixels, both multiples of 8. `acting` is on what concepts act, "plain" or
-    "gated" (see `gating`).
-    """
-
-    seed: int
-    steps: int
-    guidance: float
-    negative: str
-    size: tuple[int, int]
-    sampler: str
-    acting: str = USUAL
-    strength: float | None = None
-    """How much of a picture that drawing starts from may change; None where it starts from noise."""
-    hires: float = 1.0
-    """By how much the sides grow in a second pass."""
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise SettingsError(f"There is no sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-        if self.acting not in ACTING:
-            raise SettingsError(f"Concepts act {' or '.join(ACTING)}, not {self.acting!r}.")
-        if not 1 <= self.steps <= 1000:
-            raise SettingsError(f"A picture takes 1 to 1000 steps, not {self.steps}: 20 to 50 are usual.")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise SettingsError(f"A seed is a whole number from 0 to 2^63 - 1, not {self.seed}.")
-        if not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise SettingsError(
-                f"The guidance scale is a number from 0 up, not {self.guidance}: 4 to 8 are usual."
-            )
-        if not 1 <= self.hires <= 4:
-            raise SettingsError(f"A second pass enlarges pictures by 1 to 4 times, not {self.hires:g}.")
-        if self.strength is not None and not 0 < self.strength <= 1:
-            raise SettingsError(
-                f"How much of a picture may change is a number above 0 and up to 1, not {self.strength:g}."
-            )
-        width, height = self.size
-        if any(side % 8 or not 8 <= side <= 8192 for side in self.size):
-            raise SettingsError(
-                f"The sides of a picture are multiples of 8 up to 8192 pixels, not {width} × {height}."
-            )
 
 
 def draw(
@@ -198,7 +127,7 @@ def draw(
         each = [own for own in each for _ in range(count)]
         return _draw_mixed(base, prompts, each, settings, batch_size, callback, preview)
     together = groups(prompts, [concept for concept, _ in weighted], settings.acting)
-    limit = batch_size or BATCH[base.family]
+    limit = batch_size or ARCHITECTURES[base.family].batch
     rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
     each_round = img2img.steps_done(steps, strength) if starts else steps
     images: dict[int, Image] = {}
@@ -222,6 +151,15 @@ def draw(
     return [images[i] for i in range(total)]
 
 
+def draw_as(
+    base: Base, settings: DrawingSettings, prompts: Sequence[str] | None = None, **options: Any
+) -> list[Image]:
+    """Draws what the settings say, whose concepts are `Concept`s, or several `prompts` with the same;
+    `options` are the others of `draw`: count, batch_size, image, mask, callback, preview."""
+    told = {name: value for name, value in vars(settings).items() if name != "prompt"}
+    return draw(base, settings.prompt if prompts is None else prompts, **told, **options)
+
+
 def _draw_large(
     base: Base,
     prompt: str | Sequence[str],
@@ -231,7 +169,7 @@ def _draw_large(
     callback: Callable[[int, int], None] | None,
 ) -> list[Image]:
     """Two passes: pictures of the usual size, then from each of them one with sides `hires` times as long."""
-    settings = DrawSettings(0, 1, 1.0, "", (8, 8), "dpm++", hires=hires)  # refuses another factor
+    settings = DrawingSettings("", hires=hires)  # refuses another factor
 
     def half(place: int) -> Callable[[int, int], None] | None:
         return callback and (lambda done, total: callback(place * total + done, 2 * total))
@@ -261,14 +199,14 @@ def _draw_mixed(
     base: Base,
     prompts: list[str],
     each: list[list[tuple[Concept, Strength]]],
-    settings: DrawSettings,
+    settings: DrawingSettings,
     batch_size: int | None,
     callback: Callable[[int, int], None] | None,
     preview: Callable[[Tensor], None] | None,
 ) -> list[Image]:
     """A picture of each prompt with its own concepts, in batches of any of them together."""
     settings = replace(settings, acting="plain")
-    held, limit, images = Residents(base), batch_size or BATCH[base.family], []
+    held, limit, images = Residents(base), batch_size or ARCHITECTURES[base.family].batch, []
     resident = [[(held.add(concept), strength) for concept, strength in own] for own in each]
     starts = range(0, len(prompts), limit)
     with with_scheduler(base, settings, preview), mixed.mixer(base) as mixer:
@@ -297,47 +235,30 @@ def draw_settings(
     sampler: str = "dpm++",
     acting: str = USUAL,
     strength: float | None = None,
-) -> DrawSettings:
-    """The settings with the base's own defaults filled in."""
-    sides = size if size is not None else base.resolution
-    width, height = (sides, sides) if isinstance(sides, int) else sides
-    scale = GUIDANCE[base.family] if guidance is None else float(guidance)
-    return DrawSettings(seed, steps, scale, negative, (width, height), sampler.lower(), acting, strength)
+) -> DrawingSettings:
+    """The settings of any prompt and concepts, with the base's own defaults filled in."""
+    sides = (size, size) if isinstance(size, int) else size
+    return DrawingSettings(
+        "", (), negative, seed, steps, guidance, sides, sampler.lower(), acting, strength
+    ).filled(base)
 
 
 def parameters_text(
-    base: Base, prompt: str, settings: DrawSettings, concepts: Sequence[tuple[Concept, Strength]], seed: int
+    base: Base,
+    prompt: str,
+    settings: DrawingSettings,
+    concepts: Sequence[tuple[Concept, Strength]],
+    seed: int,
 ) -> str:
     """The generation text as A1111 writes it; concepts as name:strength:hash."""
-    lines = [prompt.strip()]
-    if settings.negative.strip():
-        lines.append(f"Negative prompt: {settings.negative.strip()}")
-    width, height = settings.size
-    fields = {
-        "Steps": settings.steps,
-        "Sampler": SAMPLERS[settings.sampler].title,
-        "CFG scale": f"{settings.guidance:g}",
-        "Seed": seed,
-        "Size": f"{width}x{height}",
-        "Model": _quoted(base.name),
-    }
-    if settings.strength is not None:
-        fields["Denoising strength"] = f"{settings.strength:g}"
-    used = [
-        f"{_plain(concept.title)}:{strength_text(strength)}:{concept.sha256()[:12]}"
-        for concept, strength in concepts
-    ]
-    if used:
-        fields["Concepts"] = _quoted(", ".join(used))
-        fields["Concepts act"] = settings.acting
-    lines.append(", ".join(f"{key}: {value}" for key, value in fields.items()) + ", Version: atomdiff")
-    return "\n".join(lines)
+    named = [used(concept.title, strength, concept.sha256()) for concept, strength in concepts]
+    return str(replace(settings, prompt=prompt, seed=seed).generation(base.name, named))
 
 
 def draw_batch(
     base: Base,
     prompts: list[str] | None,
-    settings: DrawSettings,
+    settings: DrawingSettings,
     seeds: list[int],
     avoided: Negatives,
     tell: Callable[..., dict[str, Any]],
@@ -345,7 +266,7 @@ def draw_batch(
 ) -> list[Image]:
     import torch
 
-    width, height = settings.size
+    width, height = settings.size or (0, 0)
     noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
     with loading.quiet(), torch.no_grad():
         made = base.pipe(
@@ -383,7 +304,7 @@ def teller(
 
 @contextlib.contextmanager
 def with_scheduler(
-    base: Base, settings: DrawSettings, preview: Callable[[Tensor], None] | None = None
+    base: Base, settings: DrawingSettings, preview: Callable[[Tensor], None] | None = None
 ) -> Iterator[None]:
     """The pipeline with the wanted sampler over the base's own noise schedule; its own one is put back."""
     import diffusers
@@ -415,15 +336,3 @@ def _watched(scheduler: Any, preview: Callable[[Tensor], None]) -> Callable[...,
         return made
 
     return step
-
-
-def _plain(text: str) -> str:
-    """A name without what separates fields in the generation text."""
-    return " ".join(text.translate({ord(letter): " " for letter in ':,"\n'}).split())
-
-
-def _quoted(text: str) -> str:
-    """A1111 quotes values that hold a separator."""
-    import json
-
-    return json.dumps(text, ensure_ascii=False) if any(letter in text for letter in ',:"\n') else text

@@ -27,7 +27,7 @@ from atomdiff.base.stable_diffusion import Base, encode_prompts
 from atomdiff.base.textual_inversion import Reading, calls, spoken
 from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.inject import DeltaOf, fold
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import USUAL
 
 if TYPE_CHECKING:
     from atomdiff.concept.concept import Concept

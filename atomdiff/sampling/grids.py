@@ -1,6 +1,6 @@
 """X/Y/Z grids: the same picture over and over, with up to three settings changed along the axes.
 
-    Grid(scene, x=Axis("strength", (0, 0.5, 1)), y=Axis("seed", (1, 2, 3)))
+    Grid(settings, x=Axis("strength", (0, 0.5, 1)), y=Axis("seed", (1, 2, 3)))
 
 has a cell for every pair, rows under rows of y; a z axis gives one such table for each of its values.
 """
@@ -14,38 +14,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import SAMPLERS, DrawingSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from atomdiff.base.stable_diffusion import Base
     from atomdiff.concept.concept import Concept
     from atomdiff.core.blocks import Strength
 
 MAX_CELLS = 400
 NO_CONCEPT = "none"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One picture to draw: what `atomdiff.draw` takes. None stands for the base's own default."""
-
-    prompt: str
-    concepts: tuple[tuple[Concept, Strength], ...] = ()
-    negative: str = ""
-    seed: int = 0
-    steps: int = 25
-    guidance: float | None = None
-    size: tuple[int, int] | None = None
-    sampler: str = "dpm++"
-    acting: str = USUAL
-
-    def draw(self, base: Base, **options: Any) -> list[Image]:
-        """The picture; `options` are more of `draw`'s (count, callback, ...)."""
-        from atomdiff.sampling.draw import draw
-
-        return draw(base, **vars(self), **options)
 
 
 @dataclass(frozen=True)
@@ -62,9 +40,9 @@ class Axis:
         if not self.values:
             raise SettingsError(f"The axis {self.kind!r} has no values: write some, separated by commas.")
 
-    def applied(self, scene: Scene, value: Any) -> Scene:
-        """The scene with this axis at this value. Raises SettingsError where the prompt has no such part."""
-        return KINDS[self.kind].apply(scene, self, value)
+    def applied(self, settings: DrawingSettings, value: Any) -> DrawingSettings:
+        """The settings at this value of the axis. Raises SettingsError where the prompt has no such part."""
+        return KINDS[self.kind].apply(settings, self, value)
 
     def label(self, value: Any) -> str:
         """What stands beside a row or above a column."""
@@ -82,14 +60,14 @@ class Cell:
     y: int
     z: int
     labels: tuple[str, ...]
-    scene: Scene
+    settings: DrawingSettings
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A scene and the axes along which it changes. Raises SettingsError for what cannot be drawn."""
+    """Settings and the axes along which they change. Raises SettingsError for what cannot be drawn."""
 
-    scene: Scene
+    settings: DrawingSettings
     x: Axis
     y: Axis | None = None
     z: Axis | None = None
@@ -112,10 +90,10 @@ class Grid:
     def cells(self) -> list[Cell]:
         """Every picture: x changes fastest, then y, then z."""
         return [
-            Cell(x, y, z, (*x_label, *y_label, *z_label), x_scene)
-            for z, z_label, z_scene in _steps(self.z, self.scene)
-            for y, y_label, y_scene in _steps(self.y, z_scene)
-            for x, x_label, x_scene in _steps(self.x, y_scene)
+            Cell(x, y, z, (*x_label, *y_label, *z_label), x_settings)
+            for z, z_label, z_settings in _steps(self.z, self.settings)
+            for y, y_label, y_settings in _steps(self.y, z_settings)
+            for x, x_label, x_settings in _steps(self.x, y_settings)
         ]
 
     def sheet(self, images: Sequence[Image]) -> Image:
@@ -136,7 +114,7 @@ class Kind:
 
     title: str
     read: Callable[[str], Any]
-    apply: Callable[[Scene, Axis, Any], Scene]
+    apply: Callable[[DrawingSettings, Axis, Any], DrawingSettings]
 
 
 def parse_axis(kind: str, text: str, concept: Callable[[str], Concept] | None = None) -> Axis:
@@ -157,12 +135,14 @@ def parse_axis(kind: str, text: str, concept: Callable[[str], Concept] | None = 
     return Axis(kind, tuple(read(part) for part in parts))
 
 
-def _steps(axis: Axis | None, scene: Scene) -> Iterator[tuple[int, tuple[str, ...], Scene]]:
+def _steps(
+    axis: Axis | None, settings: DrawingSettings
+) -> Iterator[tuple[int, tuple[str, ...], DrawingSettings]]:
     if axis is None:
-        yield 0, (), scene
+        yield 0, (), settings
         return
     for i, value in enumerate(axis.values):
-        yield i, (axis.label(value),), axis.applied(scene, value)
+        yield i, (axis.label(value),), axis.applied(settings, value)
 
 
 def _expanded(part: str) -> list[str]:
@@ -195,39 +175,37 @@ def _whole(text: str) -> int:
 
 
 def _sampler(text: str) -> str:
-    from atomdiff.sampling.draw import SAMPLERS
-
     names = {name: name for name in SAMPLERS} | {it.title.lower(): name for name, it in SAMPLERS.items()}
     if text.lower() not in names:
         raise SettingsError(f"There is no sampler {text!r}: choose one of {', '.join(SAMPLERS)}.")
     return names[text.lower()]
 
 
-def _with_strength(scene: Scene, axis: Axis, value: float) -> Scene:
-    if not scene.concepts:
+def _with_strength(settings: DrawingSettings, axis: Axis, value: float) -> DrawingSettings:
+    if not settings.concepts:
         raise SettingsError("A grid along the strength needs a concept: choose one.")
-    return replace(scene, concepts=tuple((concept, value) for concept, _ in scene.concepts))
+    return replace(settings, concepts=tuple((concept, value) for concept, _ in settings.concepts))
 
 
-def _with_concept(scene: Scene, axis: Axis, value: Concept | None) -> Scene:
+def _with_concept(settings: DrawingSettings, axis: Axis, value: Concept | None) -> DrawingSettings:
     """The first concept is exchanged; the strength stays."""
-    strength: Strength = scene.concepts[0][1] if scene.concepts else 1.0
+    strength: Strength = settings.concepts[0][1] if settings.concepts else 1.0
     first = ((value, strength),) if value is not None else ()
-    return replace(scene, concepts=(*first, *scene.concepts[1:]))
+    return replace(settings, concepts=(*first, *settings.concepts[1:]))
 
 
-def _with_part(scene: Scene, axis: Axis, value: str) -> Scene:
+def _with_part(settings: DrawingSettings, axis: Axis, value: str) -> DrawingSettings:
     part = str(axis.values[0])
-    if part not in scene.prompt:
+    if part not in settings.prompt:
         raise SettingsError(
-            f"The prompt {scene.prompt!r} has no part {part!r}, which the other values are to replace: "
+            f"The prompt {settings.prompt!r} has no part {part!r}, which the other values are to replace: "
             "write first what stands in the prompt."
         )
-    return replace(scene, prompt=scene.prompt.replace(part, value))
+    return replace(settings, prompt=settings.prompt.replace(part, value))
 
 
-def _with(name: str) -> Callable[[Scene, Axis, Any], Scene]:
-    return lambda scene, axis, value: replace(scene, **{name: value})
+def _with(name: str) -> Callable[[DrawingSettings, Axis, Any], DrawingSettings]:
+    return lambda settings, axis, value: replace(settings, **{name: value})
 
 
 KINDS = {

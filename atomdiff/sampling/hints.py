@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import USUAL
 
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base

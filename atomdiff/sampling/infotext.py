@@ -1,11 +1,10 @@
-"""The text in which a picture's settings travel (A1111's `parameters`), read back.
+"""The text in which a picture's settings travel (A1111's `parameters`), written and read back.
 
     prompt, on any number of lines
     Negative prompt: what to keep out
     Steps: 25, Sampler: DPM++ 2M, CFG scale: 4, Seed: 0, Size: 64x64, ..., Concepts: "dog:0.8:0123456789ab"
 
 Pictures come from strangers and from other programs: what cannot be understood is left out, never an error.
-`atomdiff.sampling.draw.parameters_text` writes it.
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ class UsedConcept:
     sha256: str
     """The first letters of its file's checksum."""
 
+    def __str__(self) -> str:
+        return f"{self.title}:{self.strength}:{self.sha256}"
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -40,6 +42,12 @@ class Generation:
     prompt: str
     negative: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The text: inverse of `parse`."""
+        negative = [f"Negative prompt: {self.negative}"] if self.negative else []
+        fields = ", ".join(f"{key}: {_quoted(value)}" for key, value in self.fields.items())
+        return "\n".join([self.prompt, *negative, fields])
 
     def whole(self, key: str) -> int | None:
         """A field that is a whole number; None if missing or none."""
@@ -99,6 +107,11 @@ def of_picture(path: Path) -> str:
     if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
         return comment[8 : 8 + 2 * MAX_TEXT].decode("utf-16-be", "ignore")
     return ""
+
+
+def _quoted(value: str) -> str:
+    """A1111 quotes values that hold a separator."""
+    return json.dumps(value, ensure_ascii=False) if any(letter in value for letter in ',:"\n') else value
 
 
 def _unquoted(value: str) -> str:

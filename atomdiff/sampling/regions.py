@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
+from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.core.fields import FieldMaps, Masks
 from atomdiff.core.mixed import LayerMaps, Mixing, RowMaps, common, mixing
@@ -234,8 +235,9 @@ def draw_regions(
     called = [[(r.trigger, r.class_word) for r, _ in own] for own in each]
     texts = [r.prompt or text for r, text in zip(regions, prompts_of(prompt, called), strict=True)]
     factor = base.vae_factor
-    masks = masks_of([r.where for r in regions], settings.size[1] // factor, settings.size[0] // factor, soft)
-    limit, images = batch_size or drawing.BATCH[base.family], []
+    width, height = settings.size or (0, 0)
+    masks = masks_of([r.where for r in regions], height // factor, width // factor, soft)
+    limit, images = batch_size or ARCHITECTURES[base.family].batch, []
     starts = range(0, count, limit)
     pairs = list(zip(texts, each, strict=True))
     with (

@@ -14,7 +14,7 @@ from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import SettingsError
 from atomdiff.files.read_any import Source
 from atomdiff.sampling.infotext import parse
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import USUAL
 from atomdiff.studio import drawing, inspection, library_view, png_info
 from atomdiff.studio.draw_form import size as parse_size
 from atomdiff.studio.drawing import DrawRequest

@@ -8,7 +8,7 @@ from typing import Any
 
 from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import USUAL
 from atomdiff.studio.drawing import DrawRequest
 
 ROWS = 16  # concepts at a time on the page; the API takes any number

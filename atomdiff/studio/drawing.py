@@ -9,14 +9,14 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from atomdiff.core.blocks import Strength, check_strength, parse_strength
+from atomdiff.core.blocks import Strength, check_strength
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.grids import Grid, Scene, parse_axis
+from atomdiff.sampling.grids import Grid, parse_axis
 from atomdiff.sampling.hints import before_drawing
 from atomdiff.sampling.infotext import Generation, parse
-from atomdiff.sampling.modes import ACTING, USUAL
+from atomdiff.sampling.settings import USUAL, DrawingSettings
 from atomdiff.studio.history import Entry
 from atomdiff.studio.job_queue import Job
 from atomdiff.studio.session import Studio
@@ -57,8 +57,6 @@ class DrawRequest:
     acting: str = USUAL
 
     def __post_init__(self) -> None:
-        from atomdiff.sampling.draw import DrawSettings
-
         if not self.prompt.strip():
             raise SettingsError("There is no prompt: write what to draw.")
         if len(self.prompt) + len(self.negative) > MAX_PROMPT:
@@ -73,27 +71,22 @@ class DrawRequest:
             numbers = check_strength(strength)
             if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
                 raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
-        guidance = 1.0 if self.guidance is None else self.guidance
-        size = self.size or (8, 8)
-        DrawSettings(self.seed or 0, self.steps, guidance, self.negative, size, self.sampler, self.acting)
+        self.settings()
 
     def seeded(self) -> DrawRequest:
         """The same with a seed, random if none was given."""
         return replace(self, seed=secrets.randbelow(SEEDS)) if self.seed is None else self
 
-    def scene(self, studio: Studio) -> Scene:
-        """What the core draws. Raises ConceptError if a concept is not in the library any more."""
-        return Scene(
-            self.prompt.strip(),
-            studio.load_concepts(self.concepts),
-            self.negative,
-            self.seed or 0,
-            self.steps,
-            self.guidance,
-            self.size,
-            self.sampler,
-            self.acting,
-        )
+    def settings(self, concepts: Sequence[tuple[Any, Strength]] = ()) -> DrawingSettings:
+        """What the core draws, with these concepts."""
+        return DrawingSettings(
+            self.prompt.strip(), tuple(concepts), self.negative, self.seed or 0, self.steps, self.guidance,
+            self.size, self.sampler, self.acting,
+        )  # fmt: skip
+
+    def loaded(self, studio: Studio) -> DrawingSettings:
+        """With its concepts. Raises ConceptError if one is not in the library any more."""
+        return self.settings(studio.load_concepts(self.concepts))
 
 
 def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRequest:
@@ -101,28 +94,24 @@ def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRe
 
     Raises SettingsError for settings that cannot work here.
     """
-    from atomdiff.sampling.draw import SAMPLERS
-
-    titles = {sampler.title.lower(): name for name, sampler in SAMPLERS.items()}
-    fields = generation.fields
-    model, entries = fields.get("Model", ""), studio.concepts()
+    model, entries = generation.fields.get("Model", ""), studio.concepts()
+    told = DrawingSettings.of(generation)
     concepts = []
-    for used in generation.concepts:
+    for used, strength in told.concepts:
         same = [entry for entry in entries if used.sha256 and entry.id.startswith(used.sha256)]
         same += [entry for entry in entries if entry.title == used.title]
-        concepts += [(entry.id, parse_strength(used.strength)) for entry in same[:1]]
-    acted = fields.get("Concepts act", "")  # the text may be a stranger's
+        concepts += [(entry.id, strength) for entry in same[:1]]
     return DrawRequest(
         base=model if model in studio.bases.names else base or studio.bases.default,
-        prompt=generation.prompt or "a picture",
+        prompt=told.prompt or "a picture",
         concepts=tuple(concepts),
-        negative=generation.negative,
+        negative=told.negative,
         seed=generation.whole("Seed"),
-        steps=generation.whole("Steps") or 25,
-        guidance=generation.number("CFG scale"),
-        size=generation.size,
-        sampler=titles.get(fields.get("Sampler", "").lower(), "dpm++"),
-        acting=acted if acted in ACTING else USUAL,
+        steps=told.steps,
+        guidance=told.guidance,
+        size=told.size,
+        sampler=told.sampler,
+        acting=told.acting,
     )
 
 
@@ -132,14 +121,14 @@ def draw(studio: Studio, owner: str, request: DrawRequest, kind: str = "picture"
 
     def work(job: Job) -> None:
         base = _base(studio, job, request.base)
-        scene = request.scene(studio)
-        _remarks(job, base, scene)
+        settings = request.loaded(studio)
+        _remarks(job, base, settings)
         carried = _carried(studio, job, request)
         limit = request.batch or studio.bases.info(base.name).batch
         starts = range(0, request.count, limit)
         for number, start in enumerate(starts):
             options = {"count": min(limit, request.count - start), "batch_size": limit}
-            part = replace(scene, seed=scene.seed + start)
+            part = replace(settings, seed=settings.seed + start)
             for image in _draw(studio, job, base, part, number, len(starts), **options):
                 job.add(studio.history.keep(owner, image, kind, carried))
 
@@ -151,11 +140,11 @@ def draw_grid(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callabl
 
     def work(job: Job) -> None:
         base = _base(studio, job, base_name)
-        _remarks(job, base, grid.scene)
+        _remarks(job, base, grid.settings)
         cells = grid.cells()
         images = []
         for number, cell in enumerate(cells):
-            image = _draw(studio, job, base, cell.scene, number, len(cells))[0]
+            image = _draw(studio, job, base, cell.settings, number, len(cells))[0]
             images.append(image)
             job.add(studio.history.keep(owner, image, "cell"))
         sheet = grid.sheet(images)
@@ -168,8 +157,8 @@ def draw_grid(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callabl
 def grid_of(studio: Studio, request: DrawRequest, given: list[tuple[str, str]]) -> Grid:
     """The grid that a request and up to three (kind, values) mean. Raises SettingsError or ConceptError."""
     axes = [parse_axis(kind, text, studio.concept_named) for kind, text in given if kind]
-    grid = Grid(request.scene(studio), *(axes or [parse_axis("", "")]))
-    if max(cell.scene.steps for cell in grid.cells()) > MAX_STEPS:
+    grid = Grid(request.loaded(studio), *(axes or [parse_axis("", "")]))
+    if max(cell.settings.steps for cell in grid.cells()) > MAX_STEPS:
         raise SettingsError(f"The studio draws at most {MAX_STEPS} steps: write fewer.")
     return grid
 
@@ -214,10 +203,10 @@ def _carried(studio: Studio, job: Job, request: DrawRequest) -> bytes | None:
 
 
 def _draw(
-    studio: Studio, job: Job, base: Base, scene: Scene, number: int, parts: int, **options: int
+    studio: Studio, job: Job, base: Base, settings: DrawingSettings, number: int, parts: int, **options: Any
 ) -> list[Image]:
     """Part `number` of `parts`, with progress and previews."""
-    from atomdiff.sampling.draw import CousinWarning
+    from atomdiff.sampling.draw import CousinWarning, draw_as
 
     previewer = studio.bases.previewer()
 
@@ -231,7 +220,7 @@ def _draw(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CousinWarning)  # a remark says it
-        return scene.draw(base, callback=callback, preview=preview, **options)
+        return draw_as(base, settings, callback=callback, preview=preview, **options)
 
 
 def _base(studio: Studio, job: Job, name: str) -> Base:
@@ -241,9 +230,11 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
     return base
 
 
-def _remarks(job: Job, base: Base, scene: Scene) -> None:
+def _remarks(job: Job, base: Base, settings: DrawingSettings) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    for remark in before_drawing(base, scene.prompt, scene.negative, scene.concepts, scene.acting):
+    for remark in before_drawing(
+        base, settings.prompt, settings.negative, settings.concepts, settings.acting
+    ):
         job.note(str(remark))
 
 

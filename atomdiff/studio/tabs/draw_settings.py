@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from atomdiff.sampling.modes import USUAL
+from atomdiff.sampling.settings import USUAL
 from atomdiff.studio import draw_form, drawing
 from atomdiff.studio.bases import BaseInfo
 from atomdiff.studio.draw_form import ROWS, STRENGTHS
