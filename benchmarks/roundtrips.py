@@ -80,6 +80,8 @@ def random_text(dice: random.Random, most: int) -> str:
 
 def _layers(dice: random.Random) -> tuple[AtomSpec, dict[str, tuple[int, ...]]]:
     """What is trained, and the shapes of its tensors."""
+    if dice.random() < 0.05:
+        return AtomSpec(num_atoms=0, linear_atoms="none"), {"token": (dice.randint(1, 4), 1, 12)}
     kernels = dice.choice(([], ["3x3"], ["3x3"], ["1x3", "3x3"], ["3x3", "5x5", "7x7"]))
     linear = not kernels or dice.random() < 0.6
     options: dict[str, Any] = {"num_atoms": 0, "linear_atoms": "none", "linear_block": dice.choice((1, 2, 3))}
