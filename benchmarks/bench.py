@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from math import nan, sqrt
@@ -32,7 +32,6 @@ from atomdiff.files import safetensors_file
 from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.defaults import POCKET, suit_base, suit_recipe
-from atomdiff.training.recipes import DEFAULT
 from atomdiff.training.settings import TrainingSettings
 
 from .handles import Handle, fingerprint, fit
@@ -68,8 +67,11 @@ class Method:
     def digest(self) -> str:
         """8 hex digits over all settings."""
         said: object = (self.rate, self.steps, self.prior)
-        if self.is_ours:  # a recipe is known by what it chose
-            said = sorted(asdict(replace(self.full_settings(), recipe=DEFAULT.name)).items())
+        if self.is_ours:  # without what is off: a setting that comes new and off makes no other training
+            chosen = asdict(self.full_settings())
+            told = {item.name for item in fields(TrainingSettings) if not item.metadata["inert"]}
+            told = told - {"recipe", "base"} | {"precision"}  # a recipe is known by what it chose
+            said = sorted((name, value) for name, value in chosen.items() if name in told and value)
         return sha256(repr(said).encode()).hexdigest()[:8]
 
     def case(self, task: Task, seed: int = 0) -> Case:

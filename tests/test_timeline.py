@@ -26,9 +26,9 @@ from atomdiff.files import atomic, timeline_file
 from atomdiff.files.atomic import write_atomically
 from atomdiff.files.safetensors_file import to_bytes
 from atomdiff.training import run as training
+from atomdiff.training.recipes import DEFAULT
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import train
-from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.timeline_recorder import Recorder
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
@@ -346,7 +346,7 @@ def test_the_command_cuts_one_step_out(trained, tmp_path):
     out, kept, _, _ = trained
     done = run(out / "dog.timeline.safetensors", "--cut", 4, "--out", tmp_path / "four.safetensors")
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "four.safetensors").read_bytes() == to_bytes(kept.at(4), TrainingSettings.precision)
+    assert (tmp_path / "four.safetensors").read_bytes() == to_bytes(kept.at(4), DEFAULT.precision)
     small = tmp_path / "small.safetensors"
     done = run(out / "dog.timeline.safetensors", "--cut", 4, "--precision", "int8", "--out", small)
     assert done.exit_code == 0 and small.read_bytes() == to_bytes(kept.at(4), "int8")

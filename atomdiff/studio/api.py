@@ -250,7 +250,7 @@ def _request(
         sampler,
         count,
         carry=carry is True,
-        acting=acting,
+        acting=acting or USUAL,
     )
 
 
