@@ -52,7 +52,7 @@ def test_it_adds_up_with_itself_and_has_no_layers_to_trim(word: Concept) -> None
 
 
 def test_its_card_and_figures_are_drawn(word: Concept, tmp_path: Path) -> None:
-    moved, maps = drift.drift(word, NET), layer_maps.learned(word, NET)
+    moved, maps = drift.drift(word, NET), layer_maps.layer_maps(word, NET)
     assert moved == [] and maps == []
     assert plots.picture(plots.learned_figure(word, maps, moved), dpi=20).width > 100
     picture = Image.new("RGB", (64, 64), "teal")
