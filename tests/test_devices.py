@@ -1,5 +1,7 @@
 """Nothing is mixed up where the models are on another device than the pictures, the noise and the files."""
 
+from types import SimpleNamespace
+
 import elsewhere
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from atomdiff.pocket.judge import Judge, JudgeNet
+from atomdiff.pocket.recipe import denoiser, words
+from atomdiff.pocket.recipe.fitting import Schedule, Workshop
 from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.loop import TrainingData
@@ -83,6 +87,38 @@ def test_drawing_there_gives_what_it_gives_here(kind, acting, tiny_base, away, d
 
     here, there = drawn(tiny_base(kind)), away(tiny_base(kind), drawn)
     assert np.abs(np.array(here) - np.array(there)).max() <= 2  # of 255: operations are ordered otherwise
+
+
+def test_the_pocket_is_trained_there_as_here(monkeypatch, tmp_path):
+    """Latents and captions held on the device, the noise drawn beside the CPU's generator."""
+    tokenizer = words.build_tokenizer(["a red dog on the beach"] * 5)
+    small = {"block_out_channels": (16, 32), "attention_head_dim": 2, "norm_num_groups": 4, "sample_size": 4}
+    small |= {f"{way.lower()}_block_types": (f"CrossAttn{way}Block2D",) * 2 for way in ("Down", "Up")}
+    monkeypatch.setattr(denoiser, "CONFIG", denoiser.CONFIG | small)
+    latents = torch.randn(6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    ids = words.tokenize(tokenizer, ["a red dog on the beach"] * 6).short()[:, None]
+
+    def trained(device):
+        shop = Workshop(tmp_path / device.type, device, seed=1)
+        torch.manual_seed(0)
+        text = words.new_encoder(tokenizer)
+        schedule = Schedule(2, 3, 1e-3, warmup=1)
+        held = latents.to(device), ids.to(device), ids[0, 0]
+        unet, _, about = denoiser.train(*held, text, schedule, shop)
+        return about["loss"], [p.detach().cpu() for p in unet.parameters()]
+
+    def ready(shop, model):
+        if shop.device != torch.device("cpu"):
+            elsewhere.move(SimpleNamespace(components={"model": model}))
+        return model
+
+    here, adam = trained(torch.device("cpu")), torch.optim.AdamW
+    monkeypatch.setattr(Workshop, "ready", ready)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, fused, **others: adam(groups, **others))
+    with elsewhere.elsewhere(monkeypatch) as device:
+        there = trained(device)
+    assert there[0] == pytest.approx(here[0], rel=1e-2)
+    assert all((a - b).abs().max() < 1e-2 for a, b in zip(here[1], there[1], strict=True))
 
 
 @pytest.mark.parametrize("peer", method.PEERS[::2], ids=lambda peer: peer.name)
