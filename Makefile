@@ -29,13 +29,14 @@ lint: install  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-pocket: install  ## train the bundled pocket model on (hours on two cores; goes on where it was stopped)
-	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights
+pocket: install  ## grow the 128-pixel pocket from the bundled one (a day on one core; goes on where it was stopped)
+	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights --out outputs/pocket-model
 
 gpu: install   ## on a GPU: a longer pocket training, then every benchmark that asks for hours; all run, whatever one misses
-	$(BIN)/python -m atomdiff.pocket.build --pictures 96000 --acquaintances 144000 \
-	    --autoencoder-steps 30000 --autoencoder-batch 32 --words-steps 2000 --decoder-steps 10000 --decoder-batch 32 \
-	    --denoiser-steps 30000 --denoiser-batch 256 --judge-steps 6000 --judge-batch 256
+	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights --out outputs/pocket-model --compile \
+	    --pictures 96000 --acquaintances 96000 --autoencoder-steps 20000 --autoencoder-batch 32 \
+	    --decoder-steps 10000 --decoder-batch 32 --denoiser-steps 30000 --denoiser-batch 256 \
+	    --judge-steps 6000 --judge-batch 256
 	-$(BIN)/python -m benchmarks.pocket_quality --docs --check
 	-$(BIN)/python -m benchmarks.step_time --device cuda --size 512 --dtype bf16 --docs --check
 	-$(BIN)/python -m benchmarks.method --docs --check

@@ -122,6 +122,16 @@ def test_a_deeper_autoencoder_begins_as_it_was(vae):
     assert (a.int() - b.int()).abs().max() <= 1
 
 
+def test_more_channels_of_latents_change_nothing_at_first(vae):
+    more = growth.more_latents(vae, 6).eval()
+    pictures = smooth(64)
+    wanted = autoencoder.encode(vae, pictures)
+    assert torch.allclose(autoencoder.encode(more, pictures)[:, :4], wanted, atol=1e-5)
+    with torch.no_grad():
+        wider = torch.cat([wanted, torch.zeros_like(wanted[:, :2])], 1)
+        assert torch.allclose(more.decode(wider).sample, vae.decode(wanted).sample, atol=1e-5)
+
+
 def test_an_autoencoder_grows_only_from_half_its_size(vae):
     assert autoencoder.begin(64, None)[1] is None
     again, held = autoencoder.begin(64, vae)
@@ -166,7 +176,7 @@ def test_the_whole_recipe_grows_a_model_in_sittings(tmp_path, monkeypatch):
     assert stopped.value.code == 75
     build.main(command)
     base = load_base(str(tmp_path / "out"))
-    assert base.resolution == 128 and base.vae.config.latent_channels == 8
+    assert base.resolution == 128 and base.vae.config.latent_channels == 16
     judge = Judge.load(tmp_path / "out" / "judge.safetensors")
     assert judge.net.side == 128 and "other" in judge.heads
     assert judge([Image.new("RGB", (128, 128))]).identity.shape == (1, 64)

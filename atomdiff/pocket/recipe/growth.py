@@ -2,8 +2,8 @@
 
 Everything that has a counterpart is copied, and what is new begins as nothing: residual blocks that add zero,
 inputs of weight zero, outputs of zero. `outwards` gives the autoencoder one level more on the outside, for
-pictures of twice the side and the same number of latents; `wider_latents` gives the denoiser their channels;
-`new_words` gives the text encoder another vocabulary.
+pictures of twice the side and the same number of latents; `more_latents` gives it more of their channels,
+`deeper` more blocks; `wider_latents` gives the denoiser those channels; `new_words` gives the text encoder another vocabulary.
 """
 
 from __future__ import annotations
@@ -102,6 +102,21 @@ def _more_latents(new: Any, was: Any) -> None:
     new.decoder.conv_in.weight *= 0.3
     _into(new.decoder.conv_in.weight, was.decoder.conv_in.weight)
     new.decoder.conv_in.bias.copy_(was.decoder.conv_in.bias)
+
+
+@torch.no_grad()
+def more_latents(old: AutoencoderKL, channels: int) -> AutoencoderKL:
+    """The same autoencoder with `channels` of latents, of which the first are as they were."""
+    new: Any = AutoencoderKL.from_config({**old.config, "latent_channels": channels})
+    around = ("conv_out", "conv_in", "quant_conv")
+    same = {
+        k: v
+        for k, v in old.state_dict().items()
+        if v.shape == new.state_dict()[k].shape or not any(name in k for name in around)
+    }
+    new.load_state_dict(same, strict=False)
+    _more_latents(new, old)
+    return new
 
 
 @torch.no_grad()
