@@ -3,7 +3,8 @@
 Everything that has a counterpart is copied, and what is new begins as nothing: residual blocks that add zero,
 inputs of weight zero, outputs of zero. `outwards` gives the autoencoder one level more on the outside, for
 pictures of twice the side and the same number of latents; `more_latents` gives it more of their channels,
-`deeper` more blocks; `wider_latents` gives the denoiser those channels; `new_words` gives the text encoder another vocabulary.
+`deeper` more blocks; `wider_latents` gives the denoiser those channels; `new_words` gives the text encoder
+another vocabulary.
 """
 
 from __future__ import annotations
