@@ -108,7 +108,7 @@ def bench(base, data, tmp_path, monkeypatch):
 
 
 def runner_spec(settings):
-    from atomdiff.training.loop import spec_of
+    from atomdiff.training.defaults import spec_of
 
     return spec_of(settings)
 

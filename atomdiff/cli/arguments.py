@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from atomdiff.library import Entry
     from atomdiff.sampling.regions import Region
 
+HOW = typer.Option(
+    metavar="plain|gated",
+    help="plain: concepts act on everything, as other tools draw. gated: only where the prompt says their "
+    "trigger, on its side of guidance, and not in the first steps.",
+)
+
 
 def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
     """`FILE` or `NAME` of a concept in the library, which is told, each with or without `:STRENGTH`.

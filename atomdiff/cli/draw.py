@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atomdiff.cli.arguments import (
+    HOW,
     draw_with_bar,
     load_base,
     load_concepts,
@@ -23,12 +24,6 @@ from atomdiff.sampling.settings import USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-HOW = typer.Option(
-    metavar="plain|gated",
-    help="plain: concepts act on everything, as other tools draw. gated: only where the prompt says their "
-    "trigger, on its side of guidance, and not in the first steps.",
-)
 
 
 @app.command()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.arguments import load_base, load_concepts, tell_about, which_base
+from atomdiff.cli.arguments import HOW, load_base, load_concepts, tell_about, which_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
+from atomdiff.sampling.settings import USUAL
 
 if TYPE_CHECKING:
     from atomdiff.concept.concept import Concept
@@ -40,6 +41,7 @@ def grid(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
     sampler: Annotated[str, typer.Option(help="As for generate.")] = "dpm++",
     negative: Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")] = "",
+    acting: Annotated[str, HOW] = USUAL,
     base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
@@ -59,13 +61,13 @@ def grid(
     require_writable(out.parent, "--out")
     weighted = load_concepts(concept or [])
     settings = DrawingSettings(
-        prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler.lower()
+        prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler.lower(), acting
     )
     planned = Grid(settings, *(_axis(given) for given in (x, y, z) if given))
     name, why = which_base(base, weighted)
     typer.echo(f"base: {name} ({why})")
     loaded = load_base(name, device, dtype, given=base is not None)
-    tell_about(loaded, prompt, negative, weighted)
+    tell_about(loaded, prompt, negative, weighted, acting)
     cells, images = planned.cells(), []
     with warnings.catch_warnings(), Terminal() as shown:
         warnings.simplefilter("ignore", CousinWarning)  # told already

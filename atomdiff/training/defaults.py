@@ -87,6 +87,12 @@ def with_recipe(settings: TrainingSettings, recipe: Recipe) -> TrainingSettings:
     return settings
 
 
+def spec_of(settings: TrainingSettings) -> AtomSpec:
+    """The part of the settings that says what is trained where; `suit_recipe` must have been asked. Raises
+    SettingsError."""
+    return AtomSpec(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)})
+
+
 def suit_base(
     settings: TrainingSettings, family: str, native_resolution: int, factor: int
 ) -> TrainingSettings:

@@ -6,7 +6,6 @@ the losses and the wish to stop; so all processes take the same decisions at the
 """
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from atomdiff.base.stable_diffusion import added_conditions
-from atomdiff.core.inject import AtomSpec, Attached, attach
+from atomdiff.core.inject import Attached, attach
 from atomdiff.errors import Interrupted, TrainingError
 from atomdiff.training.batches import Batch, Sampler, by_shape, sample_number
 from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
+from atomdiff.training.defaults import spec_of
 from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
 from atomdiff.training.objective import Losses, diffusion_loss
 from atomdiff.training.optimiser import LastMean, adam_for, moments_of, set_moments, set_rates
@@ -329,12 +329,6 @@ class Run:
             f"{self.settings.linear_learning_rate:g}), or change --mixed_precision, and go on with "
             "--resume_from_checkpoint latest."
         )
-
-
-def spec_of(settings: TrainingSettings) -> AtomSpec:
-    """The part of the settings that says what is trained where; `suit_recipe` must have been asked. Raises
-    SettingsError."""
-    return AtomSpec(**{item.name: getattr(settings, item.name) for item in dataclasses.fields(AtomSpec)})
 
 
 def _unheard(done: int, total: int) -> None: ...

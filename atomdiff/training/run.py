@@ -27,12 +27,12 @@ from atomdiff.files.safetensors_file import check_patterns, from_bytes, to_bytes
 from atomdiff.sampling import draw
 from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.checkpoint import find_checkpoint, require_writable
-from atomdiff.training.defaults import name_everything, suit_base, suit_recipe
-from atomdiff.training.loop import MAY_CHANGE, Run, spec_of
+from atomdiff.training.defaults import name_everything, spec_of, suit_base, suit_recipe
+from atomdiff.training.loop import MAY_CHANGE, Run
 from atomdiff.training.reporting import Reporter, TensorBoard
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 from atomdiff.training.setup import prepare
-from atomdiff.training.sizing import suit_size, texts_of
+from atomdiff.training.sizing import recipe_of, suit_size, texts_of
 from atomdiff.training.timeline_recorder import Recorder
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -99,8 +99,7 @@ def fit(
         f"Base: {base.name} ({base.passport.architecture}), pictures of {settings.resolution}² pixels"
     )
     settings, chosen = suit_size(settings, base)
-    if chosen:
-        told.notice(chosen)
+    told.notice(chosen or f"Trained: {recipe_of(settings)}")
     if accelerator.num_processes > 1:
         told.notice(f"Training in {accelerator.num_processes} processes")
     run = prepare(settings, base, accelerator, told, drop)

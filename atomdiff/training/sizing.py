@@ -21,7 +21,7 @@ from atomdiff.core.selection import select
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import AtomdiffError, SettingsError
 from atomdiff.files import safetensors_file
-from atomdiff.training.defaults import with_recipe
+from atomdiff.training.defaults import spec_of, with_recipe
 from atomdiff.training.recipes import LADDER, Recipe, parse_size
 from atomdiff.training.settings import TrainingSettings
 
@@ -43,6 +43,12 @@ def suit_size(settings: TrainingSettings, base: Base) -> tuple[TrainingSettings,
     recipe, size = pick(budget, base.unet, base.passport, token, texts)
     told = f"Size: at most {size:,} of {budget:,} bytes, {recipe}"
     return with_recipe(dataclasses.replace(settings, size=""), recipe), told
+
+
+def recipe_of(settings: TrainingSettings) -> Recipe:
+    """What settings train, as a recipe; `suit_recipe` must have been asked."""
+    vectors = int(settings.num_vectors or 1) if settings.train_token else 0
+    return Recipe(settings.recipe, "", spec_of(settings), vectors, str(settings.precision))
 
 
 def pick(

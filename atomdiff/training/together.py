@@ -23,7 +23,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core.inject import Attached
 from atomdiff.core.mixed import Mixing, RowMaps
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.training.loop import spec_of
+from atomdiff.training.defaults import spec_of
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import fit
 from atomdiff.training.settings import TrainingSettings
