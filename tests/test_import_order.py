@@ -1,4 +1,4 @@
-"""Data flows one way: rooms import only from rooms before them, and no modules import each other in a circle.
+"""Data flows one way: packages import only from those before them, and no modules import in a circle.
 
 Every import counts, wherever it stands in a file: at the top, in a function, or for type checkers alone.
 """
@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "atomdiff"
 
-ROOMS = (
+PACKAGES = (
     "errors", "core", "concept", "files", "pocket", "base", "sampling", "evaluation", "training", "library",
     "integrations", "serving", "studio", "cli",
 )  # fmt: skip
@@ -51,8 +51,8 @@ def _imports(module: str) -> Iterator[str]:
 
 
 def _graph() -> dict[str, set[str]]:
-    """Module -> the modules that it imports; a room's `__init__` counts where it does more than say what the
-    room is."""
+    """Module -> the modules that it imports; a package's `__init__` counts where it does more than say
+    what it is."""
     bare = {
         m for m, p in MODULES.items() if p.name == "__init__.py" and len(ast.parse(p.read_text()).body) < 2
     }
@@ -63,14 +63,14 @@ GRAPH = _graph()
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_rooms_import_only_from_rooms_before_them(module: str) -> None:
-    room = module.split(".")[0]
-    assert room in ROOMS, f"atomdiff/{room} has no place in ROOMS; give it one."
+def test_packages_import_only_from_those_before_them(module: str) -> None:
+    package = module.split(".")[0]
+    assert package in PACKAGES, f"atomdiff/{package} has no place in PACKAGES; give it one."
     for imported in GRAPH[module]:
         if module == SERIALIZATION[0] and imported in SERIALIZATION[1]:
             continue
         other = imported.split(".")[0]
-        assert ROOMS.index(other) <= ROOMS.index(room), f"atomdiff.{module} imports atomdiff.{imported}"
+        assert PACKAGES.index(other) <= PACKAGES.index(package), f"{module} imports {imported}"
 
 
 def test_no_modules_import_each_other() -> None:

@@ -1,6 +1,6 @@
-"""Where concepts reach for their files: the one import against the order of the rooms, made when it runs.
+"""Where concepts reach for their files: the one import against the order of packages, made when it runs.
 
-Reading and writing are functions of `files`, which is built on this room. `Concept` and `Timeline` have
+Reading and writing are functions of `files`, which is built on this package. `Concept` and `Timeline` have
 `load` and `save` for convenience, and a concept is known by the checksum of its file.
 """
 
