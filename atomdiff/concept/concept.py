@@ -27,7 +27,7 @@ from atomdiff.concept import algebra, passport, serialization
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, subspace
-from atomdiff.core.building import layer_maps
+from atomdiff.core.building import layer_maps, packed_entries
 from atomdiff.core.inject import AtomSpec, DeltaOf, Selection
 from atomdiff.errors import AtomdiffError, ConceptError
 
@@ -196,29 +196,10 @@ class Concept(Contents[Tensor]):
         return selection
 
 
-def _families(selection: Selection, spec: AtomSpec) -> dict[str, dict[str, int]]:
-    """Packed tensor name -> what `inject.Attached.read` calls the numbers in it, in order, each with the
-    matrices it has: one, or of β one for each group of channels."""
-    by_kernel: dict[tuple[int, ...], list[str]] = {}
-    for layer, conv in selection.conv.items():
-        by_kernel.setdefault(tuple(conv.kernel_size), []).append(layer)
-    families: dict[str, dict[str, int]] = {}
-    for (kh, kw), layers in by_kernel.items():
-        suffix = "" if len(by_kernel) == 1 else f".{kh}x{kw}"
-        families["conv" + suffix] = dict.fromkeys(layers, 1)
-        if spec.conv_family == "recursive":
-            groups = {layer: spec.groups_of(selection.conv[layer].weight.shape[1]) for layer in layers}
-            families["beta" + suffix] = {inject.entry(layer, "beta"): n for layer, n in groups.items()}
-    cut = [layer for layer, conv in selection.conv.items() if inject.has_coefficients(conv, spec)]
-    families["coef"] = {inject.entry(layer, "coef"): 1 for layer in cut}
-    families["linear"] = dict.fromkeys(selection.linear, 1)
-    return {key: entries for key, entries in families.items() if entries}
-
-
 def _pack(selection: Selection, spec: AtomSpec, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One tensor a family; families that `named` has nothing of are left out."""
     packed = {}
-    for key, entries in _families(selection, spec).items():
+    for key, entries in packed_entries(selection, spec).items():
         tensors = [named[name].detach().float().cpu() for name in entries if name in named]
         tensors = [tensor if tensor.ndim == 3 else tensor[None] for tensor in tensors]
         if len({tensor.shape[1:] for tensor in tensors}) > 1:
@@ -231,7 +212,7 @@ def _pack(selection: Selection, spec: AtomSpec, named: Mapping[str, Tensor]) -> 
 
 
 def _unpack(selection: Selection, spec: AtomSpec, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    families = {key: entries for key, entries in _families(selection, spec).items() if key in packed}
+    families = {key: entries for key, entries in packed_entries(selection, spec).items() if key in packed}
     counts = {key: len(tensor) for key, tensor in packed.items() if not key.startswith("token")}
     if counts != {key: sum(entries.values()) for key, entries in families.items()}:
         raise ConceptError(

@@ -100,13 +100,11 @@ class Contents(Generic[Array]):
         shapes = {key: array.shape for key, array in held.items()}
         bases = {key: array.shape for key, array in over.items()}
         wanted = {key: (shape[0], *_sides(spec, key, shapes)) for key, shape in shapes.items()}
-        stored = spec.basis == "svd" or spec.conv_family == "sparse"
-        spatial = {key: s for key, s in shapes.items() if key.split(".")[0] == "conv"} if stored else {}
-        beta = {key.replace("conv", "beta") for key in shapes if key.split(".")[0] == "conv"}
-        beta = beta if spec.conv_family == "recursive" else set()
+        spatial = {key: s for key, s in shapes.items() if key.split(".")[0] == "conv"}
+        beside = {key.replace("conv", part) for key in spatial for part in spec.beside}
         layers = any(key.split(".")[0] in ("conv", "linear") for key in shapes)
-        sound = bool(shapes) and layers == spec.has_layers and shapes == wanted
-        if not sound or bases != spatial or beta != {key for key in shapes if key.split(".")[0] == "beta"}:
+        sound = bool(shapes) and layers == spec.has_layers and shapes == wanted and beside <= shapes.keys()
+        if not sound or bases != (spatial if spec.keeps_basis else {}):
             raise ConceptError(
                 f"The concept {self.title!r} holds atoms {shapes} and bases {bases}, which contradicts its "
                 f"{spec}."
@@ -117,16 +115,7 @@ def _sides(spec: AtomSpec, key: str, shapes: Mapping[str, tuple[int, ...]]) -> t
     """Rows and columns of a packed tensor's matrices as the spec wants them; (0, 0) where it has none."""
     kind, dot, kernel = key.partition(".")
     k2 = shapes.get(f"conv{dot}{kernel}", (0, 0, 0))[2]
-    m, m1, side = spec.atoms_of(k2), spec.second_atoms, spec.linear_block
-    if kind == "conv":
-        return (m * m1 if spec.conv_family == "recursive" else m), k2
-    if kind == "beta" and spec.conv_family == "recursive":
-        return m, m1
-    if kind == "coef":
-        return spec.coef_block**2, spec.coef_block**2
-    if kind == "linear" and spec.linear_atoms != "none":
-        return side**2, side**2
-    return (1, shapes[key][2]) if kind.startswith("token") else (0, 0)
+    return (1, shapes[key][2]) if kind.startswith("token") else spec.sides(kind, k2)
 
 
 def _check_text(what: str, text: str, limit: int = MAX_TEXT) -> None:

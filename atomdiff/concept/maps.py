@@ -35,7 +35,7 @@ def maps_of(concept: Contents) -> Maps:
             continue  # changes what a word means, no weight
         if family == "linear":
             found[family] = atoms
-        elif family.split(".")[0] == "conv" and spec.conv_family == "atoms" and not spec.coef_block:
+        elif family.split(".")[0] == "conv" and spec.is_map:
             found[family] = _over_dct(family, atoms, concept.bases)
         else:
             raise ConceptError(

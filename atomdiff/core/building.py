@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from atomdiff.core.families import (
     SpatialFamily,
 )
 from atomdiff.core.layers import why_not_channel_blocks
-from atomdiff.core.spec import AtomSpec
+from atomdiff.core.selection import Selection
+from atomdiff.core.spec import PARTS, AtomSpec
 from atomdiff.errors import ConceptError
 
 DeltaOf = Callable[[Tensor], Tensor]
@@ -68,6 +69,25 @@ def entry(layer: str, part: str) -> str:
     return f"{layer}#{part}" if part else layer
 
 
+def packed_entries(selection: Selection, spec: AtomSpec) -> dict[str, dict[str, int]]:
+    """Packed tensor name -> what `Attached.read` calls the numbers in it, in order, each with the
+    matrices it has: one, or of β one for each group of channels."""
+    by_kernel: dict[tuple[int, ...], list[str]] = {}
+    for layer, conv in selection.conv.items():
+        by_kernel.setdefault(tuple(conv.kernel_size), []).append(layer)
+    families: dict[str, dict[str, int]] = {}
+    for (kh, kw), layers in by_kernel.items():
+        suffix = "" if len(by_kernel) == 1 else f".{kh}x{kw}"
+        families["conv" + suffix] = dict.fromkeys(layers, 1)
+        if spec.conv_family == "recursive":
+            groups = {layer: spec.groups_of(selection.conv[layer].weight.shape[1]) for layer in layers}
+            families["beta" + suffix] = {entry(layer, "beta"): n for layer, n in groups.items()}
+    cut = [layer for layer, conv in selection.conv.items() if has_coefficients(conv, spec)]
+    families["coef"] = {entry(layer, "coef"): 1 for layer in cut}
+    families["linear"] = dict.fromkeys(selection.linear, 1)
+    return {key: entries for key, entries in families.items() if entries}
+
+
 def basis_for(conv: nn.Conv2d, spec: AtomSpec) -> Tensor:
     """The basis (m, k2) that `spec` gives a convolution; m is at most the weights of its kernel."""
     kernel = (conv.kernel_size[0], conv.kernel_size[1])
@@ -86,15 +106,7 @@ def delta_functions(
     `bases` gives the stored basis of a layer; the others follow from `spec`. Raises ConceptError for a layer
     that the model does not have.
     """
-    modules = dict(model.named_modules())
-    functions: dict[str, DeltaOf] = {}
-    for name in dict.fromkeys(key.partition("#")[0] for key in atoms):
-        module = modules.get(name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
-        own = {part: atoms[entry(name, part)] for part in ("", "beta", "coef") if entry(name, part) in atoms}
-        functions[name] = _delta(_stored_family(name, module, spec, own, (bases or {}).get(name)))
-    return functions
+    return {name: _delta(family) for name, family in _stored_families(model, spec, atoms, bases)}
 
 
 @torch.no_grad()
@@ -107,14 +119,9 @@ def layer_maps(
     """For each layer named in `atoms` its map M (G, n, n) fp32 on the CPU, ΔW = W M for each of G groups of
     input channels (see `mixed`). Raises ConceptError as `delta_functions` does, and for families whose change
     is not a map."""
-    modules = dict(model.named_modules())
     maps: dict[str, Tensor] = {}
-    for name in dict.fromkeys(key.partition("#")[0] for key in atoms):
-        module = modules.get(name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
-        own = {part: atoms[entry(name, part)] for part in ("", "beta", "coef") if entry(name, part) in atoms}
-        family = _stored_family(name, module, spec, own, (bases or {}).get(name)).cpu()
+    for name, stored in _stored_families(model, spec, atoms, bases):
+        family = stored.cpu()
         M = family.inverse @ family.change() if isinstance(family, RecursiveAtoms) else family()
         if M is None:
             raise ConceptError(
@@ -123,6 +130,19 @@ def layer_maps(
             )
         maps[name] = M if M.ndim == 3 else M[None]
     return maps
+
+
+def _stored_families(
+    model: nn.Module, spec: AtomSpec, atoms: Mapping[str, Tensor], bases: Mapping[str, Tensor] | None
+) -> Iterator[tuple[str, Family]]:
+    """Every layer named in `atoms`, with its family. Raises ConceptError as above."""
+    modules = dict(model.named_modules())
+    for name in dict.fromkeys(key.partition("#")[0] for key in atoms):
+        module = modules.get(name)
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
+        own = {part: atoms[entry(name, part)] for part in PARTS if entry(name, part) in atoms}
+        yield name, _stored_family(name, module, spec, own, (bases or {}).get(name))
 
 
 @torch.no_grad()

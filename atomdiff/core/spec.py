@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from atomdiff.errors import SettingsError
 
 CONV_FAMILIES = ("atoms", "recursive", "sparse")
+PARTS = ("", "beta", "coef")
+"""What a layer's family may have to train: its atoms, and numbers beside them."""
+TENSORS = r"(?:(?:conv|beta)(?:\.[1-9]\d?x[1-9]\d?)?|linear|coef)"
+"""The names under which the numbers of many layers are packed: `conv.5x5` where kernels differ."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,29 @@ class AtomSpec:
     def has_layers(self) -> bool:
         """Whether any layer of the model is changed; else a concept is its learned word."""
         return self.num_atoms > 0 or self.linear_atoms != "none"
+
+    @property
+    def keeps_basis(self) -> bool:
+        """Whether the bases of the convolutions do not follow from the spec alone, so that they are kept."""
+        return self.basis == "svd" or self.conv_family == "sparse"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The parts that every convolution with atoms has beside them."""
+        return ("beta",) if self.conv_family == "recursive" else ()
+
+    def sides(self, kind: str, k2: int) -> tuple[int, int]:
+        """Rows and columns of the matrices of a packed tensor of this kind, for kernels of k2 weights; (0, 0)
+        where the spec has none."""
+        m = self.atoms_of(k2)
+        recursive = self.conv_family == "recursive"
+        shapes = {
+            "conv": (m * self.second_atoms if recursive else m, k2),
+            "beta": (m, self.second_atoms) if recursive else (0, 0),
+            "coef": (self.coef_block**2, self.coef_block**2),
+            "linear": (self.linear_block**2,) * 2 if self.linear_atoms != "none" else (0, 0),
+        }
+        return shapes.get(kind, (0, 0))
 
     def atoms_of(self, k2: int) -> int:
         """m for a kernel of k2 weights. Only a learned dictionary may have more atoms than that, up to four

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
+from atomdiff.core.spec import TENSORS
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files import atomic, layer_mask, quantization, query_string
 from atomdiff.files.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_header
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from atomdiff.concept.concept import Concept
 
 FORMAT = "atomdiff/1"
-_FAMILY = r"(?:(?:conv|basis|beta)(?:\.[1-9]\d?x[1-9]\d?)?|linear|coef|token2?)"
+_FAMILY = rf"(?:{TENSORS}|basis(?:\.[1-9]\d?x[1-9]\d?)?|token2?)"
 _TENSOR_NAME = re.compile(rf"{_FAMILY}(?:\.scale)?", re.ASCII)
 _INT4 = re.compile(rf"({_FAMILY})=([1-9]\d{{0,6}})x([1-9]\d{{0,6}})x([1-9]\d{{0,6}})", re.ASCII)
 _ARCHITECTURE = re.compile(r"[a-z0-9]{1,20}-[0-9a-f]{8}")
@@ -146,13 +147,13 @@ def precision_of(data: bytes) -> str:
 def size_report(data: bytes) -> dict[str, int]:
     """Bytes of each part of a sound file: conv atoms (with β), conv coefficients, linear atoms, token, bases,
     scales, header with the texts."""
-    kinds = {"conv": "conv atoms", "beta": "conv atoms", "coef": "conv coefficients"}
-    kinds |= {"linear": "linear atoms", "token": "token", "token2": "token", "basis": "bases"}
+    kinds = {"conv": "conv atoms", "coef": "conv coefficients", "linear": "linear atoms"}
+    kinds |= {"token": "token", "token2": "token", "basis": "bases"}
     report = dict.fromkeys([*kinds.values(), "scales"], 0)
     _, entries, start = parse_header(data)
     for entry in entries:
-        kind = "scales" if entry.name.endswith(quantization.SCALE) else kinds[entry.name.split(".")[0]]
-        report[kind] += entry.end - entry.start
+        kind = "scales" if entry.name.endswith(quantization.SCALE) else kinds.get(entry.name.split(".")[0])
+        report[kind or "conv atoms"] += entry.end - entry.start
     return report | {"header": start}
 
 
