@@ -547,3 +547,6 @@ def test_settings_compare_by_what_decides_the_numbers():
     assert numerical(one, 1) != numerical(dataclasses.replace(one, seed=1), 1)
     cosine = dataclasses.replace(one, lr_scheduler="cosine")
     assert numerical(cosine, 1)["max_train_steps"] == 5
+    kept = {"with_prior_preservation": True}
+    four, pair = (dataclasses.replace(own, prior_batch_size=n, **kept) for own, n in ((one, 2), (two, 1)))
+    assert numerical(four, 1) == numerical(pair, 2) != numerical(pair, 1)

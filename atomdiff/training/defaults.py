@@ -141,13 +141,17 @@ def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
         "recipe",
     }  # known by their contents instead
     batch = pictures_a_step(settings, processes)
-    inert |= {"train_batch_size", "gradient_accumulation_steps"}
+    inert |= {"train_batch_size", "gradient_accumulation_steps", "prior_batch_size"}
     if not settings.average_last:
         inert.add("average_last")
         if settings.lr_scheduler.startswith("constant"):
             inert.add("max_train_steps")
     kept = {name: value for name, value in values.items() if name not in inert}
-    return kept | {"train_batch_size x gradient_accumulation_steps x processes": batch}
+    kept |= {"train_batch_size x gradient_accumulation_steps x processes": batch}
+    if settings.with_prior_preservation:
+        times = settings.gradient_accumulation_steps * processes
+        kept["prior_batch_size x the same"] = (settings.prior_batch_size or 1) * times
+    return kept
 
 
 def pictures_a_step(settings: TrainingSettings, processes: int) -> int:
