@@ -150,6 +150,14 @@ def test_on_stable_diffusion_every_rung_is_smaller_than_the_one_before(sd15, mon
     assert sizes[0] < 3_000_000 and sizes[LADDER.index(DEFAULT)] <= 12 * 1024
 
 
+def test_the_page_has_every_recipe_with_its_bytes_on_stable_diffusion(sd15):
+    page = (Path(__file__).parent.parent / "docs/training.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith(tuple(f"| `{name}`" for name in RECIPES))]
+    sizes = [file_size(sd15[0], PASSPORT, recipe, sd15[1], TEXTS) for recipe in RECIPES.values()]
+    assert [row.split("|")[-2].strip() for row in rows] == [f"{size / 1000:.1f} KB" for size in sizes]
+    assert [row for row in rows if "default" in row] == [row for row in rows if f"`{DEFAULT.name}`" in row]
+
+
 def test_a_timeline_of_the_usual_length_has_room_for_every_rung(sd15):
     recorder = Recorder(Path("x"), TrainingSettings.timeline_steps, 0, "", print)
     for rung in LADDER[1:]:  # the largest keeps fewer states
