@@ -8,14 +8,15 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atomdiff.base.architectures import ALIASES
 from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 from atomdiff.sampling import hints
-from atomdiff.sampling.settings import USUAL
+from atomdiff.sampling.settings import SAMPLERS, USUAL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
     from atomdiff.library import Entry
     from atomdiff.sampling.regions import Region
 
+SamplerOption = Annotated[str, typer.Option(help=", ".join(SAMPLERS) + ".")]
+StepsOption = Annotated[int, typer.Option(help="Denoising steps.")]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="Guidance scale (CFG); by default what suits the base.")
+]
+NegativeOption = Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help=f"{', '.join(ALIASES)}, a folder, file or hub id; by default the concept's own."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+DtypeOption = Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")]
 HOW = typer.Option(
     metavar="plain|gated",
     help="plain: concepts act on everything, as other tools draw. gated: only where the prompt says their "

@@ -9,6 +9,13 @@ import typer
 
 from atomdiff.cli.arguments import (
     HOW,
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    NegativeOption,
+    SamplerOption,
+    StepsOption,
     draw_with_bar,
     load_base,
     load_concepts,
@@ -20,7 +27,7 @@ from atomdiff.cli.arguments import (
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ImageError, SettingsError
 from atomdiff.sampling.prompts import STYLES
-from atomdiff.sampling.settings import USUAL
+from atomdiff.sampling.settings import USUAL, parse_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,25 +58,16 @@ def generate(
         Path, typer.Option(help="A .png, .jpg or .webp. Of several pictures: the sheet; each lies beside it.")
     ] = Path("picture.png"),
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale (CFG); by default what suits the base.")
-    ] = None,
-    sampler: Annotated[
-        str, typer.Option(help="dpm++, dpm++ karras, ddim, euler, euler a, heun or unipc.")
-    ] = "dpm++",
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="pocket, sd15, sd21, sdxl, a folder, file or hub id; by default the concept's own."
-        ),
-    ] = None,
-    negative: Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")] = "",
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+    sampler: SamplerOption = "dpm++",
+    base: BaseOption = None,
+    negative: NegativeOption = "",
     size: Annotated[
         str | None, typer.Option(metavar="SIDE or WxH", help="In pixels; by default the base's own.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Pictures at a time; by default what suits the base.")
     ] = None,
@@ -111,7 +109,7 @@ def generate(
     sheets.check_suffix(out, carries=embed_concept)
     require_writable(out.parent, "--out")
     carried = _carried(concept or []) if embed_concept else None
-    sides = _size(size)
+    sides = parse_size(size or "")
     if concept and region:
         raise SettingsError("A picture takes its concepts from --concept or from --region, not from both.")
     prompt, negative = prompts.styled(prompt, negative, style, prompts.load_styles(Path("styles.csv")))
@@ -155,12 +153,12 @@ def compare(
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures a row.")] = 6,
     out: Annotated[Path, typer.Option(help="The sheet: a .png, .jpg or .webp.")] = Path("compare.png"),
     seed: Annotated[int, typer.Option(help="The same seeds are used in both rows.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
-    base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+    base: BaseOption = None,
     acting: Annotated[str, HOW] = USUAL,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
     from atomdiff.sampling import sheets
@@ -204,16 +202,6 @@ def _picture(path: Path) -> Image:
         return open_picture(path).image
     except ImageError as error:
         raise ImageError(f"{str(path)!r} cannot be drawn from: {error}.") from None
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """`512` or `512x768` (width, height)."""
-    if text is None:
-        return None
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
-        raise SettingsError(f"A size is a side or WIDTHxHEIGHT in pixels (512, 512x768), not {text!r}.")
-    return int(sides[0]), int(sides[-1])
 
 
 def _write(images: list[Image], out: Path, grid: bool, carried: bytes | None = None) -> list[str]:

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.arguments import HOW, load_base, load_concepts, tell_about, which_base
+from atomdiff.cli.arguments import (
+    HOW,
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    NegativeOption,
+    SamplerOption,
+    StepsOption,
+    load_base,
+    load_concepts,
+    tell_about,
+    which_base,
+)
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.settings import USUAL
@@ -37,14 +50,14 @@ def grid(
     ] = None,
     out: Annotated[Path, typer.Option(help="The sheet: a .png, .jpg or .webp.")] = Path("grid.png"),
     seed: Annotated[int, typer.Option(help="The seed where none of the axes sets it.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
-    sampler: Annotated[str, typer.Option(help="As for generate.")] = "dpm++",
-    negative: Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")] = "",
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+    sampler: SamplerOption = "dpm++",
+    negative: NegativeOption = "",
     acting: Annotated[str, HOW] = USUAL,
-    base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Draw a labelled grid: --x "strength=0, 0.5, 1" --y "seed=1..3". A prompt axis names what stands
     there first."""

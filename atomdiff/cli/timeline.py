@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.cli.arguments import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    StepsOption,
+)
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -27,11 +34,11 @@ def show_timeline(
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each state.")] = 4,
     states: Annotated[int, typer.Option(min=1, help="Draw at most so many states, evenly spread.")] = 8,
     seed: Annotated[int, typer.Option(help="The same seeds are used in every row.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale (CFG).")] = None,
-    base: Annotated[str | None, typer.Option(help="By default the timeline's own.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    steps: StepsOption = 25,
+    guidance: GuidanceOption = None,
+    base: BaseOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """List the states that a training kept; draw them side by side; cut the best out as a concept."""
     from atomdiff.concept.timeline import Timeline

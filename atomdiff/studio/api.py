@@ -14,9 +14,8 @@ from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import SettingsError
 from atomdiff.files.read_any import Source
 from atomdiff.sampling.infotext import parse
-from atomdiff.sampling.settings import USUAL
+from atomdiff.sampling.settings import USUAL, parse_size
 from atomdiff.studio import drawing, inspection, library_view, png_info
-from atomdiff.studio.draw_form import size as parse_size
 from atomdiff.studio.drawing import DrawRequest
 from atomdiff.studio.history import Entry
 from atomdiff.studio.identity import owner

@@ -8,7 +8,7 @@ from typing import Any
 
 from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.settings import USUAL
+from atomdiff.sampling.settings import USUAL, parse_size
 from atomdiff.studio.drawing import DrawRequest
 
 ROWS = 16  # concepts at a time on the page; the API takes any number
@@ -31,7 +31,7 @@ def request_from(form: Mapping[str, Any]) -> DrawRequest:
         seed=seed(form["seed"]),
         steps=int(_number(form["steps"], "The number of steps")),
         guidance=_number(form["guidance"], "CFG"),
-        size=size(form["size"]),
+        size=parse_size(str(form["size"] or "")),
         sampler=str(form["sampler"]),
         count=int(_number(form["count"], "The number of pictures")),
         batch=int(_number(form["batch"], "The batch size")) or None,
@@ -73,17 +73,6 @@ def seed(text: Any) -> int | None:
     if not re.fullmatch(r"\d{1,19}", written):
         raise SettingsError(f"A seed is a whole number, or nothing for a random one, not {written[:40]!r}.")
     return int(written)
-
-
-def size(text: Any) -> tuple[int, int] | None:
-    """WIDTHxHEIGHT or a side, in pixels; None if nothing is written. Raises SettingsError."""
-    written = str(text or "").lower().replace("×", "x").replace(" ", "")
-    if not written:
-        return None
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", written)
-    if found is None:
-        raise SettingsError(f"A size is WIDTHxHEIGHT in pixels, 512x768, say, not {written[:40]!r}.")
-    return int(found[1]), int(found[2] or found[1])
 
 
 def with_triggers(prompt: str, before: Sequence[tuple[str, str]], now: Sequence[tuple[str, str]]) -> str:
