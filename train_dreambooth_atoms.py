@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from atomdiff.errors import BaseError, ImageError, Interrupted, SettingsError, sentence_of
 from atomdiff.training import accelerate_launch
-from atomdiff.training.flag_aliases import ELSEWHERE
+from atomdiff.training.flag_aliases import FLAG_ALIASES
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 
 GROUPS = {  # the headings of --help, by the field that each begins with
@@ -39,8 +39,8 @@ class Parser(argparse.ArgumentParser):
         unknown = message.split() if message.startswith("unrecognized") else []
         for word in (word.split("=")[0] for word in unknown if word.startswith("-")):
             near = difflib.get_close_matches(word, self._option_string_actions, 1)
-            if word in ELSEWHERE:
-                message = f"there is no flag {word}: {ELSEWHERE[word]}."
+            if word in FLAG_ALIASES:
+                message = f"there is no flag {word}: {FLAG_ALIASES[word]}."
                 break
             if near:
                 message = f"there is no flag {word}; did you mean {near[0]}?"

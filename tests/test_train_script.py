@@ -18,7 +18,7 @@ from PIL import Image
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import Interrupted
 from atomdiff.training.accelerate_launch import Launch, adds_traceback, plan
-from atomdiff.training.flag_aliases import ELSEWHERE
+from atomdiff.training.flag_aliases import FLAG_ALIASES
 from atomdiff.training.run import train
 from atomdiff.training.settings import TrainingSettings
 
@@ -84,11 +84,11 @@ def test_flags_of_other_trainers_are_answered(refused):
         "--help lists all flags.\n"
     )
     flags = set(script["build_parser"]()._option_string_actions)
-    assert not flags & ELSEWHERE.keys()
-    told = {word for answer in ELSEWHERE.values() for word in re.findall(r"--\w[\w-]*", answer)}
+    assert not flags & FLAG_ALIASES.keys()
+    told = {word for answer in FLAG_ALIASES.values() for word in re.findall(r"--\w[\w-]*", answer)}
     assert told <= flags
     page = (ROOT / "docs/training.md").read_text()
-    assert [flag for flag in ELSEWHERE if f"`{flag}`" not in page] == []
+    assert [flag for flag in FLAG_ALIASES if f"`{flag}`" not in page] == []
 
 
 def test_bad_input_is_one_sentence(refused, tmp_path, folder):

@@ -137,6 +137,15 @@ def _split(item: str) -> tuple[str, Strength]:
     return head, strength
 
 
+def open_base(
+    given: str | None, concepts: list[tuple[Concept, Strength]], device: str, dtype: str, quiet: bool = False
+) -> Base:
+    """The base that was named, or else the first concept's own; told, on stderr if `quiet`."""
+    name, why = which_base(given, concepts)
+    typer.echo(f"base: {name} ({why})", err=quiet)
+    return load_base(name, device, dtype, given=given is not None)
+
+
 def which_base(given: str | None, weighted: list[tuple[Concept, Strength]]) -> tuple[str, str]:
     """The base to use, and why that one."""
     if given is not None:
@@ -184,7 +193,7 @@ def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:
     _tell(hints.clashes(weighted))
 
 
-def _tell(told: Iterable[hints.Remark]) -> None:
+def _tell(told: Iterable[hints.Hint]) -> None:
     for remark in told:
         typer.echo(f"{'warning' if remark.warning else 'note'}: {remark.text}", err=True)
 

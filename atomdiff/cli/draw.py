@@ -17,12 +17,11 @@ from atomdiff.cli.arguments import (
     SamplerOption,
     StepsOption,
     draw_with_bar,
-    load_base,
     load_concepts,
     load_regions,
+    open_base,
     split_strength,
     tell_about,
-    which_base,
 )
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ImageError, SettingsError
@@ -120,9 +119,7 @@ def generate(
     if regions and (begun or hires != 1):
         raise SettingsError("Regions are drawn from noise, at once: leave out --image, --mask and --hires.")
     weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
-    name, why = which_base(base, weighted)
-    typer.echo(f"base: {name} ({why})")
-    loaded = load_base(name, device, dtype, given=base is not None)
+    loaded = open_base(base, weighted, device, dtype)
     tell_about(loaded, prompt, negative, weighted, "plain" if regions else acting)
     texts = prompt if regions else prompts.for_each(prompt, seed, count)
     if not regions:
@@ -167,9 +164,7 @@ def compare(
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
     weighted = load_concepts(concept)
-    name, why = which_base(base, weighted)
-    typer.echo(f"base: {name} ({why})")
-    loaded = load_base(name, device, dtype, given=base is not None)
+    loaded = open_base(base, weighted, device, dtype)
     for prompt in prompts:
         tell_about(loaded, prompt, "", weighted, acting)
     options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "acting": acting}

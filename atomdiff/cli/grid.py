@@ -16,10 +16,9 @@ from atomdiff.cli.arguments import (
     NegativeOption,
     SamplerOption,
     StepsOption,
-    load_base,
     load_concepts,
+    open_base,
     tell_about,
-    which_base,
 )
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
@@ -77,9 +76,7 @@ def grid(
         prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler.lower(), acting
     )
     planned = Grid(settings, *(_axis(given) for given in (x, y, z) if given))
-    name, why = which_base(base, weighted)
-    typer.echo(f"base: {name} ({why})")
-    loaded = load_base(name, device, dtype, given=base is not None)
+    loaded = open_base(base, weighted, device, dtype)
     tell_about(loaded, prompt, negative, weighted, acting)
     cells, images = planned.cells(), []
     with warnings.catch_warnings(), Terminal() as shown:

@@ -90,11 +90,9 @@ def _drift(file: Path, base: str | None, out: Path | None, quiet: bool) -> list[
 
 def _base(concept: Concept, given: str | None, quiet: bool = False) -> Base:
     """The base that was named, or else the concept's own; it is told, on stderr if `quiet`."""
-    from atomdiff.cli.arguments import load_base, which_base
+    from atomdiff.cli.arguments import open_base
 
-    name, why = which_base(given, [(concept, 1.0)])
-    typer.echo(f"base: {name} ({why})", err=quiet)
-    loaded = load_base(name, "cpu", "auto", given=given is not None)
+    loaded = open_base(given, [(concept, 1.0)], "cpu", "auto", quiet)
     warning = concept.check_base(loaded.passport)
     if warning:
         typer.echo(f"warning: {warning}", err=True)

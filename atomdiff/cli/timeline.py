@@ -73,16 +73,14 @@ def _draw(
     sampling: dict[str, int | float | None],
 ) -> str:
     """A row of pictures for each state, the same seeds in all of them."""
-    from atomdiff.cli.arguments import draw_with_bar, load_base, tell_about, which_base
+    from atomdiff.cli.arguments import draw_with_bar, open_base, tell_about
     from atomdiff.sampling import sheets
     from atomdiff.training.checkpoint import require_writable
 
     sheets.check_suffix(out)
     require_writable(out.parent, "--out")
     given, device, dtype = which
-    name, why = which_base(given, [(timeline.last, 1.0)])
-    typer.echo(f"base: {name} ({why})")
-    loaded = load_base(name, device, dtype, given=given is not None)
+    loaded = open_base(given, [(timeline.last, 1.0)], device, dtype)
     tell_about(loaded, prompt, "", [(timeline.last, 1.0)])
     rows = []
     for step in timeline.spread(states):

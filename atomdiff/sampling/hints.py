@@ -18,7 +18,7 @@ Weighted = Sequence[tuple["Concept", "Strength"]]
 
 
 @dataclass(frozen=True)
-class Remark:
+class Hint:
     """A sentence, which begins with a small letter or a quotation; a `warning` or only a note."""
 
     text: str
@@ -31,7 +31,7 @@ class Remark:
 
 def before_drawing(
     base: Base, prompt: str, negative: str, weighted: Weighted, how: str = USUAL
-) -> Iterator[Remark]:
+) -> Iterator[Hint]:
     """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
     from atomdiff.base.stable_diffusion import truncated_part
     from atomdiff.base.textual_inversion import calls, readings, spoken
@@ -41,10 +41,10 @@ def before_drawing(
     for concept, _ in weighted:
         cousin = concept.check_base(base.passport)
         if cousin:
-            yield Remark(cousin)
+            yield Hint(cousin)
         if not calls(prompt, concept.trigger):
             then = "does not act on it" if how == "gated" else "will show but little"
-            yield Remark(
+            yield Hint(
                 f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "
                 f"therefore {then}."
             )
@@ -53,10 +53,10 @@ def before_drawing(
     for what, text in (("prompt", prompt), ("negative prompt", negative)):
         cut = truncated_part(base, spoken(text, known))
         if cut:
-            yield Remark(f"the {what} is too long; this end of it is not used: {cut!r}")
+            yield Hint(f"the {what} is too long; this end of it is not used: {cut!r}")
 
 
-def clashes(weighted: Weighted) -> Iterator[Remark]:
+def clashes(weighted: Weighted) -> Iterator[Hint]:
     """Pairs of concepts that get in each other's way when they are used together."""
     from atomdiff.concept import algebra
 
@@ -64,12 +64,12 @@ def clashes(weighted: Weighted) -> Iterator[Remark]:
     for one, other in itertools.combinations(used, 2):
         clash = algebra.clash(one, other)
         if clash is not None and clash > algebra.CLASH:
-            yield Remark(
+            yield Hint(
                 f"{one.title!r} and {other.title!r} overlap by {clash:.0%} in what they change, so each will "
                 "show in the other: lower their strengths, or draw them apart."
             )
         elif shared := set(one.trigger.lower().split()) & set(other.trigger.lower().split()):
-            yield Remark(
+            yield Hint(
                 f"{one.title!r} and {other.title!r} are both called by {min(shared)!r}, so a prompt calls "
                 "both and each will show in the other: draw them apart, or train one with another trigger."
             )

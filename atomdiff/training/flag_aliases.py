@@ -6,7 +6,7 @@ FEW = "what is trained is a few thousand numbers, of which AdamW's moments take 
 STATES = "it is --checkpointing_steps here; --timeline_steps keeps concepts to choose from"
 CACHED = "latents and prompts are encoded once and kept, always"
 
-ELSEWHERE = {
+FLAG_ALIASES = {
     "--train_data_dir": "it is --instance_dir here, the folder that holds the pictures themselves",
     "--reg_data_dir": "it is --class_data_dir here",
     "--output_name": "it is --name here",
