@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
 def _settings(folders, out, name, seed, **more) -> TrainingSettings:
     usual = {
         "max_train_steps": 3, "train_batch_size": 2, "precision": "fp32", "num_atoms": 9,
-        "linear_atoms": "attn2", "linear_block": 4, "learning_rate": 1e-3,
+        "linear_atoms": "attn2", "linear_block": 4, "learning_rate": 1e-3, "with_prior_preservation": False,
     }  # fmt: skip
     return TrainingSettings(
         instance_data_dir=str(folders[name]), output_dir=str(out / name), name=name, class_word=name,
@@ -136,3 +136,9 @@ def test_an_error_of_ours_is_raised(tiny_base, folders, tmp_path) -> None:
 def test_what_cannot_share_a_batch_is_refused(tiny_base, folders, tmp_path, change, sentence) -> None:
     with pytest.raises(SettingsError, match=sentence):
         train_together([_settings(folders, tmp_path, "dog", 1, **change)], tiny_base("sd1"))
+
+
+def test_a_size_is_refused_since_it_chooses_what_is_trained(tiny_base, folders, tmp_path) -> None:
+    sized = TrainingSettings(instance_data_dir=str(folders["dog"]), output_dir=str(tmp_path), size="8KB")
+    with pytest.raises(SettingsError, match="take a --recipe each, not a --size"):
+        train_together([sized], tiny_base("sd1"))

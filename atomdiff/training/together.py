@@ -23,7 +23,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core.inject import Attached
 from atomdiff.core.mixed import Mixing, RowMaps
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.training.defaults import spec_of
+from atomdiff.training.defaults import spec_of, suit_recipe
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import fit
 from atomdiff.training.settings import TrainingSettings
@@ -40,8 +40,11 @@ def train_together(
     saved as by `fit`, or the error with which that training ended; the others go on.
 
     Raises SettingsError for a training that cannot share a batch: one whose change is not a map of the
-    weights, or in fp16 (bf16 can).
+    weights, or in fp16 (bf16 can), or of a `size`.
     """
+    if any(own.size != "" for own in settings):
+        raise SettingsError("Trainings that share a batch take a --recipe each, not a --size.")
+    settings = [suit_recipe(own) for own in settings]
     for own in settings:
         if not spec_of(own).is_map or own.channel_groups != 1:
             raise SettingsError(
@@ -151,8 +154,11 @@ class _Meeting:
         unet = unet_like(self._unet)
         own = unet.forward
 
-        def forward(sample: Tensor, timestep: Tensor, text: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not torch.is_grad_enabled():  # drawing
+        def forward(
+            sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            text = encoder_hidden_states
+            if not torch.is_grad_enabled():  # drawing, and what the base answers without the atoms
                 return own(sample, timestep, text, *args, **kwargs)
             device = sample.device.type
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
