@@ -148,3 +148,9 @@ def test_default_folder_follows_the_environment(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "atomdiff" / "class_pictures"
     monkeypatch.setenv("ATOMDIFF_CACHE", str(tmp_path / "here"))
     assert default_folder() == tmp_path / "here" / "class_pictures"
+
+
+def test_the_base_is_asked_about_the_class_about_nothing_and_about_other_things():
+    asked = prior_preservation.prompts("a {} dog", 14)
+    assert asked[:7] == asked[7:] == ["a {} dog", "a {} dog", "", "a cat", "a {} dog", "a tree", "a boat"]
+    assert prior_preservation.prompts("a dog", 0) == []
