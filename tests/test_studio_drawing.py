@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 
@@ -131,6 +132,7 @@ def test_orders_that_cannot_work(change, message):
 
 def test_the_form_reads_what_a_browser_sends_and_back():
     values = dict.fromkeys(draw_form.STRENGTHS, 1.0) | {
+        "style": "", "start": None, "strength": 0.6, "hires": 1.0,
         "guidance": 1.0, "carry": 1.0, "blocks": "",
         "prompt": "a sks dog", "concepts": ["id"], "strength_0": 0.8, "negative": None, "size": "64×48",
         "seed": " ", "steps": 5, "count": 2, "sampler": "dpm++", "base": "pocket", "batch": 4, "acting": None,
@@ -251,3 +253,72 @@ def test_the_command_says_no_in_a_sentence():
         done = CliRunner().invoke(cli.app, ["studio", *arguments])
         assert done.exit_code == 2
         assert message in done.stderr
+
+
+def kept(studio, size: tuple[int, int] = (64, 64)):
+    """A picture of the studio's history."""
+    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=9, size=size)
+    return studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60).results[0]
+
+
+def test_pictures_start_from_what_an_image_editor_holds(studio):
+    photo, layer = Image.new("RGBA", (60, 40), "teal"), Image.new("RGBA", (60, 40))
+    assert draw_form.start_of(None) == draw_form.start_of({"background": None}) == (None, None)
+    assert draw_form.start_of({"background": photo, "layers": [layer]})[1] is None
+    layer.paste((15, 118, 110, 128), (10, 10, 30, 30))
+    picture, mask = draw_form.start_of({"background": photo, "layers": [layer]})
+    assert (picture.mode, mask.getbbox(), mask.getextrema()) == ("RGB", (10, 10, 30, 30), (0, 255))
+    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=1, image=picture, mask=mask, strength=0.9)
+    look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
+    assert look.state == "done", look.error
+    with Image.open(look.results[0].file) as made:
+        assert made.size == (60, 40)
+        assert made.getpixel((58, 38)) == (0, 128, 128)  # what was not painted over
+
+
+def test_a_picture_is_varied_enlarged_cut_out_and_put_on_a_sheet(studio):
+    entry = kept(studio)
+    like = studio.queue.submit("me", drawing.variations(studio, "me", entry)).wait(60)
+    assert like.state == "done", like.error
+    assert [one.kind for one in like.results] == ["variation"] * 4
+    assert len({one.file.read_bytes() for one in like.results}) == 4
+    large = studio.queue.submit("me", drawing.enlarged(studio, "me", entry)).wait(60)
+    assert large.state == "done", large.error
+    with Image.open(large.results[0].file) as picture:
+        assert picture.size == (128, 128)
+    with Image.open(drawing.keep_sticker(studio, "me", entry).file) as picture:
+        assert picture.mode == "RGBA"
+    sheet = drawing.keep_contact_sheet(studio, "me", like.results)
+    assert sheet.kind == "sheet"
+    with Image.open(sheet.file) as picture:
+        assert picture.width > 2 * 64
+
+
+def test_styles_words_and_a_second_pass(studio):
+    studio.words.mkdir(exist_ok=True)
+    (studio.words / "animal.txt").write_text("dog\ncat\n")
+    (studio.history.folder / "styles.csv").write_text(
+        "name,prompt,negative_prompt\nneon,{prompt} in neon,day\n"
+    )
+    order = DrawRequest(
+        "tiny-sd1",
+        "a {red|blue} __animal__",
+        steps=2,
+        seed=3,
+        count=3,
+        style="neon",
+        size=(32, 32),
+        hires=2.0,
+    )
+    look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(120)
+    assert look.state == "done", look.error
+    told = [parse(entry.text) for entry in look.results]
+    assert all(re.fullmatch(r"a (red|blue) (dog|cat) in neon", one.prompt) for one in told)
+    assert {one.negative for one in told} == {"day"}
+    assert [one.whole("Seed") for one in told] == [3, 4, 5]
+    with Image.open(look.results[0].file) as picture:
+        assert picture.size == (64, 64)
+    assert drawing.request_of(told[0], studio).hires == 2
+    with pytest.raises(SettingsError, match="no style"):
+        replace(order, style="none such").scene(studio)
+    (studio.history.folder / "styles.csv").unlink()

@@ -16,7 +16,7 @@ from atomdiff.studio.drawing import DrawRequest
 from atomdiff.studio.job_queue import JobQueue
 from atomdiff.studio.tabs import train, training_view
 from atomdiff.studio.training_jobs import Timing
-from atomdiff.studio.training_session import TrainingRequest, TrainingSession, TrainingStatus
+from atomdiff.studio.training_session import MORE, TrainingRequest, TrainingSession, TrainingStatus
 
 ROOT = Path(__file__).parent.parent
 FEW = {"max_train_steps": 3, "with_prior_preservation": False, "recipe": "atoms"}
@@ -77,14 +77,14 @@ def test_texts_of_the_pictures_names_are_their_captions(studio, pictures, tmp_pa
     kept = {path.name: path.read_bytes() for path in (session.folder / "pictures").iterdir()}
     named = ("000.png", "001.png", "000.txt")
     assert kept == {name: file.read_bytes() for name, file in zip(named, files, strict=True)}
-    shown, problems = train.used_pictures(list(map(str, files)), 64)
-    assert [(picture.size, caption) for picture, caption in shown] == [
+    shown, problems = train.used_pictures(list(map(str, files)))
+    assert [(picture.size, caption) for _, picture, caption in shown] == [
         ((64, 64), "sks art of a dog in a meadow"),
         ((64, 64), ""),
     ]
     assert problems == []
     files[2].write_bytes(b"\xff\xfe\x00")
-    assert "b.txt' is no text" in train.used_pictures(list(map(str, files)), 64)[1][0]
+    assert "b.txt' is no text" in train.used_pictures(list(map(str, files)))[1][0]
     with pytest.raises(SettingsError, match="says what is in a picture called 'b'"):
         wanted((files[1], files[2]))
     with pytest.raises(SettingsError, match="There are no pictures"):
@@ -176,15 +176,43 @@ def test_wishes_that_cannot_work(studio, pictures, changes, message):
 
 
 def test_a_number_left_blank_on_the_page_is_left_open(pictures):
-    from atomdiff.studio.training_session import MORE
-
     blank = {"max_train_steps": 0, "seed": 0, "with_prior_preservation": False}  # as a page sends it
     values = dict.fromkeys(MORE) | blank | {
         "files": list(pictures), "class_word": "dog", "name": "", "quality": "good", "base": "tiny-sd1",
-        "trigger": "", "validation_prompt": "",
+        "trigger": "", "validation_prompt": "", "edits": {},
     }  # fmt: skip
     more = train.training_request(values).more
     assert more == {"trigger": "", "validation_prompt": "", "seed": 0, "with_prior_preservation": False}
+
+
+def test_pictures_are_cropped_described_and_left_out_on_the_page(studio, pictures, tmp_path):
+    files = [str(tmp_path / picture.name) for picture in pictures[:3]]
+    for file, picture in zip(files, pictures, strict=False):
+        Path(file).write_bytes(picture.read_bytes())
+    with Image.open(files[0]) as image:
+        whole, part = image.convert("RGBA"), image.convert("RGBA").crop((0, 0, 40, 30))
+    assert train.cropped(files[0], whole) == train.cropped(files[0], None) == files[0]
+    small = train.cropped(files[0], part)
+    edits = {
+        files[0]: train.Edit(small, "sks dog, close"),
+        files[1]: train.Edit(files[1], omitted=True),
+    }
+    shown, problems = train.used_pictures(files, edits)
+    assert [(picture.size, text) for _, picture, text in shown][:2] == [
+        ((40, 30), "sks dog, close"), (shown[1][1].size, "left out"),
+    ]  # fmt: skip
+    values = dict.fromkeys(MORE) | {
+        "files": files, "class_word": "dog", "name": "", "quality": "good", "base": "tiny-sd1",
+        "trigger": "", "validation_prompt": "", "edits": edits,
+    }  # fmt: skip
+    request = train.training_request(values)
+    assert request.files == (Path(small), Path(files[2])) and problems == []
+    request.copy_files(tmp_path / "kept")
+    assert (tmp_path / "kept" / "000.txt").read_text() == "sks dog, close"
+    with Image.open(tmp_path / "kept" / "000.png") as image:
+        assert image.size == (40, 30)
+    settings = request.settings(studio.bases.info("tiny-sd1"), tmp_path)
+    assert settings.caption_extension == ".txt"
 
 
 def test_time_and_size_are_measured_once_and_remembered(studio, pictures):
@@ -294,6 +322,7 @@ def test_what_was_learned_is_drawn(studio, rex):
 
 def test_strengths_by_block_go_through_the_form():
     values = dict.fromkeys(draw_form.STRENGTHS, 1.0) | {
+        "style": "", "start": None, "strength": 0.6, "hires": 1.0,
         "guidance": 1.0, "carry": 1.0, "batch": 1.0,
         "prompt": "a dog", "concepts": ["id"], "strength_0": 0.5, "negative": "", "size": "64x48", "seed": "",
         "steps": 5, "count": 1, "sampler": "dpm++", "base": "pocket", "blocks": "down=0.5 up=1",

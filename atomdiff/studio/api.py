@@ -79,7 +79,7 @@ def _drawing(studio: Studio) -> None:
         chosen = _concepts(studio, concepts)
         wanted = _request(studio, base, prompt, chosen, negative, seed, steps, guidance, size, sampler)
         made = drawing.grid_of(studio, wanted, [(str(kind), str(values)) for kind, values in axes])
-        job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted.base, made))
+        job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted, made))
         return await _finished(studio, job)
 
     async def without_concept(request: gr.Request, id: int) -> dict:  # noqa: A002 - the endpoint's word

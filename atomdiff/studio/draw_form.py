@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.settings import USUAL, parse_size
 from atomdiff.studio.drawing import DrawRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ROWS = 16  # concepts at a time on the page; the API takes any number
 STRENGTHS = tuple(f"strength_{i}" for i in range(ROWS))
@@ -20,6 +24,7 @@ def request_from(form: Mapping[str, Any]) -> DrawRequest:
     chosen = list(form["concepts"] or [])
     if len(chosen) > ROWS:
         raise SettingsError(f"The page takes {ROWS} concepts at a time; {len(chosen)} are chosen.")
+    image, mask = start_of(form["start"])
     return DrawRequest(
         base=str(form["base"]),
         prompt=str(form["prompt"] or ""),
@@ -31,12 +36,17 @@ def request_from(form: Mapping[str, Any]) -> DrawRequest:
         seed=seed(form["seed"]),
         steps=int(_number(form["steps"], "The number of steps")),
         guidance=_number(form["guidance"], "CFG"),
-        size=parse_size(str(form["size"] or "")),
+        size=parse_size(str(form["size"] or "")) if image is None else None,  # a picture keeps its shape
         sampler=str(form["sampler"]),
         count=int(_number(form["count"], "The number of pictures")),
         batch=int(_number(form["batch"], "The batch size")) or None,
         carry=form["carry"] is True,
         acting=str(form["acting"] or USUAL),
+        style=str(form["style"] or ""),
+        image=image,
+        mask=mask,
+        strength=None if image is None else _number(form["strength"], "How much may change"),
+        hires=_number(form["hires"], "The factor of a second pass"),
     )
 
 
@@ -61,8 +71,25 @@ def values_of(request: DrawRequest) -> dict[str, Any]:
         "sampler": request.sampler,
         "base": request.base,
         "acting": request.acting,
+        "style": request.style,
+        "hires": request.hires,
         "blocks": next((strength_text(s) for _, s in concepts if isinstance(s, Mapping)), ""),
     }
+
+
+def start_of(value: Any) -> tuple[Image | None, Image | None]:
+    """The picture to start from, and what of it is painted over (white), of an image editor's value."""
+    if not isinstance(value, Mapping) or value.get("background") is None:
+        return None, None
+    from PIL import ImageChops
+
+    picture = value["background"]
+    alphas = [layer.getchannel("A") for layer in value.get("layers") or [] if layer.mode == "RGBA"]
+    painted = [alpha for alpha in alphas if alpha.getbbox() is not None]
+    if not painted:
+        return picture.convert("RGB"), None
+    mask = functools.reduce(ImageChops.lighter, painted)
+    return picture.convert("RGB"), mask.point(lambda level: 255 if level else 0)
 
 
 def seed(text: Any) -> int | None:

@@ -16,6 +16,7 @@ from atomdiff.errors import SettingsError
 from atomdiff.sampling.grids import Grid, parse_axis
 from atomdiff.sampling.hints import before_drawing
 from atomdiff.sampling.infotext import Generation, parse
+from atomdiff.sampling.prompts import expanded, for_each, styled
 from atomdiff.sampling.settings import USUAL, DrawingSettings
 from atomdiff.studio.history import Entry
 from atomdiff.studio.job_queue import Job
@@ -31,6 +32,8 @@ MAX_COUNT = 64  # pictures of one request
 MAX_STEPS = 200
 MAX_SIDE = 2048
 MAX_PROMPT = 10_000  # letters
+VARIED, KEPT = 0.55, 0.35  # how much variations and enlarged pictures change
+ENLARGED = 2
 SEEDS = 2**32  # a random seed is below: short enough to read out, exact in a browser
 
 
@@ -55,6 +58,15 @@ class DrawRequest:
     batch: int | None = None
     carry: bool = False
     acting: str = USUAL
+    style: str = ""
+    """One of `Studio.styles`."""
+    image: Image | None = None
+    """What drawing starts from, which changes where `mask` is white, or everywhere, as much as `strength`
+    says."""
+    mask: Image | None = None
+    strength: float | None = None
+    hires: float = 1.0
+    """By how much the sides grow in a second pass."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -65,13 +77,18 @@ class DrawRequest:
             raise SettingsError(f"1 to {MAX_COUNT} pictures are drawn at a time, not {self.count}.")
         if self.batch is not None and not 1 <= self.batch <= MAX_COUNT:
             raise SettingsError(f"A batch has 1 to {MAX_COUNT} pictures, not {self.batch}.")
-        if self.steps > MAX_STEPS or max(self.size or (0, 0)) > MAX_SIDE:
+        if self.steps > MAX_STEPS or max(self.size or (0, 0)) * self.hires > MAX_SIDE:
             raise SettingsError(f"The studio draws at most {MAX_STEPS} steps and sides of {MAX_SIDE} pixels.")
         for _, strength in self.concepts:
             numbers = check_strength(strength)
             if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
                 raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
         self.settings()
+
+    @property
+    def started(self) -> dict[str, Any]:
+        """What `draw` is told of the picture to start from."""
+        return {"image": self.image, "mask": self.mask}
 
     def seeded(self) -> DrawRequest:
         """The same with a seed, random if none was given."""
@@ -81,12 +98,14 @@ class DrawRequest:
         """What the core draws, with these concepts."""
         return DrawingSettings(
             self.prompt.strip(), tuple(concepts), self.negative, self.seed or 0, self.steps, self.guidance,
-            self.size, self.sampler, self.acting,
+            self.size, self.sampler, self.acting, self.strength, self.hires,
         )  # fmt: skip
 
     def loaded(self, studio: Studio) -> DrawingSettings:
-        """With its concepts. Raises ConceptError if one is not in the library any more."""
-        return self.settings(studio.load_concepts(self.concepts))
+        """With its concepts, in its style. Raises ConceptError if one is not in the library any more."""
+        settings = self.settings(studio.load_concepts(self.concepts))
+        prompt, negative = styled(settings.prompt, self.negative, self.style, studio.styles())
+        return replace(settings, prompt=prompt, negative=negative)
 
 
 def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRequest:
@@ -112,6 +131,8 @@ def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRe
         size=told.size,
         sampler=told.sampler,
         acting=told.acting,
+        strength=told.strength if told.hires > 1 else None,
+        hires=told.hires,
     )
 
 
@@ -127,24 +148,27 @@ def draw(studio: Studio, owner: str, request: DrawRequest, kind: str = "picture"
         limit = request.batch or studio.bases.info(base.name).batch
         starts = range(0, request.count, limit)
         for number, start in enumerate(starts):
-            options = {"count": min(limit, request.count - start), "batch_size": limit}
-            part = replace(settings, seed=settings.seed + start)
+            count, seed = min(limit, request.count - start), settings.seed + start
+            text = for_each(settings.prompt, seed, count, studio.words)
+            one = isinstance(text, str)
+            options = {"count": count if one else 1, "prompts": None if one else text, "batch_size": limit}
+            part, options = replace(settings, seed=seed), options | request.started
             for image in _draw(studio, job, base, part, number, len(starts), **options):
                 job.add(studio.history.keep(owner, image, kind, carried))
 
     return work
 
 
-def draw_grid(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callable[[Job], None]:
+def draw_grid(studio: Studio, owner: str, request: DrawRequest, grid: Grid) -> Callable[[Job], None]:
     """The work of a grid: its results are the pictures in the order of its cells, then the sheet."""
 
     def work(job: Job) -> None:
-        base = _base(studio, job, base_name)
+        base = _base(studio, job, request.base)
         _remarks(job, base, grid.settings)
         cells = grid.cells()
         images = []
         for number, cell in enumerate(cells):
-            image = _draw(studio, job, base, cell.settings, number, len(cells))[0]
+            image = _draw(studio, job, base, cell.settings, number, len(cells), **request.started)[0]
             images.append(image)
             job.add(studio.history.keep(owner, image, "cell"))
         sheet = grid.sheet(images)
@@ -157,7 +181,9 @@ def draw_grid(studio: Studio, owner: str, base_name: str, grid: Grid) -> Callabl
 def grid_of(studio: Studio, request: DrawRequest, given: list[tuple[str, str]]) -> Grid:
     """The grid that a request and up to three (kind, values) mean. Raises SettingsError or ConceptError."""
     axes = [parse_axis(kind, text, studio.concept_named) for kind, text in given if kind]
-    grid = Grid(request.loaded(studio), *(axes or [parse_axis("", "")]))
+    settings = request.loaded(studio)
+    settings = replace(settings, prompt=expanded(settings.prompt, settings.seed, studio.words))
+    grid = Grid(settings, *(axes or [parse_axis("", "")]))
     if max(cell.settings.steps for cell in grid.cells()) > MAX_STEPS:
         raise SettingsError(f"The studio draws at most {MAX_STEPS} steps: write fewer.")
     return grid
@@ -188,6 +214,46 @@ def without_concept(studio: Studio, owner: str, entry: Entry) -> Callable[[Job],
             f"The picture was drawn on {generation.fields.get('Model')!r}, which is not here."
         )
     return draw(studio, owner, replace(request_of(generation, studio), concepts=()), "without")
+
+
+def variations(studio: Studio, owner: str, entry: Entry, count: int = 4) -> Callable[[Job], None]:
+    """The work of drawing pictures that are like one, from it and with seeds of their own. Raises
+    SettingsError."""
+    request = replace(request_of(parse(entry.text), studio), seed=None, hires=1.0, count=count)
+    return draw(studio, owner, replace(request, image=_opened(entry), strength=VARIED), "variation")
+
+
+def enlarged(studio: Studio, owner: str, entry: Entry) -> Callable[[Job], None]:
+    """The work of drawing a picture once more with sides twice as long. Raises SettingsError."""
+    image = _opened(entry)
+    sides = tuple(8 * round(ENLARGED * side / 8) for side in image.size)
+    request = replace(request_of(parse(entry.text), studio), hires=1.0, size=(sides[0], sides[1]))
+    return draw(studio, owner, replace(request, image=image, strength=KEPT), "large")
+
+
+def keep_sticker(studio: Studio, owner: str, entry: Entry) -> Entry:
+    """A picture as a sticker, kept in the history."""
+    from atomdiff.sampling.sticker import sticker
+
+    made = sticker(_opened(entry))
+    made.info["parameters"] = entry.text
+    return studio.history.keep(owner, made, "sticker")
+
+
+def keep_contact_sheet(studio: Studio, owner: str, entries: Sequence[Entry]) -> Entry:
+    """Pictures on one sheet, kept in the history. Raises ImageError without any."""
+    from atomdiff.sampling import sheets
+
+    made = sheets.grid([_opened(entry) for entry in entries])
+    made.info["parameters"] = entries[0].text
+    return studio.history.keep(owner, made, "sheet")
+
+
+def _opened(entry: Entry) -> Image:
+    from PIL import Image as Pictures
+
+    with Pictures.open(entry.file) as picture:
+        return picture.convert("RGB")
 
 
 def _carried(studio: Studio, job: Job, request: DrawRequest) -> bytes | None:

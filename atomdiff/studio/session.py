@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.errors import AtomdiffError, SettingsError
+from atomdiff.sampling.prompts import Style, load_styles
 from atomdiff.studio.bases import Bases
 from atomdiff.studio.history import History
 from atomdiff.studio.job_queue import JobQueue
@@ -75,6 +76,16 @@ class Studio:
             return self.library.find()
         except AtomdiffError:
             return []
+
+    @property
+    def words(self) -> Path:
+        """The folder of files of words, of which prompts take one: `__animal__` a line of animal.txt."""
+        return self.history.folder / "words"
+
+    def styles(self) -> dict[str, Style]:
+        """Styles of prompts by name; own ones stand in styles.csv, beside the history. Raises
+        SettingsError."""
+        return load_styles(self.history.folder / "styles.csv")
 
     def load_concepts(self, chosen: Sequence[tuple[str, Strength]]) -> tuple[tuple[Concept, Strength], ...]:
         """Concepts by their ids, with their strengths. Raises ConceptError."""

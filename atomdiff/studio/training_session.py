@@ -52,6 +52,8 @@ class TrainingRequest:
     base: str = "pocket"
     quality: str = "good"
     more: Mapping[str, Any] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """Names of pictures, without endings -> what is in them; these go before the files."""
 
     def __post_init__(self) -> None:
         pictures, captions = self.split
@@ -90,7 +92,7 @@ class TrainingRequest:
         fixed: dict[str, Any] = {
             "instance_data_dir": str(folder / "pictures"),
             "output_dir": str(folder),
-            "caption_extension": CAPTION if self.split[1] else "",
+            "caption_extension": CAPTION if self.split[1] or self.captions else "",
             "base": self.base,
             "class_word": self.class_word.strip(),
             "name": self.name.strip() or self.class_word.strip(),
@@ -110,7 +112,9 @@ class TrainingRequest:
         pictures, texts = self.split
         for i, path in enumerate(pictures):
             shutil.copyfile(path, folder / f"{i:03d}{path.suffix.lower()[:10]}")
-            if captions and path.stem in texts:
+            if captions and self.captions.get(path.stem):
+                (folder / f"{i:03d}{CAPTION}").write_text(self.captions[path.stem], "utf-8")
+            elif captions and path.stem in texts:
                 shutil.copyfile(texts[path.stem], folder / f"{i:03d}{CAPTION}")
 
 

@@ -63,7 +63,7 @@ def compare_tab(studio: Studio, tabs: gr.Tabs, draw: DrawTab) -> None:
     ) -> AsyncIterator[dict[Any, Any]]:
         me, wanted = owner(request), draw_form.request_from(form).seeded()
         grid = drawing.grid_of(studio, wanted, [(kind_x, x), (kind_y, y), (kind_z, z)])
-        job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted.base, grid))
+        job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted, grid))
         async for now in studio.queue.watch(job):
             made = _results(grid, list(now.results)) if now.state == "done" else [parts.HIDDEN] * 3
             shown = dict(zip(results, made, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,11 @@ def draw_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs) -> DrawTab:
             with gr.Row(visible=False, elem_classes="actions", elem_id="actions") as actions:
                 without = gr.Button("Without the concept", size="sm", min_width=130, elem_id="without")
                 reuse = gr.Button("Reuse seed", size="sm", min_width=90, elem_id="reuse-seed")
+                varied = gr.Button("Variations", size="sm", min_width=90, elem_id="variations")
+                larger = gr.Button("Enlarge", size="sm", min_width=80, elem_id="enlarge")
+                to_start = gr.Button("Draw from it", size="sm", min_width=90, elem_id="to-start")
+                sticker = gr.Button("Sticker", size="sm", min_width=70, elem_id="sticker")
+                sheet = gr.Button("Contact sheet", size="sm", min_width=100, elem_id="sheet")
                 to_compare = gr.Button("Compare", size="sm", min_width=80, elem_id="to-compare")
                 to_info = gr.Button("Picture info", size="sm", min_width=90, elem_id="to-picture")
             slider = gr.ImageSlider(
@@ -82,6 +87,34 @@ def draw_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs) -> DrawTab:
         job = studio.queue.submit(me, drawing.draw(studio, me, draw_form.request_from(form)))
         async for updates in followed(job):
             yield updates
+
+    def redraw(work: Callable[..., Callable[[Job], None]]) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
+        """A handler that draws something of the chosen picture."""
+
+        async def drawn_of(shown: list[int], at: int, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+            me, entry = owner(request), parts.picked(studio, request, shown, at)
+            async for updates in followed(studio.queue.submit(me, work(studio, me, entry))):
+                yield updates
+
+        return drawn_of
+
+    varied.click(redraw(drawing.variations), which, outputs)
+    larger.click(redraw(drawing.enlarged), which, outputs)
+
+    @sticker.click(inputs=which, outputs=outputs)
+    def cut_out(shown: list[int], at: int, request: gr.Request) -> dict[Any, Any]:
+        made = drawing.keep_sticker(studio, owner(request), parts.picked(studio, request, shown, at))
+        return pictures([made])
+
+    @sheet.click(inputs=drawn, outputs=outputs)
+    def contact_sheet(shown: list[int], request: gr.Request) -> dict[Any, Any]:
+        entries = [parts.picked(studio, request, [ident], 0) for ident in shown]
+        return pictures([drawing.keep_contact_sheet(studio, owner(request), entries)])
+
+    @to_start.click(inputs=which, outputs=[settings.form["start"], settings.start])
+    def start_from(shown: list[int], at: int, request: gr.Request) -> Any:
+        file = str(parts.picked(studio, request, shown, at).file)
+        return {"background": file, "layers": [], "composite": file}, gr.Accordion(open=True)
 
     @page.load(outputs=outputs)
     async def resume(request: gr.Request) -> AsyncIterator[Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.sampling.settings import USUAL
-from atomdiff.studio import draw_form, drawing
+from atomdiff.studio import draw_form, drawing, html
 from atomdiff.studio.bases import BaseInfo
 from atomdiff.studio.draw_form import ROWS, STRENGTHS
 from atomdiff.studio.drawing import DrawRequest
@@ -25,6 +25,7 @@ SHAPES = {(1, 1): "Square", (3, 4): "Portrait 3:4", (4, 3): "Landscape 4:3", (2,
           (3, 2): "Landscape 3:2", (9, 16): "Tall 9:16", (16, 9): "Wide 16:9"}  # fmt: skip
 STRENGTH, GUIDANCE = (0, 2), (0, 20)  # the ends of the sliders
 ACTING = [("Everywhere, as other tools draw", "plain"), ("Where the prompt calls them", "gated")]
+LARGER = [("No", 1.0), ("1.5 times", 1.5), ("Twice", 2.0)]
 EXAMPLES = {
     "pocket": (
         "a teal dog on the beach",
@@ -140,6 +141,18 @@ class DrawSettings:
             )
             self.random = gr.Button("Random", size="sm", scale=1, min_width=70, elem_id="random-seed")
             self.last = gr.Button("Last", size="sm", scale=1, min_width=60, elem_id="last-seed")
+        with gr.Accordion(
+            "Start from a picture", open=False, elem_classes="quiet", elem_id="start"
+        ) as self.start:
+            form["start"] = gr.ImageEditor(
+                type="pil", show_label=False, sources=["upload", "clipboard"], layers=False,
+                brush=gr.Brush(colors=["#0f766e"], color_mode="fixed", default_size="auto"), height=340,
+                transforms=["crop"], buttons=[], elem_id="start-image",
+            )  # fmt: skip
+            gr.HTML(html.hint("Paint over what is to change, and only that does; unpainted, all of it may."))
+            form["strength"] = gr.Slider(
+                0.05, 1, 0.6, step=0.05, label="How much may change", buttons=[], elem_id="change"
+            )
         with gr.Accordion("More settings", open=False, elem_classes="quiet", elem_id="more"):
             self._more(info)
 
@@ -156,6 +169,14 @@ class DrawSettings:
         form["guidance"] = gr.Slider(
             *GUIDANCE, info.guidance, step=0.1, label="Prompt strength (CFG)", buttons=[], elem_id="guidance"
         )
+        with gr.Row(elem_classes="line"):
+            form["style"] = gr.Dropdown(
+                [("None", ""), *((name.capitalize(), name) for name in self._studio.styles())], value="",
+                label="Style", min_width=130, elem_id="style",
+            )  # fmt: skip
+            form["hires"] = gr.Dropdown(
+                LARGER, value=1.0, label="Then larger", min_width=130, elem_id="hires"
+            )
         samplers = [(sampler.title, name) for name, sampler in SAMPLERS.items()]
         with gr.Row(elem_classes="line"):
             form["sampler"] = gr.Dropdown(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -47,7 +50,8 @@ HINT = html.hint(
 def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: ConceptsTab) -> None:
     """The tab."""
     bases = studio.bases
-    form: dict[str, Any] = {}
+    form: dict[str, Any] = {"edits": gr.State({})}  # path of a picture -> Edit
+    shown_paths, edited = gr.State([]), gr.State("")
     with gr.Tab("Train", id="train", render_children=True), gr.Row(elem_classes="workbench"):
         with gr.Column(elem_classes="controls"):
             form["files"] = gr.File(
@@ -55,7 +59,23 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
                 elem_classes="drop",
             )  # fmt: skip
             told = gr.HTML(HINT, elem_id="train-told")
-            tiles = parts.gallery("train-tiles", columns=4, buttons=[], elem_classes="pictures tiles")
+            tiles = parts.gallery(
+                "train-tiles", columns=4, buttons=[], elem_classes="pictures tiles", allow_preview=False
+            )
+            with gr.Column(visible=False, elem_id="train-edit") as editing:
+                crop = gr.ImageEditor(
+                    type="pil", show_label=False, sources=["upload"], layers=False, brush=False, eraser=False,
+                    transforms=["crop"], height=300, buttons=[], elem_id="train-crop",
+                )  # fmt: skip
+                caption = gr.Textbox(
+                    label="What is in it",
+                    placeholder="a sks dog in a meadow",
+                    lines=2,
+                    elem_id="train-caption",
+                )
+                with gr.Row(elem_classes="line"):
+                    keep = gr.Button("Keep", size="sm", variant="primary", elem_id="train-keep")
+                    omit = gr.Button("Leave it out", size="sm", elem_id="train-omit")
             with gr.Row(elem_classes="line"):
                 form["class_word"] = gr.Textbox(
                     label="What is it?", placeholder="dog", min_width=110, elem_id="train-class"
@@ -84,26 +104,49 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
         with gr.Column(elem_classes="stage-side"):
             start = training_view(studio, page, draw, concepts, go, stop)
 
+    @tiles.select(inputs=[shown_paths, form["edits"], tiles], outputs=[edited, editing, crop, caption])
+    def edit(paths: list[str], edits: dict[str, Edit], shown: Any, event: gr.SelectData) -> Any:
+        path = paths[int(event.index)]
+        file = edits.get(path, Edit(path)).file
+        text = (shown or [])[int(event.index)][1] or ""
+        picture = {"background": file, "layers": [], "composite": file}
+        return path, gr.update(visible=True), picture, "" if text == "left out" else text
+
+    def remember(edits: dict[str, Edit], path: str, **changes: Any) -> dict[Any, Any]:
+        kept = edits | {path: replace(edits.get(path, Edit(path)), **changes)}
+        return {form["edits"]: kept, editing: parts.HIDDEN}
+
+    @keep.click(inputs=[form["edits"], edited, crop, caption], outputs=[form["edits"], editing])
+    def keep_edit(edits: dict[str, Edit], path: str, value: Any, text: str) -> dict[Any, Any]:
+        file = cropped(edits.get(path, Edit(path)).file, (value or {}).get("composite"))
+        return remember(edits, path, file=file, caption=" ".join((text or "").split()), omitted=False)
+
+    @omit.click(inputs=[form["edits"], edited], outputs=[form["edits"], editing])
+    def leave_out(edits: dict[str, Edit], path: str) -> dict[Any, Any]:
+        return remember(edits, path, omitted=True)
+
     @go.click(inputs_kwargs=form, outputs=start.outputs, trigger_mode="once")
     def begin(request: gr.Request, **values: Any) -> dict[Any, Any]:
         me = owner(request)
         return start.shown(me, studio.trainings.start(me, training_request(values)).ident)
 
     @gr.on(
-        [form["files"].change, form["quality"].change, form["base"].input]
+        [form["files"].change, form["edits"].change, form["quality"].change, form["base"].input]
         + [form[name].input for name in MORE],
         inputs_kwargs=form,
-        outputs=[told, tiles, form["quality"], expected],
+        outputs=[told, tiles, shown_paths, editing, form["quality"], expected],
         trigger_mode="always_last",
     )
     async def consider(request: gr.Request, **values: Any) -> AsyncIterator[dict[Any, Any]]:
         """Shows the pictures as they will be used, then how long the qualities take here."""
-        shown, problems = used_pictures(
-            values["files"] or [], min(SIDE, bases.info(values["base"]).resolution)
-        )
+        shown, problems = used_pictures(values["files"] or [], values["edits"])
         yield {
             told: "".join(map(html.error, problems[:5])) or ("" if shown else HINT),
-            tiles: gr.update(value=shown, visible=bool(shown)),
+            tiles: gr.update(
+                value=[(one, text) for _, one, text in shown], visible=bool(shown), selected_index=None
+            ),
+            shown_paths: [path for path, _, _ in shown],
+            editing: parts.HIDDEN,
             form["quality"]: gr.update(choices=_qualities(studio, values)),
             expected: _expected(studio, values),
         }
@@ -122,40 +165,68 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
         }
 
 
+@dataclass(frozen=True)
+class Edit:
+    """What was made of a picture on the page: cropped into another `file`, described, or left out."""
+
+    file: str
+    caption: str = ""
+    omitted: bool = False
+
+
 def training_request(values: dict[str, Any], class_word: str = "") -> TrainingRequest:
     """What the form's values mean. Raises SettingsError."""
     more = {name: values[name] for name in MORE if not _left_open(name, values[name])}
     texts = {name: (values[name] or "").strip() for name in ("trigger", "validation_prompt")}
+    edits: dict[str, Edit] = {path: Edit(path) for path in values["files"] or []} | values["edits"]
+    used = [edits[path] for path in values["files"] or [] if not edits[path].omitted]
     return TrainingRequest(
-        tuple(Path(path) for path in values["files"] or []),
+        tuple(Path(edit.file) for edit in used),
         values["class_word"] or class_word,
         values["name"] or "",
         str(values["base"]),
         str(values["quality"]),
         texts | more,
+        {Path(edit.file).stem: edit.caption for edit in used if edit.caption},
     )
 
 
-def used_pictures(files: list[str], side: int) -> tuple[list[tuple[Any, str]], list[str]]:
-    """The pictures as they will be used, with their captions; and why some will not."""
-    from atomdiff.files.images import read_picture
+def used_pictures(
+    files: list[str], edits: Mapping[str, Edit] = MappingProxyType({})
+) -> tuple[list[tuple[str, Any, str]], list[str]]:
+    """The pictures that will be used, small, with their paths and captions; and why some will not."""
+    from atomdiff.files.images import open_picture
     from atomdiff.training.captions import read_caption
 
-    shown: list[tuple[Any, str]] = []
+    shown: list[tuple[str, Any, str]] = []
     problems: list[str] = []
     pictures, captions = split_captions([Path(name) for name in files])
     for path in pictures[:MAX_PICTURES]:
+        edit = edits.get(str(path), Edit(str(path)))
         try:
-            picture = read_picture(path, side)[0]
+            picture = open_picture(Path(edit.file)).image
         except ImageError as error:
             problems.append(f"{path.name} is left out: {error}.")
             continue
         try:
-            caption = read_caption(captions[path.stem]) if path.stem in captions else ""
+            text = read_caption(captions[path.stem]) if path.stem in captions else ""
         except ImageError as error:
-            caption, problems = "", [*problems, str(error)]
-        shown.append((picture, caption))
+            text, problems = "", [*problems, str(error)]
+        picture.thumbnail((SIDE, SIDE))
+        shown.append((str(path), picture, "left out" if edit.omitted else edit.caption or text))
     return shown, problems
+
+
+def cropped(file: str, picture: Any) -> str:
+    """The file of a picture of another shape than the one in `file`, under the same name; else `file`
+    itself."""
+    from atomdiff.files.images import open_picture
+
+    if picture is None or picture.size == open_picture(Path(file)).image.size:
+        return file
+    target = Path(tempfile.mkdtemp(prefix="atomdiff-crop-", dir=Path(file).parent)) / Path(file).name
+    picture.convert("RGB").save(target.with_suffix(".png"))
+    return str(target.with_suffix(".png"))
 
 
 def _field(name: str) -> Any:
