@@ -3,7 +3,7 @@
     python -m benchmarks.busy_machine [--others 2] [--steps 6] [--rounds 3] [--check]
 
 Draws on the pocket model in a process of its own, alone and beside `--others` processes that compute on
-every core, with the threads as PyTorch sets them and as `atomdiff.threads` does. With fair shares of
+every core, with the threads as PyTorch sets them and as `atomdiff.base.threads` does. With fair shares of
 `cores` cores, drawing with t threads beside n single-threaded processes takes at least max(1, (n + t) /
 cores) times as long: the figure is the time over that. Two threads that wait for each other while spinning
 take far more. With --check the exit status is 1 if ours takes more than 2 times the fair share."""
@@ -21,18 +21,17 @@ from benchmarks import report
 DRAW = """
 import os, sys, time
 if sys.argv[1] == "ours":
-    from atomdiff import threads
+    from atomdiff.base import threads
     threads.set_policy()
+    count = threads.ThreadCount()
 import torch
 import atomdiff
-if sys.argv[1] == "ours":
-    threads.fit_to_load()
 base = atomdiff.load_base("pocket")
 atomdiff.draw(base, "a dog", count=4, steps=1)
 times = []
 for _ in range(int(sys.argv[3])):
     if sys.argv[1] == "ours":
-        threads.fit_to_load()
+        count.fit()
     start = time.perf_counter()
     atomdiff.draw(base, "a dog", count=4, steps=int(sys.argv[2]))
     times.append(time.perf_counter() - start)

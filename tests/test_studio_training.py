@@ -33,7 +33,7 @@ def wanted(dropped, **changes) -> TrainingRequest:
     )
 
 
-def finished(studio, session, seconds: float = 60):
+def finished(studio, session, seconds: float = 300):
     end = time.monotonic() + seconds
     while not studio.trainings.status(session).over:
         assert time.monotonic() < end, studio.trainings.status(session)

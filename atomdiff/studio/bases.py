@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atomdiff.base.architectures import ALIASES, ARCHITECTURES
+from atomdiff.base.threads import ThreadCount
 from atomdiff.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Bases:
         self._loaded: Base | None = None
         self._previewer: Previewer | None = None
         self._reserved = ""
+        self._threads = ThreadCount()
         self.names = {first: first}  # name -> how to ask for it
         self.default = self._take(first)
         self.names |= {name: name for name in ALIASES}
@@ -69,6 +71,7 @@ class Bases:
     def get(self, name: str) -> Base:
         """The base with this name, loaded in the place of the one before. Raises BaseError or
         SettingsError."""
+        self._threads.fit()
         if self._loaded is None or self._loaded.name != name:
             self.check(name)
             if self._reserved:
