@@ -320,5 +320,5 @@ def test_styles_words_and_a_second_pass(studio):
         assert picture.size == (64, 64)
     assert drawing.request_of(told[0], studio).hires == 2
     with pytest.raises(SettingsError, match="no style"):
-        replace(order, style="none such").scene(studio)
+        replace(order, style="none such").loaded(studio)
     (studio.history.folder / "styles.csv").unlink()
