@@ -86,16 +86,27 @@ class Build:
         return AutoencoderKL.from_pretrained(folder).to(self.shop.device)
 
     def latents(self) -> Tensor:
-        """fp16 (2 n, c, 16, 16): every picture, then every picture mirrored."""
-        path = self.shop.folder / "latents.safetensors"
+        """fp16 (2 n, c, 16, 16): every picture, then every picture mirrored; a file for each part of them."""
+        parts = [self._latents(start) for start in range(0, self.recipe.pictures, corpus.CHUNK)]
+        return torch.cat([part[name] for name in ("straight", "mirrored") for part in parts])
+
+    def _latents(self, start: int) -> dict[str, Tensor]:
+        """Those of the pictures from `start` on, as many as are rendered together."""
+        count = min(corpus.CHUNK, self.recipe.pictures - start)
+        path = self.shop.folder / "latents" / f"{start // corpus.CHUNK:04d}-{count}.safetensors"
         if not path.exists():
-            vae = self.autoencoder()
-            with self.shop.autocast():
-                straight = [autoencoder.encode(vae, x).half() for x in self.pictures.split(128)]
-                mirrored = [autoencoder.encode(vae, x.flip(2)).half() for x in self.pictures.split(128)]
-            both = torch.cat(straight + mirrored)
-            write_tensors(path, {"latents": both}, {})
-        return read_tensors(path)[0]["latents"]
+            self.shop.check("latents")
+            made: dict[str, list[Tensor]] = {"straight": [], "mirrored": []}
+            for some in self.pictures[start : start + count].split(96):
+                with self.shop.autocast():
+                    made["straight"].append(autoencoder.encode(self._encoder, some).half())
+                    made["mirrored"].append(autoencoder.encode(self._encoder, some.flip(2)).half())
+            write_tensors(path, {name: torch.cat(z) for name, z in made.items()}, {})
+        return read_tensors(path)[0]
+
+    @cached_property
+    def _encoder(self) -> AutoencoderKL:
+        return self.autoencoder()
 
     def decoder(self) -> None:
         """The autoencoder's second half, better; the latents stay as they are."""

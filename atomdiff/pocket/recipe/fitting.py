@@ -70,6 +70,11 @@ class Workshop:
         """A CPU generator for one step of one stage."""
         return torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{stage}/{step}".encode()))
 
+    def check(self, where: str) -> None:
+        """Raises OutOfTime where the sitting is over; what was finished is kept."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTime(where)
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16)
 
