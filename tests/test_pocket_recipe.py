@@ -55,6 +55,20 @@ def test_rate_rises_stays_and_falls():
     assert schedule.rate(99) == pytest.approx(0.02)
 
 
+def test_a_schedule_of_minutes_ends_with_its_time(tmp_path):
+    schedule = Schedule(100, 1, 1.0, warmup=1, decay=0.5, minutes=2.0)
+    assert schedule.rate(10, 30) == 1.0
+    assert schedule.rate(10, 90) == pytest.approx(0.5)
+    assert schedule.share(10, 120) == 1 and schedule.share(100, 0) == 1
+    shop, model = Workshop(tmp_path, torch.device("cpu"), seed=1), problem()
+
+    def loss_at(step: int, g: torch.Generator) -> torch.Tensor:
+        return (model(torch.randn(8, 40, generator=g)) - 1).pow(2).mean()
+
+    about = fit("toy", model, loss_at, Schedule(10**9, 8, 1e-2, minutes=0.005), shop)
+    assert 0 < about["steps"] < 10**6 and about["seconds"] < 10
+
+
 def test_tensors_survive_and_carry_their_facts(tmp_path):
     write_tensors(tmp_path / "x.safetensors", {"a": torch.arange(3)}, {"step": 7})
     tensors, about = read_tensors(tmp_path / "x.safetensors")

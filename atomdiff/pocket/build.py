@@ -223,7 +223,8 @@ class Build:
             "machine": _machine(self.shop.device),
             "start": bool(self.start) and stage != "decoder",
         }
-        record[stage] = about | now | ({"schedule": asdict(settings)} if settings else {})
+        told = {k: v for k, v in asdict(settings).items() if v != math.inf} if settings else {}
+        record[stage] = about | now | {"schedule": told}
         path.write_text(json.dumps(record, indent=1))
         print(stage, about, flush=True)
 
@@ -257,12 +258,13 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in STAGES:
         parser.add_argument(f"--{stage}-steps", type=int, default=getattr(default, stage).steps)
         parser.add_argument(f"--{stage}-batch", type=int, default=getattr(default, stage).batch)
+        parser.add_argument(f"--{stage}-minutes", type=float, default=math.inf, help="end it by then")
     parser.add_argument("--only", nargs="*", choices=[*STAGES, "card"], help="stages to run")
     parser.add_argument("--export", action="store_true", help="write the model as it stands and stop")
     a = parser.parse_args(arguments)
+    told = ("steps", "batch", "minutes")
     schedules = {
-        s: replace(getattr(default, s), steps=getattr(a, f"{s}_steps"), batch=getattr(a, f"{s}_batch"))
-        for s in STAGES
+        s: replace(getattr(default, s), **{name: getattr(a, f"{s}_{name}") for name in told}) for s in STAGES
     }
     mix = corpus.LARGE if a.size == corpus.LARGE.size else corpus.SMALL
     deadline = time.monotonic() + 60 * a.minutes if a.minutes else math.inf

@@ -16,14 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,8 +27,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: `steps` of `batch`; the rate rises over `warmup` steps, stays, and falls
-    to zero over the last `decay` share of the steps."""
+    """How long and how fast: `steps` of `batch`, or as many as there is time for in `minutes`; the rate rises
+    over `warmup` steps, stays, and falls to zero over the last `decay` share."""
 
     steps: int
     batch: int
@@ -44,10 +36,15 @@ class Schedule:
     warmup: int = 100
     decay: float = 0.4
     weight_decay: float = 0.01
+    minutes: float = math.inf
 
-    def rate(self, step: int) -> float:
+    def share(self, step: int, seconds: float = 0.0) -> float:
+        """How much of it is done, 1 at the end."""
+        return max(step / max(self.steps, 1), seconds / 60 / self.minutes)
+
+    def rate(self, step: int, seconds: float = 0.0) -> float:
         rise = (step + 1) / max(self.warmup, 1)
-        fall = (self.steps - step) / max(self.decay * self.steps, 1)
+        fall = (1 - self.share(step, seconds)) / max(self.decay, 1 / max(self.steps, 1))
         return self.lr * min(1.0, rise, fall)
 
 
@@ -108,55 +105,84 @@ def fit(
     name prefix to a factor on the rate. Returns {"seconds", "loss"} over all sittings of this stage; raises
     OutOfTime, its checkpoint written, where the sitting's time is over before.
     """
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = Optimiser(params, schedule.lr, schedule.weight_decay, slower or {})
-    shadow = {name: p.detach().clone() for name, p in params.items()} if ema_decay else {}
     path = shop.folder / f"{stage}.checkpoint.safetensors"
-    step, seconds, smooth = _restore(path, model, optimiser, params, shadow)
-    start, last_save, sitting = step, time.monotonic(), time.monotonic()
+    run = Run(model, Optimiser(trained(model), schedule.lr, schedule.weight_decay, slower or {}), ema_decay)
+    run.restore(path)
+    began, before, last_save = time.monotonic(), run.seconds, time.monotonic()
+    start = run.step
     model.train()
-    columns = (
-        TextColumn(f"[bold]{stage:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, refresh_per_second=0.5) as bar:
-        task = bar.add_task(stage, total=schedule.steps, completed=step, loss=smooth)
-        while step < schedule.steps:
-            loss = loss_at(step, shop.generator(stage, step))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
-            optimiser.step(schedule.rate(step))
-            step += 1
-            value = float(loss.detach())
-            smooth = value if step == 1 else 0.99 * smooth + 0.01 * value
-            if shadow:  # a short memory at first, so that the random start is forgotten
-                decay = min(ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(list(shadow.values()), [p.detach() for p in params.values()], 1 - decay)
-            bar.update(task, completed=step, loss=smooth)
-            now = time.monotonic()
-            over = now > shop.deadline and step < schedule.steps
-            if now - last_save > shop.checkpoint_seconds or step == schedule.steps or over:
-                _save(path, model, optimiser, params, shadow, step, seconds + now - sitting, smooth)
-                last_save = now
-                if not bar.console.is_terminal:  # a log file: a line now and then instead of a bar
-                    pace = (now - sitting) / (step - start)
-                    left = pace * (schedule.steps - step) / 60
-                    print(
-                        f"{stage} {step}/{schedule.steps} loss {smooth:.4f}, {pace:.2f} s/step,"
-                        f" {left:.0f} min left",
-                        flush=True,
-                    )
-            if over:
-                raise OutOfTime(f"{stage}: step {step} of {schedule.steps}")
-    for name, average in shadow.items():
-        params[name].data.copy_(average)
+    while schedule.share(run.step, run.seconds) < 1:
+        loss = loss_at(run.step, shop.generator(stage, run.step))
+        loss.backward()
+        run.advance(loss.detach(), schedule.rate(run.step, run.seconds))
+        now = time.monotonic()
+        run.seconds = before + now - began
+        done = schedule.share(run.step, run.seconds)
+        if now - last_save > shop.checkpoint_seconds or done >= 1 or now > shop.deadline:
+            run.save(path)
+            last_save, left = (
+                now,
+                (now - began) * (1 - done) / max(done - schedule.share(start, before), 1e-9),
+            )
+            pace = (now - began) / (run.step - start)
+            print(
+                f"{stage} {run.step}/{schedule.steps} loss {float(run.loss):.4f}, {pace:.3g} s/step,"
+                f" {left / 60:.0f} min left",
+                flush=True,
+            )
+        if done < 1 and now > shop.deadline:
+            raise OutOfTime(f"{stage}: step {run.step} of {schedule.steps}")
+    run.average()
     model.eval()
-    return {"seconds": seconds + time.monotonic() - sitting, "loss": smooth, "steps": step}
+    return {"seconds": run.seconds, "loss": float(run.loss), "steps": run.step}
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class Run:
+    """A model in training: its optimiser, the moving average of its weights, and how far it is."""
+
+    def __init__(self, model: nn.Module, optimiser: Optimiser, ema_decay: float):
+        self.model, self.optimiser, self.ema_decay = model, optimiser, ema_decay
+        self.params = trained(model)
+        self.shadow = {name: p.detach().clone() for name, p in self.params.items()} if ema_decay else {}
+        self.step, self.seconds, self.loss = 0, 0.0, torch.zeros(())
+
+    def advance(self, loss: Tensor, rate: float) -> None:
+        """One step along the gradients that are there; `loss` joins a moving average, on its device."""
+        torch.nn.utils.clip_grad_norm_(self.params.values(), 1.0)
+        self.optimiser.step(rate)
+        self.step += 1
+        self.loss = loss if self.step == 1 else torch.lerp(self.loss.to(loss), loss, 0.01)
+        if self.shadow:  # a short memory at first, so that the random start is forgotten
+            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+            now = [p.detach() for p in self.params.values()]
+            torch._foreach_lerp_(list(self.shadow.values()), now, 1 - decay)
+
+    def average(self) -> None:
+        """The model's weights become their moving average."""
+        for name, average in self.shadow.items():
+            self.params[name].data.copy_(average)
+
+    def save(self, path: Path) -> None:
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"optimiser.{k}": v for k, v in self.optimiser.tensors().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.shadow.items()}
+        write_tensors(path, tensors, {"step": self.step, "seconds": self.seconds, "loss": float(self.loss)})
+
+    def restore(self, path: Path) -> None:
+        if not path.exists():
+            return
+        tensors, about = read_tensors(path)
+        self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.optimiser.load({k[10:]: v for k, v in tensors.items() if k.startswith("optimiser.")})
+        for name in self.shadow:
+            self.shadow[name].copy_(tensors[f"ema.{name}"])
+        self.step, self.seconds = int(about["step"]), float(about["seconds"])
+        self.loss = torch.tensor(about["loss"])
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, object]) -> None:
@@ -172,21 +198,3 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, objec
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     with safe_open(path, "pt") as f:
         return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["about"])  # noqa: SIM118
-
-
-def _save(path, model, optimiser, params, shadow, step, seconds, loss) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"optimiser.{k}": v for k, v in optimiser.tensors().items()}
-    tensors |= {f"ema.{k}": v for k, v in shadow.items()}
-    write_tensors(path, tensors, {"step": step, "seconds": seconds, "loss": loss})
-
-
-def _restore(path, model, optimiser, params, shadow) -> tuple[int, float, float]:
-    if not path.exists():
-        return 0, 0.0, 0.0
-    tensors, about = read_tensors(path)
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    optimiser.load({k[10:]: v for k, v in tensors.items() if k.startswith("optimiser.")})
-    for name in shadow:
-        shadow[name].copy_(tensors[f"ema.{name}"])
-    return int(about["step"]), float(about["seconds"]), float(about["loss"])
