@@ -74,7 +74,9 @@ def available(base: Base, given: list[Path]) -> list[Concept]:
         if len(concepts) < 2 and all(concept.class_word != kind for concept in concepts):
             print(f"training on assets/{kind}, some minutes")
             out = f"outputs/clash/{kind}"
-            concepts.append(atomdiff.train(f"assets/{kind}", out=out, base=base, timeline_steps=0))
+            concepts.append(
+                atomdiff.train(f"assets/{kind}", out=out, base=base, timeline_steps=0, overwrite=True)
+            )
     return concepts
 
 

@@ -48,7 +48,9 @@ def given(file: Path | None, base: Base) -> Concept:
     concept = made_for(base, [file or OUT / "dog.safetensors"])
     if file is None and (concept is None or concept.precision != "fp32"):
         print("training on assets/dog, some minutes; kept in", OUT)
-        return atomdiff.train("assets/dog", out=OUT, base=base, precision="fp32", timeline_steps=0)
+        return atomdiff.train(
+            "assets/dog", out=OUT, base=base, precision="fp32", timeline_steps=0, overwrite=True
+        )
     if concept is None:
         raise ConceptError(f"{str(file)!r} is no concept of this pocket model: train it anew.")
     if concept.precision != "fp32":

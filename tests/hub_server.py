@@ -152,6 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.repos[name] = Repo(private, [{".gitattributes": b"*.safetensors filter=lfs\n"}])
         return self._json({"url": f"{self.server.url}/{name}", "name": name})
 
+    def whoami(self, body: bytes) -> None:
+        if self._user() is None:
+            raise _Refused(401, "", "Invalid username or password.")
+        self._json({"type": "user", "name": self._user()})
+
     def validate(self, body: bytes) -> None:
         _, front, _ = json.loads(body)["content"].split("---\n", 2)
         try:
@@ -226,10 +231,11 @@ NAME = r"([\w.-]+/[\w.-]+)"
 ROUTES = {
     r"POST /api/repos/create": _Handler.create,
     r"POST /api/validate-yaml": _Handler.validate,
-    rf"GET /api/models/{NAME}(?:/revision/(.+))?": _Handler.info,
+    r"GET /api/whoami-v2": _Handler.whoami,
+    rf"GET /api/(?:models|datasets)/{NAME}(?:/revision/(.+))?": _Handler.info,
     rf"POST /api/models/{NAME}/preupload/main": _Handler.preupload,
     rf"POST /{NAME}\.git/info/lfs/objects/batch": _Handler.batch,
     r"PUT /lfs/([0-9a-f]{64})": _Handler.upload,
     rf"POST /api/models/{NAME}/commit/main": _Handler.commit,
-    rf"(?:GET|HEAD) /{NAME}/resolve/([^/]+)/(.+)": _Handler.resolve,
+    rf"(?:GET|HEAD) /(?:datasets/)?{NAME}/resolve/([^/]+)/(.+)": _Handler.resolve,
 }

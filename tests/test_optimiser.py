@@ -1,11 +1,26 @@
-"""The optimiser's parts: schedules, moments as data, the mean over the last steps."""
+"""The optimiser and its parts: schedules, moments as data, means over the steps."""
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
-from atomdiff.training.optimiser import LastMean, moments_of, rate_factor, set_moments
+from atomdiff.errors import SettingsError
+from atomdiff.training.optimiser import (
+    LastMean,
+    MovingMean,
+    moments_of,
+    optimiser_for,
+    rate_factor,
+    schedule_free_mean,
+    set_moments,
+    set_rates,
+)
+from atomdiff.training.settings import TrainingSettings
 
 
 def test_rate_schedules_are_those_of_diffusers():
@@ -59,3 +74,89 @@ def test_the_mean_is_that_of_the_last_steps_wherever_it_is_taken_up_again(share,
     last = values[-max(1, round(share * total)) :]
     torch.testing.assert_close(kept.means["a"], torch.stack(last).mean(0))
     assert torch.equal(kept.means["a"], resumed.means["a"])
+
+
+# --------------------------------------------------------------------------- optimisers by name
+
+
+class _Layer:
+    """What `optimiser_for` asks of an attached layer."""
+
+    def __init__(self, parameter):
+        self.family = SimpleNamespace(trained=lambda: {"a": parameter})
+
+
+def made(name, **settings):
+    """An optimiser by name on one linear layer and one vector, and the parameters."""
+    trained = {key: torch.nn.Parameter(torch.zeros(4)) for key in ("layer", "#token")}
+    attached = SimpleNamespace(layers={"layer": _Layer(trained["layer"])})
+    chosen = TrainingSettings(
+        optimizer=name,
+        **{"learning_rate": 1.0, "linear_learning_rate": 0.1, "token_learning_rate": 0.2} | settings,
+    )
+    return optimiser_for(chosen, attached, [trained["#token"]], 1), trained, chosen
+
+
+def stepped(optimiser, trained, settings, steps, start=0):
+    """Towards (1, 2, 3, 4) by gradients of (p - target)² / 2 plus a little that depends on the step."""
+    for step in range(start, start + steps):
+        set_rates(optimiser, settings, step, 40)
+        for parameter in trained.values():
+            parameter.grad = parameter.detach() - torch.arange(1.0, 5.0) + 0.01 * step
+        optimiser.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "prodigy", "schedulefree"])
+def test_every_optimiser_goes_on_from_its_state_bit_for_bit(name):
+    whole, trained, settings = made(name, adam_weight_decay=0.01)
+    stepped(whole, trained, settings, 7)
+    state = {key: value.clone() for key, value in moments_of(whole, trained).items()}
+    kept = {key: parameter.detach().clone() for key, parameter in trained.items()}
+    stepped(whole, trained, settings, 6, start=7)
+    resumed, again, _ = made(name, adam_weight_decay=0.01)
+    with torch.no_grad():
+        for key, parameter in again.items():
+            parameter.copy_(kept[key])
+    set_moments(resumed, again, load(save(state)))
+    stepped(resumed, again, settings, 6, start=7)
+    assert all(torch.equal(again[key], trained[key]) for key in trained)
+    other, theirs = moments_of(resumed, again), moments_of(whole, trained)
+    assert all(torch.equal(other[key], theirs[key]) for key in theirs)
+
+
+def test_prodigy_finds_a_rate_and_tells_it():
+    prodigy, trained, settings = made("prodigy", lr_scheduler="constant")
+    before = set_rates(prodigy, settings, 1, 40)
+    stepped(prodigy, trained, settings, 80)
+    assert set_rates(prodigy, settings, 1, 40) > 10 * before
+    assert {group["lr"] for group in prodigy.param_groups} == {prodigy.param_groups[0]["lr"]}
+
+
+def test_the_schedule_free_mean_is_what_its_own_eval_gives_and_changes_nothing():
+    free, trained, settings = made("schedulefree")
+    assert schedule_free_mean(free, trained) == {}
+    stepped(free, trained, settings, 5)
+    before = {key: parameter.detach().clone() for key, parameter in trained.items()}
+    means = schedule_free_mean(free, trained)
+    assert all(torch.equal(trained[key], before[key]) for key in trained)
+    free.eval()
+    for key, parameter in trained.items():
+        torch.testing.assert_close(means[key], parameter.detach())
+        assert not torch.equal(means[key], before[key])
+
+
+def test_the_moving_mean_follows_slowly_and_starts_where_the_numbers_are():
+    moving, parameter = MovingMean(0.5), torch.nn.Parameter(torch.tensor([4.0]))
+    moving.count({"a": parameter}, 1)
+    assert moving.means["a"].item() == 4.0
+    parameter.data.fill_(8.0)
+    moving.count({"a": parameter}, 2)
+    assert moving.means["a"].item() == pytest.approx(4.0 * 3 / 12 + 8.0 * 9 / 12)
+    moving.count({"a": parameter}, 100)
+    assert moving.means["a"].item() == pytest.approx(7.0 / 2 + 8.0 / 2)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(SettingsError, match=r"needs the package prodigyopt.* install atomdiff\[optimizers\]"):
+        made("prodigy")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import re
 import runpy
@@ -13,19 +14,23 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from other_trainers import DIFFUSERS, KOHYA
 from PIL import Image
+from test_hub import hub  # noqa: F401
 
+from atomdiff.cli.train_flags import GROUPS
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import Interrupted
+from atomdiff.training import start
 from atomdiff.training.accelerate_launch import Launch, adds_traceback, plan
 from atomdiff.training.flag_aliases import FLAG_ALIASES
-from atomdiff.training.run import train
+from atomdiff.training.run import fit, train
 from atomdiff.training.settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train_dreambooth_atoms.py"
 script = runpy.run_path(str(SCRIPT), run_name="script")
-main = script["main"]
+main, build_parser = script["main"], script["build_parser"]
 SMALL = {
     "max_train_steps": 100,
     "train_batch_size": 1,
@@ -78,17 +83,87 @@ def test_misspelt_and_wrong_flags_are_refused(refused):
     assert "name their folder with --instance_dir" in refused()
 
 
-def test_flags_of_other_trainers_are_answered(refused):
+@pytest.mark.parametrize("flag", sorted({*DIFFUSERS, *KOHYA}))
+def test_every_flag_of_other_trainers_is_taken_or_answered(flag):
+    flags = build_parser()._option_string_actions
+    assert (f"--{flag}" in flags) != (f"--{flag}" in FLAG_ALIASES)
+    page = (ROOT / "docs/training.md").read_text("utf-8")
+    assert f"--{flag}" in flags or f"`--{flag}`" in page
+
+
+def test_flags_of_other_trainers_are_answered_with_what_there_is(refused):
     assert refused("--instance_dir", "dog", "--rank=4") == (
         "error: there is no flag --rank: how much is trained is one choice, --recipe. "
         "--help lists all flags.\n"
     )
-    flags = set(script["build_parser"]()._option_string_actions)
+    flags = set(build_parser()._option_string_actions)
     assert not flags & FLAG_ALIASES.keys()
     told = {word for answer in FLAG_ALIASES.values() for word in re.findall(r"--\w[\w-]*", answer)}
     assert told <= flags
-    page = (ROOT / "docs/training.md").read_text()
-    assert [flag for flag in FLAG_ALIASES if f"`{flag}`" not in page] == []
+
+
+def test_settings_from_a_file_give_way_to_flags_and_are_printed_back(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text('instance_dir = "dog"\nseed = 3\nresolution = 128\n')
+    main(
+        ["--config", str(tmp_path / "a.toml"), "--seed", "4", "--optimizer_type", "Prodigy", "--print_config"]
+    )
+    printed = capsys.readouterr().out
+    for line in ('instance_data_dir = "dog"', "seed = 4", "resolution = 128", 'optimizer = "prodigy"'):
+        assert f"\n{line}\n" in printed
+    (tmp_path / "b.toml").write_text(printed)
+    main(["--config", str(tmp_path / "b.toml"), "--print_config"])
+    assert capsys.readouterr().out == printed
+
+
+def test_several_subjects_are_trained_one_after_another_on_one_base(
+    tiny_folder, tmp_path, monkeypatch, capfd
+):
+    loaded, load = [], start.load_base
+    monkeypatch.setattr(start, "load_base", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    for name in ("dog", "cat"):
+        tiny_models.save_pictures(tmp_path / name, 1, 64, 64)
+    entries = [{"instance_data_dir": "dog"}, {"instance_data_dir": "cat", "max_train_steps": 2}]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    small = {key: value for key, value in SMALL.items() if key != "with_prior_preservation"}
+    small |= {"max_train_steps": 1, "timeline_steps": 0, "checkpointing_steps": 0}
+    flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    flags += ["--no_prior", "--base", str(tiny_folder("sd1")), "--output_dir", str(tmp_path / "out")]
+    main(["--concepts_list", str(tmp_path / "list.json"), *flags])
+    assert len(loaded) == 1
+    concepts = [Concept.load(tmp_path / "out" / name / f"{name}.safetensors") for name in ("dog", "cat")]
+    assert [(c.name, c.class_word, c.training["steps"]) for c in concepts] == [
+        ("dog", "dog", 1), ("cat", "cat", 2),
+    ]  # fmt: skip
+    main(["--concepts_list", str(tmp_path / "list.json"), *flags])
+    assert (tmp_path / "out" / "dog" / "dog-2.safetensors").is_file()
+    assert "There is a finished 'cat' in" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_a_finished_concept_goes_to_the_hub_and_is_kept_where_it_does_not(
+    hub,  # noqa: F811
+    folder,
+    tiny_folder,
+    tmp_path,
+    refused,
+    monkeypatch,
+    capsys,
+):
+    small = SMALL | {"max_train_steps": 1, "timeline_steps": 0, "checkpointing_steps": 0}
+    del small["with_prior_preservation"]
+    flags = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    flags += ["--no_prior", "--base", str(tiny_folder("sd1")), "--instance_dir", str(folder), "--push_to_hub"]
+    assert "--push_to_hub needs a token of your account" in refused(*flags, "--output_dir", tmp_path / "none")
+    assert not (tmp_path / "none").exists()  # asked before anything is done
+    monkeypatch.setenv("HF_TOKEN", "hf_ada")
+    main([*flags, "--output_dir", str(tmp_path / "out"), "--hub_private"])
+    assert hub.repos["ada/dog"].private and "dog.safetensors" in hub.repos["ada/dog"].commits[-1]
+    main([*flags, "--output_dir", str(tmp_path / "out"), "--hub_model_id", "bob/dog"])
+    told = capsys.readouterr().err
+    assert f"On the hub: {hub.url}/ada/dog" in told
+    kept = tmp_path / "out" / "dog-2.safetensors"
+    assert "does not let you write to 'bob/dog'" in told and f"The concept is in '{kept}'" in told
+    assert kept.is_file()
 
 
 def test_bad_input_is_one_sentence(refused, tmp_path, folder):
@@ -107,7 +182,7 @@ def test_what_the_system_refuses_is_one_sentence(refused, folder, monkeypatch):
     def locked(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "/locked/dog")
 
-    monkeypatch.setattr("atomdiff.training.run.find_checkpoint", locked)
+    monkeypatch.setattr("atomdiff.training.start.find_checkpoint", locked)
     assert refused("--instance_dir", folder, "--resume_from_checkpoint", "latest") == (
         "error: '/locked/dog' cannot be used: Permission denied; check the path, its permissions and the "
         "free space, or choose another.\n"
@@ -116,7 +191,7 @@ def test_what_the_system_refuses_is_one_sentence(refused, folder, monkeypatch):
     def defect(*_):
         raise OSError("a library's own")
 
-    monkeypatch.setattr("atomdiff.training.run.find_checkpoint", defect)
+    monkeypatch.setattr("atomdiff.training.start.find_checkpoint", defect)
     with pytest.raises(OSError, match="a library's own"):
         main(["--instance_dir", str(folder), "--resume_from_checkpoint", "latest"])
 
@@ -138,7 +213,7 @@ def test_diffusers_flag_names_are_taken(refused, folder):
 
 @pytest.mark.parametrize("stopped", [Interrupted("Stopped after step 3 of 9."), KeyboardInterrupt()])
 def test_a_stopped_run_exits_with_130(stopped, monkeypatch, capsys):
-    def fit(settings, reporter):
+    def fit(settings, reporter, base):
         raise stopped
 
     monkeypatch.setattr("atomdiff.training.run.fit", fit)
@@ -157,8 +232,7 @@ def test_help_lists_every_flag_with_its_default(capsys):
     assert "--instance_dir" in text
     assert "(default: cosine)" in text and "(default: by base and" in " ".join(text.split())
     assert text.index("saving, resuming") < text.index("--resume_from_checkpoint")
-    headings = runpy.run_path(str(SCRIPT), run_name="script")["GROUPS"]
-    assert set(headings) < {item.name for item in dataclasses.fields(TrainingSettings)}
+    assert set(GROUPS) < {item.name for item in dataclasses.fields(TrainingSettings)}
 
 
 def test_the_launchers_own_traceback_is_explained(refused, tmp_path, monkeypatch):
@@ -179,7 +253,7 @@ def test_the_launchers_own_traceback_is_explained(refused, tmp_path, monkeypatch
 def test_sigterm_before_the_first_step_is_one_sentence(folder, tiny_folder, tmp_path):
     """The script sends it to itself while the base is being loaded."""
     program = (
-        "import os, signal, sys, runpy, atomdiff.training.run as training\n"
+        "import os, signal, sys, runpy, atomdiff.training.start as training\n"
         f"sys.argv = ['train.py', '--instance_dir', {str(folder)!r}, '--output_dir', {str(tmp_path)!r}]\n"
         "training.load_base = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
@@ -241,6 +315,39 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(folder, tiny_folder
     for name, values in one.atoms.items():
         assert float(values.abs().max()) > 0
         torch.testing.assert_close(two.atoms[name], values, rtol=1e-3, atol=1e-7)
+
+
+def test_a_killed_process_ends_the_others_clearly_and_the_run_goes_on(folder, tiny_folder, tmp_path):
+    """Process 1 of 2 is killed after step 3; a state is kept every step, and one process of twice the batch
+    goes on from it."""
+    settings = {"instance_data_dir": str(folder), "output_dir": str(tmp_path / "out"), "max_train_steps": 5}
+    settings |= SMALL | {"base": str(tiny_folder("sd1")), "checkpointing_steps": 1, "max_train_steps": 5}
+    program = (
+        "import os, signal, sys\n"
+        "from atomdiff.errors import AtomdiffError\n"
+        "from atomdiff.training.run import fit\n"
+        "from atomdiff.training.settings import TrainingSettings\n"
+        "def kill(run):\n"
+        "    if os.environ['RANK'] == '1' and run.done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"try: fit(TrainingSettings(**{settings!r}), between=kill)\n"
+        "except AtomdiffError as error: sys.exit(f'error: {error}')\n"
+    )
+    runner = (
+        "import sys\nfrom atomdiff.training.accelerate_launch import Launch, run_all\n"
+        f"sys.exit(run_all(Launch(2, 1), [sys.executable, '-c', {program!r}]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", runner], env=environment() | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("The exchange with the other processes broke off; one of them ended.") == 1
+    assert (tmp_path / "out" / "checkpoint-3").is_dir() and not (
+        tmp_path / "out" / "dog.safetensors"
+    ).exists()
+    settings |= {"train_batch_size": 2, "resume_from_checkpoint": "latest"}
+    concept = fit(TrainingSettings(**settings))
+    assert concept.training["steps"] == 5
 
 
 def class_pictures(parent: Path) -> Path:

@@ -182,12 +182,91 @@ def test_validation_pictures_are_drawn_and_kept(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training.draw, "draw", draw)
     prompt = "a sks dog in the snow"
     validated, heard = run(validation_prompt=prompt, validation_steps=2, num_validation_images=2)
-    assert asked == [(prompt, 0, False, "Conv2d", 1)] * 2
+    assert asked == [([prompt], 0, False, "Conv2d", 1)] * 2
     assert [len(record.pictures) for record in heard.records] == [0, 2, 2]
     assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == [
-        f"step-00000{step}-{i}.png" for step in (2, 3) for i in (0, 1)
+        f"step-00000{step}{end}.png" for step in (2, 3) for end in ("-0", "-1", "")
     ]
     assert same(validated, run()[0])  # looking changes nothing
+
+
+def test_several_validation_prompts_are_drawn_on_one_sheet(run, tmp_path, monkeypatch):
+    asked = []
+
+    def draw(base, prompts, **options):
+        asked.append(prompts)
+        return [Image.new("RGB", (64, 64), (40 * i, 9, 9)) for i in range(len(prompts) * options["count"])]
+
+    monkeypatch.setattr(training.draw, "draw", draw)
+    prompts = ("a sks dog", "a sks dog in space")
+    run(validation_prompts=prompts, num_validation_images=2, max_train_steps=1, report_to="tensorboard")
+    assert asked == [list(prompts)]
+    names = sorted(path.name for path in (tmp_path / "out" / "validation").iterdir())
+    assert names == [*(f"step-000001-{i}.png" for i in range(4)), "step-000001.png"]
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "schedulefree"])
+def test_other_optimisers_and_the_moving_mean_resume_bit_for_bit(run, optimizer):
+    mean = {"ema_decay": 0.9} if optimizer == "prodigy" else {}
+    settings = {"max_train_steps": 4, "optimizer": optimizer, "token_learning_rate": 1e-3} | mean
+    whole, heard = run(**settings)
+    assert all(record.learning_rate > 0 for record in heard.records)
+    assert all(float(values.abs().max()) > 0 for values in whole.atoms.values())
+    first = Recorder()
+    with pytest.raises(Interrupted):
+        run(**settings, recorder=first, stop=lambda: len(first.records) == 1)
+    resumed, _ = run(**settings, resume_from_checkpoint="latest")
+    assert same(whole, resumed)
+
+
+def test_a_base_is_trained_with_another_autoencoder_and_noise_schedule(tiny_folder, folders, tmp_path):
+    heard = Recorder()
+    train(
+        folders[0], tmp_path / "out", tiny_folder("sd2"), reporter=heard,
+        pretrained_vae_model_name_or_path=str(tiny_folder("sd1", 1)),
+        zero_terminal_snr=True, max_train_steps=1, num_atoms=4, conv_layers="conv_out",
+        with_prior_preservation=False,
+    )  # fmt: skip
+    assert math.isfinite(heard.records[0].loss)
+
+
+def test_a_second_run_leaves_a_finished_concept_alone_unless_it_may_overwrite(run, tmp_path):
+    few = {"max_train_steps": 1, "num_atoms": 4, "timeline_steps": 1}
+    run(**few)
+    first = (tmp_path / "out" / "dog.safetensors").read_bytes()
+    second, heard = run(**few, seed=1)
+    assert (tmp_path / "out" / "dog.safetensors").read_bytes() == first
+    assert second.name == "dog-2" and Concept.load(tmp_path / "out" / "dog-2.safetensors").name == "dog-2"
+    assert (tmp_path / "out" / "dog-2.timeline.safetensors").is_file()
+    assert any("so this one is called 'dog-2'; --overwrite would replace it" in n for n in heard.notices)
+    run(**few | {"max_train_steps": 2}, seed=1, resume_from_checkpoint="latest")  # goes on as dog-2
+    assert Concept.load(tmp_path / "out" / "dog-2.safetensors").training["steps"] == 2
+    assert (tmp_path / "out" / "dog.safetensors").read_bytes() == first
+    third, _ = run(**few, seed=1, overwrite=True)
+    assert third.name == "dog" and (tmp_path / "out" / "dog.safetensors").read_bytes() != first
+
+
+def test_too_little_memory_is_one_sentence_with_the_state_kept(run, tmp_path, monkeypatch):
+    calls = []
+
+    def tight(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return diffusion_loss(*args, **options)
+
+    whole, _ = run(max_train_steps=4, num_atoms=4)
+    monkeypatch.setattr(loop, "diffusion_loss", tight)
+    with pytest.raises(TrainingError) as caught:
+        run(max_train_steps=4, num_atoms=4)
+    assert str(caught.value) == (
+        "The GPU's memory is too small for step 3; try --gradient_checkpointing, --train_batch_size 1 "
+        "--gradient_accumulation_steps 2 or --mixed_precision bf16. The state before it is kept in "
+        f"'{tmp_path / 'out' / 'checkpoint-2'}'; --resume_from_checkpoint latest goes on."
+    )
+    monkeypatch.setattr(loop, "diffusion_loss", diffusion_loss)
+    resumed, _ = run(max_train_steps=4, num_atoms=4, resume_from_checkpoint="latest", adam_epsilon=1e-8)
+    assert same(whole, resumed)
 
 
 def test_tensorboard(run, tmp_path):

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.full_size import original_names
+
 KINDS = ("sd1", "sd2", "sdxl")
 WIDTH = 32  # of every text encoder
 
@@ -185,9 +187,9 @@ def save_single_file(pipe: Any, path: Path) -> Path:
     """The pipeline's weights under the names of the original checkpoints (SD 1.x layout)."""
     state: dict[str, Tensor] = {}
     for name, weight in pipe.unet.state_dict().items():
-        state["model.diffusion_model." + _original_unet_name(name, pipe.unet.config)] = weight
+        state["model.diffusion_model." + original_names.unet_name(name, pipe.unet.config)] = weight
     for name, weight in pipe.vae.state_dict().items():
-        original = _original_vae_name(name, len(pipe.vae.config.block_out_channels))
+        original = original_names.vae_name(name, len(pipe.vae.config.block_out_channels))
         as_conv = original.startswith(("encoder.mid.attn", "decoder.mid.attn")) and weight.ndim == 2
         state["first_stage_model." + original] = weight[:, :, None, None] if as_conv else weight
     for name, weight in pipe.text_encoder.state_dict().items():
@@ -195,75 +197,3 @@ def save_single_file(pipe: Any, path: Path) -> Path:
         state[f"cond_stage_model.transformer.{prefix}{name}"] = weight
     save_file({name: weight.contiguous() for name, weight in state.items()}, path)
     return path
-
-
-_FIXED = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def _original_unet_name(name: str, config: Any) -> str:
-    """`down_blocks.0.resnets.0.conv1.weight` -> `input_blocks.1.0.in_layers.2.weight`, and so on."""
-    for ours, theirs in _FIXED.items():
-        if name.startswith(ours + "."):
-            return theirs + name[len(ours) :]
-    place, _, rest = name.partition(".")
-    per_level = config.layers_per_block + 1
-    if place == "mid_block":
-        kind, index, tail = rest.split(".", 2)
-        slot = 1 if kind == "attentions" else 2 * int(index)
-        return f"middle_block.{slot}." + (tail if kind == "attentions" else _resnet(tail))
-    level_text, kind, index, tail = rest.split(".", 3)
-    level = int(level_text)
-    if place == "down_blocks":
-        if kind == "downsamplers":  # tail: "conv.weight"
-            return f"input_blocks.{per_level * (level + 1)}.0.op.{tail.split('.')[1]}"
-        block = f"input_blocks.{1 + per_level * level + int(index)}"
-    elif kind == "upsamplers":
-        has_attention = "CrossAttn" in config.up_block_types[level]
-        return f"output_blocks.{per_level * (level + 1) - 1}.{1 + has_attention}.{tail}"
-    else:
-        block = f"output_blocks.{per_level * level + int(index)}"
-    return f"{block}.1.{tail}" if kind == "attentions" else f"{block}.0.{_resnet(tail)}"
-
-
-def _resnet(tail: str) -> str:
-    part, end = tail.rsplit(".", 1)
-    return f"{_RESNET[part]}.{end}"
-
-
-def _original_vae_name(name: str, levels: int) -> str:
-    """`decoder.up_blocks.0.resnets.1.conv1.weight` -> `decoder.up.3.block.1.conv1.weight`, and so on."""
-    for ours, theirs in (
-        ("mid_block.resnets.0", "mid.block_1"),
-        ("mid_block.resnets.1", "mid.block_2"),
-        ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
-        ("mid_block.attentions.0.to_q", "mid.attn_1.q"),
-        ("mid_block.attentions.0.to_k", "mid.attn_1.k"),
-        ("mid_block.attentions.0.to_v", "mid.attn_1.v"),
-        ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
-        ("downsamplers.0", "downsample"),
-        ("upsamplers.0", "upsample"),
-        ("resnets.", "block."),
-        ("conv_shortcut", "nin_shortcut"),
-        ("conv_norm_out", "norm_out"),
-        ("down_blocks.", "down."),
-    ):
-        name = name.replace(ours, theirs)
-    if ".up_blocks." in name:
-        head, tail = name.split(".up_blocks.")
-        level, rest = tail.split(".", 1)
-        name = f"{head}.up.{levels - 1 - int(level)}.{rest}"
-    return name

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.base import architectures
+from atomdiff.base import architectures, overrides
 from atomdiff.errors import BaseError
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ XL_PARTS = ("unet", "vae", "scheduler", "tokenizer", "text_encoder", "tokenizer_
 SD_PARTS = XL_PARTS[:5]
 
 
-def from_folder(folder: Path, dtype: torch.dtype, ref: str) -> Any:
-    """The pipeline in a diffusers folder; `ref` is what the user called it. Raises BaseError."""
+def from_folder(folder: Path, dtype: torch.dtype, ref: str, variant: str | None = None, **given: Any) -> Any:
+    """The pipeline in a diffusers folder; `ref` is what the user called it, `given` are parts that are loaded
+    already. Raises BaseError."""
     index = _read_index(folder, ref)
     parts = check_kind(index, ref)
     missing = missing_weights(folder, parts)
@@ -42,15 +43,19 @@ def from_folder(folder: Path, dtype: torch.dtype, ref: str) -> Any:
         raise BaseError(
             f"The weights {missing}/*.safetensors of the base {ref!r} {why}: {remedy}, or {GO_ON}."
         )
-    half = all(".fp16" in file.name for file in (folder / "unet").glob("*.safetensors"))
-    options = {"variant": "fp16"} if half else {}
+    files = [file.name for file in (folder / "unet").glob("*.safetensors")]
+    if variant and not any(f".{variant}." in name for name in files):
+        found = ", ".join(sorted(files))
+        raise BaseError(f"The base {ref!r} has no variant {variant!r}: its UNet is there as {found}.")
+    if variant is None and all(".fp16" in name for name in files):
+        variant = "fp16"
+    options: dict[str, Any] = {"variant": variant} if variant else {}
+    options |= _in(dtype) | {"use_safetensors": True, "local_files_only": True}
     with quiet(), _as_base_error(ref):
-        return _pipeline_class(parts).from_pretrained(
-            folder, **_in(dtype), use_safetensors=True, local_files_only=True, **options, **_leave_out(parts)
-        )
+        return _pipeline_class(parts).from_pretrained(folder, **options, **(_leave_out(parts) | given))
 
 
-def from_file(file: Path, dtype: torch.dtype, ref: str) -> Any:
+def from_file(file: Path, dtype: torch.dtype, ref: str, **given: Any) -> Any:
     """The pipeline in a single .safetensors checkpoint of the original layout. Raises BaseError.
 
     Such a file holds weights only. The configuration and the tokenizer are taken from a diffusers folder
@@ -69,11 +74,10 @@ def from_file(file: Path, dtype: torch.dtype, ref: str) -> Any:
     ]
     config = str(beside[0]) if beside else _default_config(family, file)
     with quiet(), _as_base_error(ref, _CONFIG_HINT.format(name=file.stem)):
-        pipe = _pipeline_class(parts).from_single_file(
-            str(file), config=config, local_files_only=bool(beside), **_in(dtype), **_leave_out(parts)
-        )
-        if "v_pred" in shapes:  # the marker that v-prediction fine-tunes of SDXL carry
-            pipe.scheduler.register_to_config(prediction_type="v_prediction")
+        options = _in(dtype) | {"config": config, "local_files_only": bool(beside)}
+        pipe = _pipeline_class(parts).from_single_file(str(file), **options, **(_leave_out(parts) | given))
+        # the markers that v-prediction fine-tunes of SDXL carry
+        overrides.reschedule(pipe, "v_prediction" if "v_pred" in shapes else None, "ztsnr" in shapes, ref)
         return pipe
 
 
@@ -85,10 +89,17 @@ def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {"torch_dtype" if old else "dtype": dtype}
 
 
-def from_hub(repo: str, dtype: torch.dtype, ref: str) -> Any:
+def from_hub(
+    repo: str,
+    dtype: torch.dtype,
+    ref: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    **given: Any,
+) -> Any:
     """The pipeline of a hub repository: from the local cache if it is there, else downloaded."""
-    folder = _cached_folder(repo, ref) or _download(repo, dtype, ref)
-    return from_folder(folder, dtype, ref)
+    folder = _cached_folder(repo, ref, revision) or _download(repo, dtype, ref, revision, variant)
+    return from_folder(folder, dtype, ref, variant, **given)
 
 
 def check_kind(index: dict[str, Any], ref: str) -> tuple[str, ...]:
@@ -220,18 +231,18 @@ def _default_config(family: str, file: Path) -> str:
     return architectures.ARCHITECTURES[family].repository
 
 
-def _cached_folder(repo: str, ref: str) -> Path | None:
+def _cached_folder(repo: str, ref: str, revision: str | None) -> Path | None:
     """The repository's snapshot in the local cache, if it is complete; no network is touched."""
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(repo, "model_index.json")
+    index = try_to_load_from_cache(repo, "model_index.json", revision=revision)
     if not isinstance(index, str):
         return None
     folder = Path(index).parent
     return None if missing_weights(folder, check_kind(_read_index(folder, ref), ref)) else folder
 
 
-def _download(repo: str, dtype: torch.dtype, ref: str) -> Path:
+def _download(repo: str, dtype: torch.dtype, ref: str, revision: str | None, variant: str | None) -> Path:
     """Downloads what is needed, in fp16 where that is what will be used; looks at the small index first."""
     import torch
     from diffusers import DiffusionPipeline
@@ -239,12 +250,12 @@ def _download(repo: str, dtype: torch.dtype, ref: str) -> Path:
 
     try:
         with quiet():
-            index = hf_hub_download(repo, "model_index.json")
+            index = hf_hub_download(repo, "model_index.json", revision=revision)
         parts = check_kind(_read_index(Path(index).parent, ref), ref)
         variants = (None, "fp16") if dtype == torch.float32 else ("fp16", None)
-        for variant in variants:
+        for kind in (variant,) if variant else variants:
             with contextlib.suppress(ValueError, EnvironmentError):
-                options = {"variant": variant} if variant else {}
+                options: dict[str, Any] = {"variant": kind, "revision": revision}
                 left_out = dict.fromkeys(UNUSED_PARTS)
                 folder = DiffusionPipeline.download(repo, use_safetensors=True, **options, **left_out)
                 if not missing_weights(Path(folder), parts):
@@ -263,6 +274,8 @@ def _download(repo: str, dtype: torch.dtype, ref: str) -> Path:
             f"The base {ref!r} is not on this machine and the hub cannot be reached: go online once to "
             f"download it, or {GO_ON}."
         ) from error
+    except errors.RevisionNotFoundError as error:
+        raise BaseError(f"The hub model {repo!r} has no revision {revision!r}: check --revision.") from error
     except errors.EntryNotFoundError as error:
         raise BaseError(
             f"The hub model {repo!r} is not in diffusers' layout (it has no model_index.json): {GO_ON}."

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from atomdiff.base import architectures, loading
+from atomdiff.base import architectures, loading, overrides
 from atomdiff.base.architectures import ALIASES
 from atomdiff.concept.passport import BasePassport, Match, passport_of
 from atomdiff.errors import BaseError, SettingsError
@@ -93,8 +93,22 @@ class Base:
         return self.unet.dtype
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which of several versions of a base is loaded, and what its files do not say."""
+
+    revision: str = ""  # branch, tag or commit on the hub
+    variant: str = ""  # of the files, fp16 say
+    vae: str = ""  # another autoencoder: folder, .safetensors file or hub id
+    prediction_type: str | None = None
+    zero_terminal_snr: bool = False
+
+
 def load_base(
-    ref: str = "pocket", dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    ref: str = "pocket",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    choice: Choice | None = None,
 ) -> Base:
     """Loads `pocket`, `sd15`, `sd21`, `sdxl`, a diffusers folder, a .safetensors checkpoint or a hub id.
 
@@ -104,8 +118,9 @@ def load_base(
     """
     import torch
 
-    target = _device(device)
-    pipe, name = _load_pipeline(str(ref), dtype or torch.float32)
+    target, choice = _device(device), choice or Choice()
+    pipe, name = _load_pipeline(str(ref), dtype or torch.float32, choice)
+    overrides.reschedule(pipe, choice.prediction_type, choice.zero_terminal_snr, str(ref))
     _check_parts(pipe, str(ref))
     for part in loading.MODEL_PARTS:
         model = getattr(pipe, part, None)
@@ -172,20 +187,22 @@ def added_conditions(
     return {"text_embeds": embeds.pooled, "time_ids": time_ids.repeat(len(embeds.pooled), 1)}
 
 
-def _load_pipeline(ref: str, dtype: torch.dtype) -> tuple[Any, str]:
+def _load_pipeline(ref: str, dtype: torch.dtype, choice: Choice) -> tuple[Any, str]:
     """The pipeline that `ref` names, and the name under which others can ask for it too (no private path)."""
+    parts = {"vae": overrides.autoencoder(choice.vae, dtype)} if choice.vae else {}
     if ref == "pocket":
-        return loading.from_folder(_pocket(), dtype, ref), ref
+        return loading.from_folder(_pocket(), dtype, ref, **parts), ref
+    chosen = {"revision": choice.revision or None, "variant": choice.variant or None}
     if ref in ALIASES:
-        return loading.from_hub(ALIASES[ref].repository, dtype, ref), ref
+        return loading.from_hub(ALIASES[ref].repository, dtype, ref, **chosen, **parts), ref
     path = Path(ref).expanduser()
     if path.is_dir():
-        return loading.from_folder(path, dtype, ref), path.resolve().name
+        return loading.from_folder(path, dtype, ref, choice.variant or None, **parts), path.resolve().name
     if path.is_file():
-        return loading.from_file(path, dtype, ref), path.name
+        return loading.from_file(path, dtype, ref, **parts), path.name
     looks_local = ref.startswith((".", "/", "~")) or "\\" in ref or path.suffix in (".safetensors", ".ckpt")
     if loading.HUB_ID.fullmatch(ref) and not looks_local:
-        return loading.from_hub(ref, dtype, ref), ref
+        return loading.from_hub(ref, dtype, ref, **chosen, **parts), ref
     known = ", ".join(ALIASES)
     raise BaseError(
         f"There is no base {ref!r}: it is none of {known}, no folder and no file here, and no hub id of the "
@@ -208,6 +225,8 @@ def _pocket() -> Path:
 def _check_parts(pipe: Any, ref: str) -> None:
     """Refuses what loads but cannot be tuned or drawn with."""
     latents = pipe.vae.config.latent_channels
+    if 2 ** (len(pipe.vae.config.block_out_channels) - 1) != pipe.vae_scale_factor:
+        raise BaseError(f"The autoencoder is not one for the base {ref!r}: give one of the same family.")
     if pipe.unet.config.in_channels != latents:
         raise loading._wrong_channels(ref, pipe.unet.config.in_channels)
     prediction = pipe.scheduler.config.get("prediction_type", "flow matching")

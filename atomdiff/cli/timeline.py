@@ -30,6 +30,13 @@ def show_timeline(
         str | None, typer.Option(help="Of that concept: fp32, fp16, int8 or int4; by default as training's.")
     ] = None,
     draw: Annotated[str | None, typer.Option(metavar="PROMPT", help="Draw the same seeds along it.")] = None,
+    best: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Propose a step, by likeness to the photographs in FOLDER."),
+    ] = None,
+    tower: Annotated[
+        Path | None, typer.Option(help="Folder of DINOv2, DINO or CLIP that judges; the pocket has its own.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The concept, or the sheet, to write.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures of each state.")] = 4,
     states: Annotated[int, typer.Option(min=1, help="Draw at most so many states, evenly spread.")] = 8,
@@ -43,8 +50,10 @@ def show_timeline(
     """List the states that a training kept; draw them side by side; cut the best out as a concept."""
     from atomdiff.concept.timeline import Timeline
 
-    if cut is not None and draw is not None:
-        raise SettingsError("A timeline is either drawn or cut, one at a time: give --draw or --cut.")
+    if sum(given is not None for given in (cut, draw, best)) > 1:
+        raise SettingsError(
+            "A timeline is drawn, cut or judged, one at a time: give --draw, --cut or --best."
+        )
     timeline = Timeline.load(file)
     if cut is not None:
         typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors"), precision))
@@ -52,8 +61,52 @@ def show_timeline(
         sampling = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
         which = (base, device, dtype)
         typer.echo(_draw(timeline, draw, states, out or Path(f"{_stem(file)}-timeline.png"), which, sampling))
+    elif best is not None:
+        which = (base, device, dtype)
+        drawing = {"seed": seed, "steps": steps, "guidance": guidance}
+        chosen = _best(timeline, file, best, tower, states, which, drawing)
+        if out is not None:
+            typer.echo(_cut(timeline, chosen, out, precision))
     else:
         _list(timeline, file)
+
+
+def _best(
+    timeline: Timeline,
+    file: Path,
+    photographs: Path,
+    tower: Path | None,
+    states: int,
+    which: tuple[str | None, str, str],
+    drawing: dict[str, int | float | None],
+) -> int:
+    """List the steps as they are judged, the best one marked, which is returned."""
+    from atomdiff import pocket
+    from atomdiff.cli.arguments import load_base, which_base
+    from atomdiff.evaluation import best_step
+    from atomdiff.evaluation.dreambench_run import photographs as read
+    from atomdiff.evaluation.towers import load_tower
+    from atomdiff.pocket.judge import Judge
+
+    real, (given, device, dtype) = read(photographs), which
+    name, _ = which_base(given, [(timeline.last, 1.0)])
+    loaded = load_base(name, device, dtype, given=given is not None)
+    if tower is None and loaded.family != "pocket":
+        raise SettingsError(
+            "Only the pocket has a judge of its own: give --tower, a folder of facebook/dinov2-small, say."
+        )
+    eyes: best_step.Eyes = (
+        best_step.TowerEyes(load_tower(tower, device=str(loaded.device)))
+        if tower
+        else best_step.PocketEyes(Judge.load(Path(pocket.path()) / "judge.safetensors"))
+    )
+    judged = best_step.judge_steps(loaded, timeline, real, eyes, states, **drawing)  # type: ignore[arg-type]
+    chosen = best_step.best(judged)
+    for one in judged:
+        mark = "  <- best" if one is chosen else ""
+        typer.echo(f"step {one.step}: likeness {one.likeness:.2f}, contexts kept {one.contexts:.2f}{mark}")
+    typer.echo(f"`atomdiff timeline {file} --cut {chosen.step}` writes it as a concept")
+    return chosen.step
 
 
 def _cut(timeline: Timeline, step: int, out: Path, precision: str | None) -> str:

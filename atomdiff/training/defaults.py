@@ -101,6 +101,8 @@ def suit_base(
     defaults |= dataclasses.asdict(rates_of(recipe_named(settings.recipe), family))
     if settings.learning_rate is not None:
         defaults["linear_learning_rate"] = settings.learning_rate
+    if settings.optimizer == "prodigy":
+        defaults |= dict.fromkeys(("learning_rate", "linear_learning_rate", "token_learning_rate"), 1.0)
     values = {key: value for key, value in defaults.items() if getattr(settings, key) is None}
     if settings.num_train_epochs is not None:
         values.pop("max_train_steps", None)

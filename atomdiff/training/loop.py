@@ -23,8 +23,17 @@ from atomdiff.training.batches import Batch, Sampler, by_shape, sample_number
 from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.training.defaults import spec_of
 from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
+from atomdiff.training.memory import relief
 from atomdiff.training.objective import Losses, diffusion_loss
-from atomdiff.training.optimiser import LastMean, adam_for, moments_of, set_moments, set_rates
+from atomdiff.training.optimiser import (
+    LastMean,
+    MovingMean,
+    moments_of,
+    optimiser_for,
+    schedule_free_mean,
+    set_moments,
+    set_rates,
+)
 from atomdiff.training.reporting import StepRecord
 from atomdiff.training.settings import TrainingSettings
 
@@ -75,8 +84,9 @@ class Run:
         )
         _training_mode(base.unet, settings)
         vectors = data.token.vectors.values() if data.token else ()
-        self._adam = adam_for(settings, self.attached, vectors, accelerator.num_processes)
-        self._mean = LastMean(settings.average_last, self.total)
+        self._adam = optimiser_for(settings, self.attached, vectors, accelerator.num_processes)
+        decay, share = settings.ema_decay, settings.average_last
+        self._mean = MovingMean(decay) if decay else LastMean(share, self.total)
         self._optimizer = accelerator.prepare_optimizer(self._adam)
         steps, offset = int(base.scheduler.config.num_train_timesteps), settings.noise_offset
         self._instance = Sampler(data.instance, settings.seed, "instance", steps, offset)
@@ -122,9 +132,10 @@ class Run:
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """What a concept keeps of the run as it is now, the atoms and a learned trigger, copied to the CPU:
-        the present numbers, or within the steps of `average_last` their mean so far."""
+        the present numbers, or a mean of them where the settings ask for one."""
         atoms, token = self.attached.read(), self.data.token.read() if self.data.token else None
-        for name, mean in self._mean.means.items():
+        means = self._mean.means or schedule_free_mean(self._adam, self.trained())
+        for name, mean in means.items():
             kept, key = (token, name[1:]) if token and name.startswith("#") else (atoms, name)
             kept[key] = mean.float().cpu().clone()
         return atoms, token
@@ -165,11 +176,14 @@ class Run:
         rate = set_rates(self._adam, self.settings, self.done, self.total)
         instance, prior = 0.0, 0.0
         turns = self.settings.gradient_accumulation_steps
-        for turn in range(turns):
-            for losses in self._losses(turn):
-                self.accelerator.backward(losses.total / turns)
-                instance += float(losses.instance) / turns
-                prior += float(losses.prior) / turns
+        try:
+            for turn in range(turns):
+                for losses in self._losses(turn):
+                    self.accelerator.backward(losses.total / turns)
+                    instance += float(losses.instance) / turns
+                    prior += float(losses.prior) / turns
+        except torch.OutOfMemoryError:
+            self._out_of_memory(folder)
         instance, prior, wish = self._share([instance, prior, float(stop())])
         loss = instance + self.settings.prior_loss_weight * prior
         norm = self._clip()
@@ -311,6 +325,19 @@ class Run:
         if self.accelerator.is_main_process:
             save_checkpoint(folder, checkpoint, self.settings.checkpoints_total_limit)
         return folder / f"checkpoint-{checkpoint.step}"
+
+    def _out_of_memory(self, folder: Path) -> None:
+        """Keep the state before the step that did not fit, and say what would make room."""
+        self._optimizer.zero_grad()
+        kept = ""
+        if self.done:
+            path = self._write(
+                folder, replace(self.snapshot(), state=self.state | {"may_change": MAY_CHANGE})
+            )
+            kept = f" The state before it is kept in '{path}'; --resume_from_checkpoint latest goes on."
+        raise TrainingError(
+            f"The GPU's memory is too small for step {self.done + 1}; {relief(self.settings)}.{kept}"
+        ) from None
 
     def _fail(self, folder: Path, loss: float) -> None:
         """Stop at a broken loss, and go back to the atoms before the update that led to it."""

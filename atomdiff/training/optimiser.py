@@ -1,6 +1,13 @@
 """The optimiser of a run: a learning rate for each kind of trained number, its schedule, its moments as data,
-and the mean over the last steps."""
+and means of the trained numbers over the steps.
 
+AdamW (Loshchilov & Hutter 2019), Prodigy, which finds the rate itself (Mishchenko & Defazio 2023), or
+schedule-free AdamW (Defazio et al. 2024), whose gradients are taken at one point and whose result is a mean
+of others.
+"""
+
+import contextlib
+import io
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,39 +17,63 @@ from torch import Tensor, nn
 
 from atomdiff.core.inject import Attached
 from atomdiff.core.layers import AtomConv2d
+from atomdiff.errors import SettingsError
 from atomdiff.training.settings import TrainingSettings
 
-RESTARTS = 3  # cosine periods of "cosine_with_restarts"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+MOMENTS = ("step", "exp_avg", "exp_avg_sq", "s", "p0", "z")  # what the optimisers keep of a parameter
+FIRST = 1e-4  # Prodigy's first guess of a rate, which only grows: its usual 1e-6 takes 100 steps to leave
+FIXED = ("params", "lr", "base_lr", "betas", "foreach", "train_mode")  # of a group, what is no state
 Parameters = Mapping[str, nn.Parameter]
 
 
-def adam_for(
+def optimiser_for(
     settings: TrainingSettings, attached: Attached, vectors: Iterable[nn.Parameter], processes: int
-) -> torch.optim.AdamW:
-    """AdamW in which conv atoms, linear atoms and the vectors of a learned trigger have a rate each."""
+) -> torch.optim.Optimizer:
+    """The optimiser, in which conv atoms, linear atoms and the vectors of a learned trigger have a rate
+    each; of Prodigy, which knows one rate, that of the atoms. Raises SettingsError where its package is
+    missing."""
     conv: dict[nn.Parameter, None] = {}  # in order, and once where layers share one
     linear: dict[nn.Parameter, None] = {}
     for layer in attached.layers.values():
         kind = conv if isinstance(layer, AtomConv2d) else linear
         kind |= dict.fromkeys(layer.family.trained().values())
     scale = _scale(settings, processes)
-    rates = (
-        settings.learning_rate or 0.0,
-        settings.linear_learning_rate or 0.0,
-        settings.token_learning_rate or 0.0,
-    )
+    rates = [settings.learning_rate, settings.linear_learning_rate, settings.token_learning_rate]
+    if settings.optimizer == "prodigy":
+        rates = [settings.learning_rate] * 3
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "base_lr": rate * scale, "lr": rate * scale}
+        {"params": parameters, "base_lr": (rate or 0.0) * scale, "lr": (rate or 0.0) * scale}
         for parameters, rate in zip((list(conv), list(linear), list(vectors)), rates, strict=True)
         if parameters
     ]
-    return torch.optim.AdamW(
-        groups,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.adam_weight_decay,
-    )
+    return _made(settings, groups)
+
+
+def _made(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "eps": settings.adam_epsilon,
+        "weight_decay": settings.adam_weight_decay,
+    }
+    try:
+        if settings.optimizer == "prodigy":
+            from prodigyopt import Prodigy
+
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints how it decays
+                return Prodigy(groups, **options, use_bias_correction=True, safeguard_warmup=True, d0=FIRST)
+        if settings.optimizer == "schedulefree":
+            from schedulefree import AdamWScheduleFree
+
+            found = AdamWScheduleFree(groups, **options)
+            found.train()
+            return found
+    except ImportError:
+        package = {"prodigy": "prodigyopt"}.get(settings.optimizer, settings.optimizer)
+        raise SettingsError(
+            f"--optimizer {settings.optimizer} needs the package {package}, which is not installed; install "
+            "atomdiff[optimizers] or drop the flag."
+        ) from None
+    return torch.optim.AdamW(groups, **options)
 
 
 def _scale(settings: TrainingSettings, processes: int) -> float:
@@ -51,15 +82,22 @@ def _scale(settings: TrainingSettings, processes: int) -> float:
     return float((settings.train_batch_size or 1) * settings.gradient_accumulation_steps * processes)
 
 
-def set_rates(adam: torch.optim.AdamW, settings: TrainingSettings, step: int, total: int) -> float:
-    """Give every group its rate for step `step` (from 0) of `total`; returns that of the first group."""
-    factor = rate_factor(settings.lr_scheduler, step, settings.lr_warmup_steps, total)
-    for group in adam.param_groups:
+def set_rates(optimiser: torch.optim.Optimizer, settings: TrainingSettings, step: int, total: int) -> float:
+    """Give every group its rate for step `step` (from 0) of `total`; returns that of the first group, times
+    what Prodigy has found."""
+    schedule = settings.lr_scheduler if settings.optimizer != "schedulefree" else "constant_with_warmup"
+    factor = rate_factor(
+        schedule, step, settings.lr_warmup_steps, total, settings.lr_num_cycles, settings.lr_power
+    )
+    for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return float(adam.param_groups[0]["lr"])
+    first = optimiser.param_groups[0]
+    return float(first["lr"] * first.get("d", 1.0))
 
 
-def rate_factor(schedule: str, step: int, warmup: int, total: int) -> float:
+def rate_factor(
+    schedule: str, step: int, warmup: int, total: int, cycles: int = 3, power: float = 2.0
+) -> float:
     """What the learning rate of step `step` (from 0) of `total` is multiplied by.
 
     A pure function, so that resuming is exact. As in diffusers, the rate rises over `warmup` steps in
@@ -77,27 +115,79 @@ def rate_factor(schedule: str, step: int, warmup: int, total: int) -> float:
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     if schedule == "cosine_with_restarts":
-        return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * (RESTARTS * done % 1.0)))
-    return (1.0 - min(1.0, done)) ** 2  # polynomial
+        return 0.0 if done >= 1.0 else 0.5 * (1.0 + math.cos(math.pi * (cycles * done % 1.0)))
+    return float((1.0 - min(1.0, done)) ** power)  # polynomial
 
 
-def moments_of(adam: torch.optim.AdamW, trained: Parameters) -> dict[str, Tensor]:
-    """Copies of the optimiser's state as MOMENT/NAME."""
-    return {
-        f"{key}/{name}": value.detach().clone()
+def moments_of(optimiser: torch.optim.Optimizer, trained: Parameters) -> dict[str, Tensor]:
+    """Copies of the optimiser's state: MOMENT/NAME of the parameters, group/NUMBER/NAME of the groups."""
+    found = {
+        f"{key}/{name}": value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in trained.items()
-        for key, value in adam.state.get(parameter, {}).items()
+        for key, value in optimiser.state.get(parameter, {}).items()
     }
+    for number, group in enumerate(optimiser.param_groups):
+        for key in _group_state(group):
+            found[f"group/{number}/{key}"] = torch.tensor(group[key], dtype=torch.float64)
+    return found
 
 
-def set_moments(adam: torch.optim.AdamW, trained: Parameters, saved: Mapping[str, Tensor]) -> None:
+def set_moments(optimiser: torch.optim.Optimizer, trained: Parameters, saved: Mapping[str, Tensor]) -> None:
     """Inverse of `moments_of`; a parameter of which nothing was saved keeps what it has."""
     for name, parameter in trained.items():
         found = {key: saved[f"{key}/{name}"].clone() for key in MOMENTS if f"{key}/{name}" in saved}
         if found:
-            adam.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
-            }
+            optimiser.state[parameter] = {key: _moment(key, value, parameter) for key, value in found.items()}
+    for number, group in enumerate(optimiser.param_groups):
+        for key in _group_state(group):
+            if f"group/{number}/{key}" in saved:
+                group[key] = type(group[key])(saved[f"group/{number}/{key}"].item())
+
+
+def _moment(key: str, value: Tensor, parameter: nn.Parameter) -> Tensor | int:
+    """AdamW counts steps in a tensor on the CPU, Prodigy in an int."""
+    if key == "step":
+        return value if value.is_floating_point() else int(value)
+    return value.to(parameter.device)
+
+
+def _group_state(group: Mapping[str, Any]) -> list[str]:
+    """What changes of a group of Prodigy's or of schedule-free AdamW; of AdamW nothing."""
+    if "k" not in group:
+        return []
+    return [key for key, value in group.items() if key not in FIXED and type(value) in (int, float)]
+
+
+def schedule_free_mean(optimiser: torch.optim.Optimizer, trained: Parameters) -> dict[str, Tensor]:
+    """x of schedule-free AdamW, its result, from y, where gradients are taken, and z: y = β x + (1 - β) z.
+    Of other optimisers nothing."""
+    found = {}
+    for group in optimiser.param_groups:
+        own = {id(parameter) for parameter in group["params"]}
+        for name, y in trained.items():
+            z = optimiser.state.get(y, {}).get("z")
+            if z is not None and id(y) in own:
+                found[name] = torch.lerp(y.detach(), z, 1 - 1 / group["betas"][0])
+    return found
+
+
+class MovingMean:
+    """The exponential moving average of the trained numbers, m <- d m + (1 - d) p, where the decay d rises to
+    `decay` as diffusers' does: d_n = min(decay, (1 + n) / (10 + n)), n steps done."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.means: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def count(self, trained: Parameters, done: int) -> None:
+        """Take in the numbers as they are after `done` steps."""
+        if not self.means:
+            self.means = {name: parameter.detach().clone() for name, parameter in trained.items()}
+            return
+        decay = min(self.decay, (1 + done) / (10 + done))
+        for name, parameter in trained.items():
+            self.means[name].lerp_(parameter, 1 - decay)
 
 
 class LastMean:

@@ -3,9 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from atomdiff.errors import SettingsError, TrainingError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,33 +45,3 @@ class Reporter:
 
     def step(self, record: StepRecord) -> None:
         """One training step is done."""
-
-
-class TensorBoard:
-    """Writes records for TensorBoard. Raises SettingsError where the package is missing."""
-
-    def __init__(self, folder: Path, first_step: int = 0) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise SettingsError(
-                "--report_to tensorboard needs the package tensorboard, which is not installed; "
-                "install atomdiff[tensorboard] or drop the flag."
-            ) from None
-        try:
-            self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
-        except OSError as error:
-            raise TrainingError(f"The log folder '{folder}' cannot be written: {error.strerror}.") from None
-
-    def step(self, record: StepRecord) -> None:
-        """Log losses, rate and gradient norm; validation pictures where there are any."""
-        import numpy as np
-
-        for name in ("loss", "instance_loss", "prior_loss", "learning_rate", "gradient_norm", "seconds"):
-            self._writer.add_scalar(f"train/{name}", getattr(record, name), record.step)
-        if record.pictures:
-            stack = np.stack([np.asarray(picture) for picture in record.pictures])
-            self._writer.add_images("validation", stack, record.step, dataformats="NHWC")
-
-    def close(self) -> None:
-        self._writer.close()

@@ -9,33 +9,31 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL.Image import Image
 
-from atomdiff.base.stable_diffusion import Base, load_base
+from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.files.images import check_folder
 from atomdiff.files.safetensors_file import check_patterns, from_bytes, to_bytes
 from atomdiff.sampling import draw
 from atomdiff.sampling.sheets import save_picture
-from atomdiff.training.checkpoint import find_checkpoint, require_writable
+from atomdiff.training.checkpoint import require_writable
 from atomdiff.training.defaults import name_everything, spec_of, suit_base, suit_recipe
 from atomdiff.training.loop import MAY_CHANGE, Run
-from atomdiff.training.reporting import Reporter, TensorBoard
+from atomdiff.training.reporting import Reporter
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 from atomdiff.training.setup import prepare
 from atomdiff.training.sizing import recipe_of, suit_size, texts_of
+from atomdiff.training.start import Silent, accelerated, base_for, check_before
 from atomdiff.training.timeline_recorder import Recorder
+from atomdiff.training.trackers import open_logs, sheet_of
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Stop = Callable[[], bool]
 
 
@@ -84,17 +82,20 @@ def fit(
     A `base` handed over keeps its encoders and weights; it is moved to the device that accelerate chose.
     `between` is called after every step, and may use the base meanwhile, inside `Run.aside`.
     """
-    settings = suit_recipe(name_everything(settings))
+    settings, renamed = with_own_name(settings)
+    settings = suit_recipe(settings)
     if settings.size == "":
         check_patterns(spec_of(settings))  # now, not when the finished concept is saved
-    _check_folders(settings)
-    accelerator, settings = _accelerator(settings)
-    told = (reporter or Reporter()) if accelerator.is_main_process else _Silent()
+    check_before(settings)
+    accelerator, settings = accelerated(settings)
+    told = (reporter or Reporter()) if accelerator.is_main_process else Silent()
     if accelerator.is_main_process:
         require_writable(Path(settings.output_dir), "--output_dir")
-    drop = base is None and not settings.validation_prompt
-    base = _base(settings, base, accelerator)
+    drop = base is None and not settings.validations
+    base = base_for(settings, base, accelerator)
     settings = suit_base(settings, base.family, base.resolution, base.vae_factor)
+    if renamed:
+        told.notice(renamed)
     told.notice(
         f"Base: {base.name} ({base.passport.architecture}), pictures of {settings.resolution}² pixels"
     )
@@ -103,6 +104,7 @@ def fit(
     if accelerator.num_processes > 1:
         told.notice(f"Training in {accelerator.num_processes} processes")
     run = prepare(settings, base, accelerator, told, drop)
+    settings = run.settings
     try:
         _train(run, told, stop, between)
         concept = from_bytes(to_bytes(concept_of(run), settings.precision))  # what the file will say
@@ -121,6 +123,29 @@ def fit(
 def concept_path(settings: TrainingSettings) -> Path:
     """Where the concept of a run goes (`name_everything` must have been asked)."""
     return Path(settings.output_dir) / f"{settings.name}.safetensors"
+
+
+def with_own_name(settings: TrainingSettings) -> tuple[TrainingSettings, str]:
+    """The settings with all names filled, and a name under which nothing is finished yet, NAME, NAME-2,
+    NAME-3 ..., unless the run goes on or may overwrite; and what is to be told of that."""
+    settings = name_everything(settings)
+    if settings.overwrite or settings.resume_from_checkpoint:
+        return settings, ""
+    name, number = settings.name, 2
+    while concept_path(settings).exists():
+        settings, number = dataclasses.replace(settings, name=f"{name}-{number}"), number + 1
+    if settings.name == name:
+        return settings, ""
+    return settings, (
+        f"There is a finished '{name}' in '{settings.output_dir}', so this one is called '{settings.name}'; "
+        "--overwrite would replace it"
+    )
+
+
+def shared_base(settings: TrainingSettings) -> Base:
+    """The base of several runs, to be handed to `fit`."""
+    accelerator, settings = accelerated(settings)
+    return base_for(settings, None, accelerator)
 
 
 def timeline_path(settings: TrainingSettings) -> Path:
@@ -143,10 +168,8 @@ def _train(run: Run, told: Reporter, stop: Stop, between: Callable[[Run], None])
     """Run the loop to its end, telling and logging every step."""
     settings, main = run.settings, run.accelerator.is_main_process
     output = Path(settings.output_dir)
-    log = None
-    if settings.report_to == "tensorboard" and main:
-        log = TensorBoard(output / settings.logging_dir, run.done)
-    validate = _validator(run, told) if settings.validation_prompt else None
+    log = open_logs(settings, output / settings.logging_dir, run.done, told) if main else None
+    validate = _validator(run, told) if settings.validations else None
     recorder = _recorder(run, told) if settings.timeline_steps and main else None
     try:
         with _stop_signals(told) as stopped:
@@ -176,7 +199,7 @@ def _recorder(run: Run, told: Reporter) -> Recorder:
 
 
 def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
-    """Draws the validation prompt as the concept would now, and keeps the pictures in `validation/`."""
+    """Draws the validation prompts as the concept would now, and keeps the pictures in `validation/`."""
     settings = run.settings
 
     def validate(step: int) -> tuple[Image, ...]:
@@ -185,7 +208,7 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
             with run.without_atoms():
                 drawn = draw.draw(
                     run.base,
-                    settings.validation_prompt,
+                    list(settings.validations),
                     concepts=[concept],
                     count=settings.num_validation_images,
                     seed=settings.seed,
@@ -194,6 +217,8 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
                 )
             for i, picture in enumerate(drawn):
                 save_picture(picture, folder / f"step-{step:06d}-{i}.png")
+            if sheet := sheet_of(drawn, settings.validations):
+                save_picture(sheet, folder / f"step-{step:06d}.png")
         except Interrupted:
             raise
         except AtomdiffError as error:  # what cannot be drawn or kept is no reason to lose the run
@@ -228,68 +253,3 @@ def _stop_signals(told: Reporter) -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------------------------------- surroundings
-
-
-class _Silent(Reporter):
-    """For all processes but the first."""
-
-    def notice(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
-def _accelerator(settings: TrainingSettings) -> tuple[Any, TrainingSettings]:
-    """An Accelerator in the precision asked for, and the settings with that precision filled in."""
-    from datetime import timedelta
-
-    from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.state import AcceleratorState
-
-    precision = settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    settings = dataclasses.replace(settings, mixed_precision=precision)
-    shared = AcceleratorState._shared_state
-    if shared and shared.get("_mixed_precision") != precision:  # an earlier run in this process left its own
-        AcceleratorState._reset_state()
-    patience = InitProcessGroupKwargs(
-        timeout=timedelta(hours=6)
-    )  # class pictures may take long on one of many
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
-    if precision == "fp16" and accelerator.device.type == "cpu":
-        raise SettingsError("--mixed_precision fp16 needs a GPU; on a CPU use bf16 or no.")
-    if settings.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-    return accelerator, settings
-
-
-def _base(settings: TrainingSettings, base: Base | None, accelerator: Any) -> Base:
-    """The base, on the right device and frozen, in the run's number format."""
-    if base is None:
-        base = load_base(
-            settings.base, dtype=DTYPES[str(settings.mixed_precision)], device=accelerator.device
-        )
-    elif base.device != accelerator.device:
-        base.pipe.to(accelerator.device)
-    if settings.enable_xformers_memory_efficient_attention:
-        try:
-            base.unet.enable_xformers_memory_efficient_attention()
-        except (ImportError, ValueError) as error:
-            reason = "is not installed" if isinstance(error, ImportError) else "needs an NVIDIA GPU"
-            raise SettingsError(
-                f"--enable_xformers_memory_efficient_attention cannot be used: xformers {reason}. Drop the "
-                "flag (PyTorch's own attention is about as fast) or install atomdiff[xformers]."
-            ) from None
-    return base
-
-
-def _check_folders(settings: TrainingSettings) -> None:
-    """What can be refused before anything heavy is loaded."""
-    check_folder(settings.instance_data_dir)
-    instance = Path(settings.instance_data_dir).expanduser().resolve()
-    if settings.class_data_dir and Path(settings.class_data_dir).expanduser().resolve() == instance:
-        raise SettingsError("--class_data_dir is the folder of the subject's pictures; give another or none.")
-    if settings.resume_from_checkpoint:
-        find_checkpoint(Path(settings.output_dir), settings.resume_from_checkpoint)

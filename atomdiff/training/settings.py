@@ -18,6 +18,9 @@ from atomdiff.training.recipes import CHOSEN, DEFAULT, RECIPES, parse_size
 
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 MAX_TEXT = 1000  # characters of a name or prompt
+TRACKERS = (  # accelerate's
+    "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"
+)  # fmt: skip
 
 
 def option(
@@ -38,10 +41,34 @@ class TrainingSettings:
         "base model: pocket, sd15, sd21, sdxl, a diffusers folder, a .safetensors file or a hub id",
         "pretrained_model_name_or_path",
     )
+    revision: str = option("", "branch, tag or commit of a base on the hub", inert=True)
+    variant: str = option("", "variant of the base's files, fp16 say", inert=True)
+    pretrained_vae_model_name_or_path: str = option(
+        "", "another autoencoder: a folder, a .safetensors file or a hub id", "vae"
+    )
+    prediction_type: str | None = option(
+        None,
+        "what the base predicts, where its files do not say it",
+        choices=("epsilon", "v_prediction"),
+    )
+    zero_terminal_snr: bool = option(
+        False, "noise schedule that ends in pure noise, for bases with v_prediction that were trained so"
+    )
+    text_encoder_use_attention_mask: bool = option(
+        False, "text encoder does not look at padding; not for SDXL, and other tools draw without it"
+    )
     output_dir: str = option("", "where everything is written (default: outputs/NAME)", inert=True)
     name: str = option(
         "", "name of the concept and its file (default: the picture folder's name)", inert=True
     )
+    overwrite: bool = option(
+        False, "replace a finished concept of that name; else the new one gets a new name", inert=True
+    )
+    dataset_name: str = option(
+        "", "pictures from a dataset on the hub, user/name, instead of a folder", inert=True
+    )
+    dataset_config_name: str = option("", "folder of the dataset, where it has several", inert=True)
+    image_column: str = option("image", "column of the pictures, where the dataset is a table", inert=True)
     trigger: str = option("", 'word that calls the subject (default: "sks")')
     class_word: str = option("", "what the subject is (default: the picture folder's name, without digits)")
     instance_prompt: str = option("", 'prompt of the subject (default: "a TRIGGER CLASS")')
@@ -96,9 +123,17 @@ class TrainingSettings:
     token_learning_rate: float | None = option(
         None, "learning rate of the trigger's embedding (default: by base and recipe)"
     )
+    optimizer: str = option(
+        "adamw",
+        "adamw; prodigy, which finds the rates itself; schedulefree, AdamW whose mean needs no schedule",
+        "optimizer_type",
+        choices=("adamw", "prodigy", "schedulefree"),
+    )
     scale_lr: bool = option(False, "multiply the rates by processes x accumulation x batch size")
     lr_scheduler: str = option("cosine", "how the rates change over the run", choices=SCHEDULES)
     lr_warmup_steps: int = option(0, "steps over which the rates rise from zero")
+    lr_num_cycles: int = option(3, "periods of cosine_with_restarts")
+    lr_power: float = option(2.0, "power of polynomial")
     snr_gamma: float = option(
         5.0, "min-SNR weighting of the timesteps, clipped at this SNR; 0: all weigh alike"
     )
@@ -109,6 +144,9 @@ class TrainingSettings:
     adam_epsilon: float = option(1e-8, "Adam's epsilon")
     noise_offset: float = option(
         0.0, "strength of noise that is constant over a channel, for dark and light pictures"
+    )
+    ema_decay: float = option(
+        0.0, "keep an exponential moving average of the atoms with this decay, 0.99 say, not the last ones"
     )
     average_last: float = option(
         0.0, "keep the mean of the atoms over this last share of the steps, 0.25 say, not the last ones"
@@ -173,12 +211,22 @@ class TrainingSettings:
     )
     resume_from_checkpoint: str = option("", "go on from a saved state: a folder, or 'latest'", inert=True)
     validation_prompt: str = option("", "draw pictures of this prompt during training", inert=True)
+    validation_prompts: tuple[str, ...] = option((), "more such prompts", inert=True)
     num_validation_images: int = option(4, "validation pictures at a time", inert=True)
     validation_steps: int = option(100, "steps between validation pictures", inert=True)
-    report_to: str = option("none", "log of the run", choices=("none", "tensorboard"), inert=True)
+    report_to: str = option("none", "log of the run", choices=("none", "all", *TRACKERS), inert=True)
     logging_dir: str = option(
         "logs", "folder of the log, inside the output folder unless absolute", inert=True
     )
+
+    push_to_hub: bool = option(False, "put the finished concept on the hub", inert=True)
+    hub_model_id: str = option("", "user/name on the hub (default: the concept's name, yours)", inert=True)
+    hub_private: bool = option(False, "keep it private on the hub", "hub_private_repo", inert=True)
+
+    @property
+    def validations(self) -> tuple[str, ...]:
+        """All prompts to draw during training, each once."""
+        return tuple(dict.fromkeys(filter(None, (self.validation_prompt, *self.validation_prompts))))
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -200,6 +248,9 @@ class TrainingSettings:
         for name in ("prior_loss_weight", "max_grad_norm", "adam_weight_decay", "noise_offset", "snr_gamma"):
             self._at_least(name, 0)
         self._at_least("num_validation_images", 1)
+        self._at_least("lr_num_cycles", 1)
+        self._at_least("lr_power", 0)
+        self._check(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         self._at_least("resolution", 16)
         for name in ("learning_rate", "linear_learning_rate", "token_learning_rate", "adam_epsilon"):
             self._check(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0")
@@ -225,6 +276,11 @@ class TrainingSettings:
             kinds = typing.get_args(item.type) or (item.type,)
             if value is None and type(None) in kinds:
                 continue
+            if typing.get_origin(item.type) is tuple:
+                value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+                object.__setattr__(self, item.name, value)
+                self._check(all(type(part) is str for part in value), item.name, "a list of texts")
+                continue
             if kinds[0] is float and type(value) is int:
                 value = float(value)
                 object.__setattr__(self, item.name, value)
@@ -245,6 +301,22 @@ class TrainingSettings:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         usual = {item.name: item.default for item in dataclasses.fields(self)}
         refuse_beside_size({name: value for name, value in values.items() if value != usual[name]})
+        if self.ema_decay and self.average_last:
+            raise SettingsError(
+                "--ema_decay and --average_last are two means of the atoms; give one of them."
+            )
+        if self.optimizer == "schedulefree" and (self.ema_decay or self.average_last):
+            raise SettingsError(
+                "--optimizer schedulefree keeps a mean itself; drop --ema_decay and --average_last."
+            )
+        if self.optimizer == "schedulefree" and not self.adam_beta1:
+            raise SettingsError("--optimizer schedulefree needs an --adam_beta1 above 0.")
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise SettingsError(
+                "--zero_terminal_snr needs a base with v_prediction: pure noise has nothing else to predict."
+            )
+        if self.hub_model_id and not self.push_to_hub:
+            raise SettingsError("--hub_model_id says where to put the concept; add --push_to_hub.")
         if self.max_train_steps is not None and self.num_train_epochs is not None:
             raise SettingsError("--max_train_steps and --num_train_epochs were both given; give one of them.")
         if self.trigger and self.instance_prompt and self.trigger not in self.instance_prompt:

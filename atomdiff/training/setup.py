@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,9 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
     saved = _saved_state(settings, told)
     state = _identity(settings, base, pictures, accelerator.num_processes)
     if saved:
+        settings = _with_saved_name(settings, str(saved.state.get("name") or ""))
         _refuse_differences(saved, state)
+    state["name"] = settings.name
     class_pictures: list[Picture] = []
     if settings.with_prior_preservation:
         class_pictures = _class_pictures(settings, base, accelerator, told)
@@ -229,6 +232,12 @@ def _saved_state(settings: TrainingSettings, told: Reporter) -> Checkpoint | Non
     saved = load_checkpoint(path)
     told.notice(f"Resuming from {path}, after step {saved.step}")
     return saved
+
+
+def _with_saved_name(settings: TrainingSettings, saved: str) -> TrainingSettings:
+    """A run that was called NAME-2, since there was a NAME, goes on as NAME-2."""
+    again = re.fullmatch(rf"{re.escape(settings.name)}-\d+", saved)
+    return replace(settings, name=saved) if again else settings
 
 
 def _identity(

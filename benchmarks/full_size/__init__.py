@@ -1,0 +1,1 @@
+"""Training and drawing at the real size of Stable Diffusion, on random weights."""

@@ -1,0 +1,240 @@
+"""`python -m benchmarks.full_size`: Stable Diffusion at its real size on random weights, from file to
+concept.
+
+Each model is written to --folder as a diffusers folder (with fp16 files, plain and as a variant), as a
+repository in a hub cache, and SD 1.5 as a single file too. Each is then trained for two steps by the launch
+script, stopped and resumed, its concept drawn, made a card and pushed to a hub on this machine. Measured
+are seconds and memory, the latter apart as own memory (anonymous) and as files that are mapped, which the
+system may drop again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from ..report import Target, machine, one_sentence, show, verdict
+from .building import build, build_single_file
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "benchmarks" / "results" / "full_size.json"
+LOADING = {
+    "ours": "from atomdiff.base.stable_diffusion import load_base\nload_base(ref, dtype=torch.bfloat16)\n",
+    "diffusers": (
+        "from diffusers import DiffusionPipeline\n"
+        "options = dict(variant='fp16') if list(__import__('pathlib').Path(ref).glob('unet/*.fp16.*')) "
+        "else {}\nDiffusionPipeline.from_pretrained(ref, dtype=torch.bfloat16, use_safetensors=True, "
+        "**options)\n"
+    ),
+}
+
+
+@dataclass
+class Figures:
+    """Of one model in one form; memory in GB, of which own memory is what counts."""
+
+    model: str
+    form: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    own: dict[str, float] = field(default_factory=dict)
+    resident: dict[str, float] = field(default_factory=dict)
+    concept: int = 0
+    weights: float = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["sd15", "sd21", "sdxl"])
+    parser.add_argument("--forms", nargs="+", default=["folder", "variant", "hub", "file"])
+    parser.add_argument("--resolution", type=int, default=128)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "atomdiff-full-size")
+    parser.add_argument("--keep", action="store_true", help="leave the models on the disk")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    a = parser.parse_args()
+    found = [json.loads(text) for text in _kept()]
+    for model in a.models:
+        for form in a.forms:
+            if form == "file" and model != "sd15":
+                continue  # the others' text encoders have other names and layouts there
+            figures = measure(model, form, a.folder, a.resolution)
+            found = [f for f in found if (f["model"], f["form"]) != (model, form)] + [asdict(figures)]
+            KEPT.write_text("[\n" + ",\n".join(json.dumps(f) for f in found) + "\n]\n")
+        if not a.keep:
+            shutil.rmtree(a.folder / model, ignore_errors=True)
+    now = [f for f in found if f["model"] in a.models and f["form"] in a.forms]
+    show("Stable Diffusion at its real size, random weights", *_table(now))
+    print(machine())
+    verdict(_targets(now), a.check)
+
+
+def measure(model: str, form: str, folder: Path, resolution: int) -> Figures:
+    """One model in one form, from its files to a concept on a hub."""
+    ref, environment = _made(model, form, folder / model)
+    figures = Figures(model, form, weights=_weights(folder / model))
+    _run(figures, "diffusers loads", _loading("diffusers", ref, environment), environment)
+    _run(figures, "atomdiff loads", _loading("ours", ref, environment), environment)
+    with tempfile.TemporaryDirectory() as work:
+        _use(figures, ref, Path(work), environment, resolution)
+    return figures
+
+
+def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], resolution: int) -> None:
+    """Train, go on, draw, make a card, push."""
+    sys.path.append(str(ROOT / "tests"))
+    from hub_server import running
+
+    (work / "dog").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (160, 160, 3), np.uint8)
+        Image.fromarray(pixels).save(work / "dog" / f"{i}.png")
+    train = [
+        sys.executable,
+        str(ROOT / "train_dreambooth_atoms.py"),
+        "--base",
+        ref,
+        "--output_dir",
+        str(work),
+    ]
+    train += ["--instance_dir", str(work / "dog"), "--resolution", str(resolution), "--no_prior"]
+    train += ["--mixed_precision", "bf16", "--lr_scheduler", "constant", "--max_train_steps"]
+    _run(figures, "trains", [*train, "2"], environment)
+    _run(figures, "goes on", [*train, "3", "--resume_from_checkpoint", "latest"], environment)
+    concept = work / "dog.safetensors"
+    figures.concept = concept.stat().st_size
+    command = [sys.executable, "-c", "from atomdiff.cli import main; main()"]
+    draw = [*command, "generate", "--concept", str(concept), "--base", ref, "--steps", "2", "--count", "1"]
+    draw += ["--size", str(resolution), "--dtype", "bf16", "--out", str(work / "drawn.png"), "a sks dog"]
+    _run(figures, "draws", draw, environment)
+    _run(figures, "card", [*command, "card", str(concept), "--out", str(work / "card.png")], environment)
+    with running() as hub:
+        there = environment | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_ada", "HF_HUB_OFFLINE": "0"}
+        _run(figures, "pushed", [*command, "push", str(concept), "ada/dog"], there)
+        assert "dog.safetensors" in hub.repos["ada/dog"].commits[-1]
+
+
+def _run(figures: Figures, what: str, command: list[str], environment: dict[str, str]) -> None:
+    """Run a command to its end; its CPU seconds and the most memory that it held."""
+    with tempfile.TemporaryFile() as said:
+        process = psutil.Popen(command, env=environment, stdout=said, stderr=said, cwd=ROOT)
+        own = resident = seconds = 0.0
+        while process.poll() is None:
+            try:
+                used, times = process.memory_full_info(), process.cpu_times()
+            except psutil.Error:
+                break
+            own, resident = max(own, (used.rss - used.shared) / 1e9), max(resident, used.rss / 1e9)
+            seconds = times.user + times.system
+            time.sleep(0.05)
+        if process.wait():
+            said.seek(0)
+            raise SystemExit(
+                f"{figures.model}, {figures.form}: {what} failed: {said.read().decode()[-2000:]}"
+            )
+    figures.seconds[what], figures.own[what] = round(seconds, 1), round(own, 2)
+    figures.resident[what] = round(resident, 2)
+    print(
+        f"{figures.model} {figures.form}: {what} {seconds:.1f} s, {own:.2f} GB own, {resident:.2f} GB",
+        flush=True,
+    )
+
+
+def _made(model: str, form: str, folder: Path) -> tuple[str, dict[str, str]]:
+    """The name under which a model in a form is loaded, and the environment that this takes."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    plain = folder / "plain"
+    if not (plain / "model_index.json").is_file():
+        build(model, plain)
+    if form == "variant":
+        return str(_linked(plain, folder / "variant", ".safetensors", ".fp16.safetensors")), environment
+    if form == "file":
+        path = folder / "single" / "model.safetensors"
+        if not path.is_file():
+            build_single_file(plain, path)
+        _linked(plain, path.with_suffix(""), ".safetensors", None)
+        return str(path), environment
+    if form == "hub":
+        cache = folder / "cache" / f"models--atomdiff--{model}"
+        _linked(plain, cache / "snapshots" / ("0" * 40), "", "")
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / "main").write_text("0" * 40)
+        return f"atomdiff/{model}", environment | {"HF_HUB_CACHE": str(folder / "cache")}
+    return str(plain), environment
+
+
+def _linked(source: Path, target: Path, ending: str, new: str | None) -> Path:
+    """A folder of links to another's files, with another ending or, where that is None, without those
+    files."""
+    for path in source.rglob("*"):
+        name = path.name
+        if path.is_file() and not (new is None and name.endswith(ending)):
+            if ending and new and name.endswith(ending):
+                name = name.removesuffix(ending) + new
+            link = target / path.relative_to(source).with_name(name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(path)
+    return target
+
+
+def _loading(whose: str, ref: str, environment: dict[str, str]) -> list[str]:
+    single = "from_single_file(ref, config=ref.removesuffix('.safetensors'),"
+    code = LOADING[whose]
+    if ref.endswith(".safetensors") and whose == "diffusers":
+        code = "from diffusers import StableDiffusionPipeline\n"
+        code += f"StableDiffusionPipeline.{single} dtype=torch.bfloat16, local_files_only=True)\n"
+    return [sys.executable, "-c", f"import torch\nref = {ref!r}\n{code}"]
+
+
+def _weights(folder: Path) -> float:
+    """GB of the weights, in fp16."""
+    return round(sum(path.stat().st_size for path in (folder / "plain").rglob("*.safetensors")) / 1e9, 2)
+
+
+def _kept() -> list[str]:
+    return [json.dumps(f) for f in json.loads(KEPT.read_text())] if KEPT.is_file() else []
+
+
+def _table(found: list[dict]) -> tuple[list[str], list[tuple]]:
+    steps = ("diffusers loads", "atomdiff loads", "trains", "draws", "pushed")
+    headers = ["model, form", "weights GB", *(f"{s}, s" for s in steps), "train GB", "load GB", "bytes"]
+    rows = [
+        (
+            f"{f['model']}, {f['form']}",
+            f"{f['weights']:.2f}",
+            *(f"{f['seconds'][s]:.0f}" for s in steps),
+            f"{f['own']['trains']:.2f}",
+            f"{f['own']['atomdiff loads']:.2f}",
+            f"{f['concept']:,}",
+        )
+        for f in found
+    ]
+    return headers, rows
+
+
+def _targets(found: list[dict]) -> list[Target]:
+    targets = []
+    for f in found:
+        name = f"{f['model']} {f['form']}"
+        ratio = f["seconds"]["atomdiff loads"] / max(0.1, f["seconds"]["diffusers loads"])
+        targets.append(Target(f"{name}: loading, times diffusers' own", ratio, high=1.5))
+        copies = f["own"]["atomdiff loads"] / f["weights"]
+        targets.append(Target(f"{name}: own memory, times the weights", copies, high=1.5))
+        if f["model"] == "sdxl":
+            targets.append(Target(f"{name}: memory in all", f["resident"]["trains"], high=20, unit="GB"))
+    return targets
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
