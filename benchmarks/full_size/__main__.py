@@ -130,12 +130,12 @@ def _run(figures: Figures, what: str, command: list[str], environment: dict[str,
         own = resident = seconds = 0.0
         while process.poll() is None:
             try:
-                used, times = process.memory_full_info(), process.cpu_times()
+                used, times = process.memory_info(), process.cpu_times()
             except psutil.Error:
                 break
             own, resident = max(own, (used.rss - used.shared) / 1e9), max(resident, used.rss / 1e9)
             seconds = times.user + times.system
-            time.sleep(0.05)
+            time.sleep(0.1)
         if process.wait():
             said.seek(0)
             raise SystemExit(
