@@ -91,6 +91,11 @@ class SubjectJudge:
     def _other_classes(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
         return self.drawing(base, concepts, [f"a {kind}" for kind in self.others], 1900)
 
+    def likeness(self, base: Base, concepts: list[Concept], prompt: str) -> Figures:
+        """Draws `prompt` in every context and judges that alone."""
+        contexts = [f"{prompt} {world.CONTEXTS[c]}" for c in CONTEXTS]
+        return self._likeness(self.drawing(base, concepts, contexts, 0))
+
     def called(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
         """Draws `prompt` in every context and what it wears, and judges it.
 

@@ -11,8 +11,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from atomdiff.training.defaults import rates_of
-from atomdiff.training.recipes import DEFAULT
+from atomdiff.training.defaults import POCKET_RATES
 
 from .bench import Bench, Method
 from .judging import Drawing
@@ -22,7 +21,6 @@ from .tasks import Task, tuning_subjects
 
 NOISE = 0.05  # of likeness, taken for chance
 TOOL = Method("the default", {})
-RATES = rates_of(DEFAULT, "pocket")
 
 
 def _tried(name: str, **settings: Any) -> Method:
@@ -31,10 +29,10 @@ def _tried(name: str, **settings: Any) -> Method:
 
 FREE = (  # what costs neither bytes nor time, so that the default should have it if it helps
     _tried("class weighs 3", prior_loss_weight=3.0),
-    _tried("half the rate of Dc", linear_learning_rate=RATES.linear_learning_rate / 2),
-    _tried("half the rate of conv atoms", learning_rate=RATES.learning_rate / 2,
-           linear_learning_rate=RATES.linear_learning_rate),
-    _tried("half the rate of the word", token_learning_rate=RATES.token_learning_rate / 2),
+    _tried("half the rate of Dc", linear_learning_rate=POCKET_RATES.linear_learning_rate / 2),
+    _tried("half the rate of conv atoms", learning_rate=POCKET_RATES.learning_rate / 2,
+           linear_learning_rate=POCKET_RATES.linear_learning_rate),
+    _tried("half the rate of the word", token_learning_rate=POCKET_RATES.token_learning_rate / 2),
     _tried("k, v and out alone", linear_atoms="attn2_kvo"),
     _tried("k and v alone", linear_atoms="attn2_kv"),
     _tried("blocks of 2 on all attention", linear_atoms="attn", linear_block=2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # What drives a browser leaves its event loop to the garbage collector, in the midst of another test.
     for left in ("unclosed event loop", "unclosed <socket.socket.*family=(1|AddressFamily.AF_UNIX)"):
         config.addinivalue_line("filterwarnings", f"ignore:{left}:ResourceWarning")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for later runs is kept from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATOMDIFF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def test_the_mean_is_that_of_the_last_steps_wherever_it_is_taken_up_again(share,
             resumed.count(parameter, step)
         if step == broken:
             resumed = LastMean(share, total)
-            resumed.means = {name: mean.clone() for name, mean in kept.means.items()}
+            resumed.restore(kept.tensors(), parameter)
     if not share:
         assert kept.means == {}
         return

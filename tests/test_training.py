@@ -421,7 +421,7 @@ def test_a_finished_run_goes_on_where_no_schedule_forbids_it(run):
 
 
 def test_resuming_with_other_settings_is_refused(run, folders, base, tiny_base, tmp_path):
-    run(max_train_steps=1)
+    run(max_train_steps=1, learning_rate=0.005)
     with pytest.raises(
         TrainingError,
         match=r"other settings \(learning_rate: 0\.005 -> 0\.02; linear_.*: 0\.005 -> 0\.02; seed: 0 -> 3\)",

@@ -36,14 +36,8 @@ class Rates:
 
 POCKET = FamilyDefaults(max_train_steps=300, train_batch_size=4, num_class_images=24)
 FULL_SIZE = FamilyDefaults(max_train_steps=600, train_batch_size=1, num_class_images=100)
-
-
-def rates_of(recipe: Recipe, family: str) -> Rates:
-    """The rates of a recipe on a family of bases. Those of the pocket were found on it; those of full-size
-    Stable Diffusion are untuned."""
-    if family == "pocket":
-        return Rates(5e-3, 4e-3, 1e-2)
-    return Rates(5e-3, 5e-3, 1e-3)
+POCKET_RATES = Rates(5e-3, 4e-3, 1e-2)
+"""Found on the pocket; on other bases they are measured, see `calibration`."""
 
 
 def name_everything(settings: TrainingSettings) -> TrainingSettings:
@@ -98,7 +92,7 @@ def suit_base(
 ) -> TrainingSettings:
     """Fill what depends on the base: `family`, and `factor`, the pixels a side of one latent."""
     defaults = dataclasses.asdict(POCKET if family == "pocket" else FULL_SIZE)
-    defaults |= dataclasses.asdict(rates_of(recipe_named(settings.recipe), family))
+    defaults |= dataclasses.asdict(POCKET_RATES) if family == "pocket" else {}
     if settings.learning_rate is not None:
         defaults["linear_learning_rate"] = settings.learning_rate
     if settings.optimizer == "prodigy":
@@ -141,6 +135,7 @@ def numerical(settings: TrainingSettings, processes: int) -> dict[str, Any]:
         "num_train_epochs",
         "size",
         "recipe",
+        "match_lora_rate",
     }  # known by their contents instead
     batch = pictures_a_step(settings, processes)
     inert |= {"train_batch_size", "gradient_accumulation_steps", "prior_batch_size"}

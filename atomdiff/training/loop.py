@@ -8,7 +8,7 @@ the losses and the wish to stop; so all processes take the same decisions at the
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from atomdiff.training.checkpoint import Checkpoint, save_checkpoint
 from atomdiff.training.defaults import spec_of
 from atomdiff.training.latents import LatentCache, LiveTable, PromptTable
 from atomdiff.training.memory import relief
+from atomdiff.training.monitor import Brake, Watch
 from atomdiff.training.objective import Losses, diffusion_loss
 from atomdiff.training.optimiser import (
     LastMean,
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 
 # What may differ when a run goes on that broke down: the very settings that can mend it.
 MAY_CHANGE = [
-    "learning_rate", "linear_learning_rate", "token_learning_rate", "max_grad_norm", "mixed_precision"
+    "learning_rate", "linear_learning_rate", "token_learning_rate", "match_lora_rate", "max_grad_norm",
+    "max_drift", "mixed_precision",
 ]  # fmt: skip
 
 
@@ -58,6 +60,7 @@ class TrainingData:
     prior: LatentCache | None
     table: PromptTable | LiveTable
     token: "TriggerToken | None" = None
+    watch: Watch | None = None  # on the class, None where nothing can change it
 
 
 class Run:
@@ -92,6 +95,7 @@ class Run:
         self._instance = Sampler(data.instance, settings.seed, "instance", steps, offset)
         self._prior = Sampler(data.prior, settings.seed, "class", steps, offset) if data.prior else None
         self._good: Checkpoint | None = None  # the last state that is known to give a finite loss
+        self._brake = Brake(settings.max_drift, self._tensors())
 
     @property
     def total(self) -> int:
@@ -155,9 +159,9 @@ class Run:
         when a state cannot be written.
         """
         settings = self.settings
-        while self.done < self.total:
+        while self.done < self.total and not self._brake.spent:
             record, stopping = self._step(folder, stop)
-            last = self.done == self.total
+            last = self.done == self.total or self._brake.spent
             record = replace(record, last=last or stopping)
             every = settings.checkpointing_steps
             if stopping or (every and (last or self.done % every == 0)):
@@ -173,7 +177,7 @@ class Run:
 
     def _step(self, folder: Path, stop: Callable[[], bool]) -> tuple[StepRecord, bool]:
         start = time.perf_counter()
-        rate = set_rates(self._adam, self.settings, self.done, self.total)
+        rate = set_rates(self._adam, self.settings, self.done, self.total, self._brake.pace)
         instance, prior = 0.0, 0.0
         turns = self.settings.gradient_accumulation_steps
         try:
@@ -195,10 +199,26 @@ class Run:
         self._optimizer.zero_grad()
         self.done += 1
         self._mean.count(self.trained(), self.done)
+        drift = self._look_at_class()
         seconds = time.perf_counter() - start
         return StepRecord(
-            self.done, self.total, loss, instance, prior, rate, norm, seconds, overflow
+            self.done, self.total, loss, instance, prior, rate, norm, seconds, overflow, drift=drift
         ), wish > 0
+
+    def _look_at_class(self) -> float | None:
+        """The drift, where it is due; beyond the bound the run goes back to where it was looked at before."""
+        watch, every = self.data.watch, self.settings.drift_steps
+        if watch is None or not every or (self.done % every and self.done != self.total):
+            return None
+        drift = watch.drift(self.base)
+        if self.accelerator.num_processes > 1:  # all decide alike
+            shared = torch.tensor(drift, dtype=torch.float32, device=self.accelerator.device)
+            drift = float(self.accelerator.reduce(shared, reduction="mean"))
+        if self._brake.exceeded(drift):
+            self._put_back(self._brake.held)
+        else:
+            self._brake.held = self._tensors()
+        return drift
 
     def _losses(self, turn: int) -> Iterator[Losses]:
         """Forward passes of this process's share of one accumulation turn, one for pictures of each shape;
@@ -289,12 +309,16 @@ class Run:
 
     def snapshot(self) -> Checkpoint:
         """Everything that the rest of the run depends on, copied; random draws need none, see `batches`."""
+        scaler = self.accelerator.scaler
+        held = {f"held/{name}": tensor for name, tensor in self._brake.held.items()}
+        state = {"scaler": scaler and scaler.state_dict(), "pace": self._brake.pace}
+        return Checkpoint(self.done, self._tensors() | held, self.state | state)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is trained, its means and its moments, copied."""
         trained = self.trained()
         tensors = {f"atoms/{name}": parameter.detach().clone() for name, parameter in trained.items()}
-        tensors |= {f"mean/{name}": mean.clone() for name, mean in self._mean.means.items()}
-        tensors |= moments_of(self._adam, trained)
-        scaler = self.accelerator.scaler
-        return Checkpoint(self.done, tensors, self.state | {"scaler": scaler and scaler.state_dict()})
+        return tensors | self._mean.tensors() | moments_of(self._adam, trained)
 
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a snapshot of an equal run. Raises TrainingError when it holds other layers."""
@@ -304,18 +328,23 @@ class Run:
             raise TrainingError(
                 "The saved state has atoms of other layers; resume on the base it was made on."
             )
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(atoms[name])
-        self._mean.means = {
-            name: saved.tensors[f"mean/{name}"].to(parameter.device, copy=True)
-            for name, parameter in own.items()
-            if f"mean/{name}" in saved.tensors
-        }
-        set_moments(self._adam, own, saved.tensors)
+        self._put_back(saved.tensors)
+        held = {name[5:]: values for name, values in saved.tensors.items() if name.startswith("held/")}
+        self._brake.held = held or self._brake.held
+        self._brake.pace = float(saved.state.get("pace", 1.0))
         if self.accelerator.scaler is not None and saved.state.get("scaler"):
             self.accelerator.scaler.load_state_dict(saved.state["scaler"])
         self.done = saved.step
+
+    @torch.no_grad()
+    def _put_back(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give what is trained, its means and its moments the values that `_tensors` had."""
+        own = self.trained()
+        for name, parameter in own.items():
+            parameter.copy_(tensors[f"atoms/{name}"])
+        self._mean.restore(tensors, own)
+        self._adam.state.clear()
+        set_moments(self._adam, own, tensors)
 
     def save(self, folder: Path) -> Path:
         """Write the present state; only the first process does, and all know the path."""

@@ -82,11 +82,13 @@ def _scale(settings: TrainingSettings, processes: int) -> float:
     return float((settings.train_batch_size or 1) * settings.gradient_accumulation_steps * processes)
 
 
-def set_rates(optimiser: torch.optim.Optimizer, settings: TrainingSettings, step: int, total: int) -> float:
-    """Give every group its rate for step `step` (from 0) of `total`; returns that of the first group, times
-    what Prodigy has found."""
+def set_rates(
+    optimiser: torch.optim.Optimizer, settings: TrainingSettings, step: int, total: int, pace: float = 1.0
+) -> float:
+    """Give every group its rate for step `step` (from 0) of `total`, times `pace`; returns that of the first
+    group, times what Prodigy has found."""
     schedule = settings.lr_scheduler if settings.optimizer != "schedulefree" else "constant_with_warmup"
-    factor = rate_factor(
+    factor = pace * rate_factor(
         schedule, step, settings.lr_warmup_steps, total, settings.lr_num_cycles, settings.lr_power
     )
     for group in optimiser.param_groups:
@@ -171,13 +173,40 @@ def schedule_free_mean(optimiser: torch.optim.Optimizer, trained: Parameters) ->
     return found
 
 
-class MovingMean:
+class Mean:
+    """A mean of the trained numbers over steps of a run; those that a run went back on count no more. `means`
+    is empty before the first of them. Subclasses say how a step counts."""
+
+    def __init__(self) -> None:
+        self.counted = 0  # n, steps that have counted
+        self.means: dict[str, Tensor] = {}
+
+    def count(self, trained: Parameters, done: int) -> None:
+        """Take in the numbers as they are after `done` steps."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A copy, as `restore` takes it."""
+        kept = {f"mean/{name}": mean.clone() for name, mean in self.means.items()}
+        return kept | ({"counted": torch.tensor(self.counted)} if kept else {})
+
+    def restore(self, tensors: Mapping[str, Tensor], trained: Parameters) -> None:
+        """Inverse of `tensors`."""
+        self.counted = int(tensors.get("counted", 0))
+        self.means = {
+            name: tensors[f"mean/{name}"].to(parameter.device, copy=True)
+            for name, parameter in trained.items()
+            if f"mean/{name}" in tensors
+        }
+
+
+class MovingMean(Mean):
     """The exponential moving average of the trained numbers, m <- d m + (1 - d) p, where the decay d rises to
     `decay` as diffusers' does: d_n = min(decay, (1 + n) / (10 + n)), n steps done."""
 
     def __init__(self, decay: float) -> None:
+        super().__init__()
         self.decay = decay
-        self.means: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def count(self, trained: Parameters, done: int) -> None:
@@ -190,26 +219,27 @@ class MovingMean:
             self.means[name].lerp_(parameter, 1 - decay)
 
 
-class LastMean:
+class LastMean(Mean):
     """The mean of the trained numbers over the last steps of a run:
 
         mean_n = mean_(n-1) + (p - mean_(n-1)) / n,    n = 1 ... round(share · total)
 
-    Which step is the n-th follows from its number, so resuming needs the means alone. `means` is empty before
-    the first of those steps, and always where `share` is 0.
+    Where `share` is 0 there is none.
     """
 
     def __init__(self, share: float, total: int) -> None:
+        super().__init__()
         count = max(1, round(share * total)) if share else 0
         self.before = total - count  # steps that do not count
-        self.means: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def count(self, trained: Parameters, done: int) -> None:
         """Take in the numbers as they are after `done` steps."""
-        n = done - self.before
-        if n == 1:
-            self.means = {name: parameter.detach().clone() for name, parameter in trained.items()}
-        elif n > 1:
-            for name, parameter in trained.items():
-                self.means[name] += (parameter - self.means[name]) / n
+        if done <= self.before:
+            return
+        self.counted += 1
+        for name, parameter in trained.items():
+            if self.counted == 1:
+                self.means[name] = parameter.detach().clone()
+            else:
+                self.means[name] += (parameter - self.means[name]) / self.counted

@@ -25,6 +25,7 @@ class StepRecord:
     seconds: float
     skipped: bool = False  # fp16 only: the gradient overflowed, and the loss scale was halved instead
     last: bool = False  # the run ends with this step, since it is done or was asked to stop
+    drift: float | None = None  # of the class from the base, where it was measured, see `monitor`
     saved: Path | None = None  # the state written after this step
     pictures: "tuple[Image, ...]" = field(default=(), repr=False)  # validation pictures, first process only
 

@@ -26,7 +26,8 @@ from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.checkpoint import require_writable
 from atomdiff.training.defaults import name_everything, spec_of, suit_base, suit_recipe
 from atomdiff.training.loop import MAY_CHANGE, Run
-from atomdiff.training.reporting import Reporter
+from atomdiff.training.rates import open_rates
+from atomdiff.training.reporting import Reporter, StepRecord
 from atomdiff.training.settings import TrainingSettings, refuse_beside_size
 from atomdiff.training.setup import prepare
 from atomdiff.training.sizing import recipe_of, suit_size, texts_of
@@ -93,7 +94,8 @@ def fit(
         require_writable(Path(settings.output_dir), "--output_dir")
     drop = base is None and not settings.validations
     base = base_for(settings, base, accelerator)
-    settings = suit_base(settings, base.family, base.resolution, base.vae_factor)
+    suited = suit_base(settings, base.family, base.resolution, base.vae_factor)
+    settings = open_rates(suited, settings, base)
     if renamed:
         told.notice(renamed)
     told.notice(
@@ -177,6 +179,7 @@ def _train(run: Run, told: Reporter, stop: Stop, between: Callable[[Run], None])
                 if recorder and recorder.due(record.step, record.last):
                     recorder.keep(record.step, record.loss, concept_of(run))
                 told.step(record)
+                _tell_drift(record, settings, told)
                 if log:
                     log.step(record)
                 between(run)
@@ -185,6 +188,19 @@ def _train(run: Run, told: Reporter, stop: Stop, between: Callable[[Run], None])
     finally:
         if log:
             log.close()
+
+
+def _tell_drift(record: StepRecord, settings: TrainingSettings, told: Reporter) -> None:
+    """Says so where the run went back."""
+    if record.drift is None or not settings.max_drift or record.drift <= settings.max_drift:
+        return
+    then = "ends here with them" if record.last else "goes on at a quarter of its rates"
+    told.warn(
+        f"After step {record.step} the base's prediction for '{settings.class_prompt}' had changed by "
+        f"{record.drift:.2f}, over --max_drift {settings.max_drift:g}: the run goes back to the numbers of "
+        f"{settings.drift_steps} steps ago and {then}. Lower --learning_rate (now "
+        f"{settings.learning_rate or settings.token_learning_rate:g}) learns more evenly."
+    )
 
 
 def _recorder(run: Run, told: Reporter) -> Recorder:

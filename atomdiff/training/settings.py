@@ -116,12 +116,23 @@ class TrainingSettings:
     num_train_epochs: int | None = option(None, "rounds over the pictures, instead of --max_train_steps")
     gradient_accumulation_steps: int = option(1, "batches added up before each optimiser step")
     gradient_checkpointing: bool = option(False, "less memory for more time", inert=True)
-    learning_rate: float | None = option(None, "learning rate of the atoms (default: by base and recipe)")
+    learning_rate: float | None = option(
+        None,
+        "learning rate of the atoms (default: measured on the base, so that they learn as fast as LoRA does "
+        "at --match_lora_rate)",
+    )
     linear_learning_rate: float | None = option(
-        None, "learning rate of the linear atoms, where it is another (default: --learning_rate)"
+        None, "learning rate of the linear atoms (default: --learning_rate if given, else measured too)"
     )
     token_learning_rate: float | None = option(
-        None, "learning rate of the trigger's embedding (default: by base and recipe)"
+        None,
+        "learning rate of the trigger's embedding (default: textual inversion's 5e-4 in SD 1.5, elsewhere "
+        "in proportion to the size of the embeddings)",
+    )
+    match_lora_rate: float | None = option(
+        None,
+        "instead of --learning_rate: the rate at which LoRA of rank 4 on attention is known to learn well on "
+        "this base (default: 1e-4)",
     )
     optimizer: str = option(
         "adamw",
@@ -142,6 +153,12 @@ class TrainingSettings:
     adam_beta2: float = option(0.999, "Adam's second decay")
     adam_weight_decay: float = option(0.0, "decay of the atoms towards the base model")
     adam_epsilon: float = option(1e-8, "Adam's epsilon")
+    max_drift: float = option(
+        0.5,
+        "most by which the base's prediction for the bare class may change, relative to itself: beyond it "
+        "the run goes back, slows down and at last ends; 0: no bound",
+    )
+    drift_steps: int = option(25, "steps between measurements of that change; 0: never")
     noise_offset: float = option(
         0.0, "strength of noise that is constant over a channel, for dark and light pictures"
     )
@@ -242,17 +259,27 @@ class TrainingSettings:
             "timeline_steps",
             "lr_warmup_steps",
             "keep_tokens",
+            "drift_steps",
             "seed",
         ):
             self._at_least(name, 0)
-        for name in ("prior_loss_weight", "max_grad_norm", "adam_weight_decay", "noise_offset", "snr_gamma"):
+        for name in (
+            "prior_loss_weight",
+            "max_grad_norm",
+            "adam_weight_decay",
+            "noise_offset",
+            "snr_gamma",
+            "max_drift",
+        ):
             self._at_least(name, 0)
         self._at_least("num_validation_images", 1)
         self._at_least("lr_num_cycles", 1)
         self._at_least("lr_power", 0)
         self._check(0 <= self.ema_decay < 1, "ema_decay", "at least 0 and below 1")
         self._at_least("resolution", 16)
-        for name in ("learning_rate", "linear_learning_rate", "token_learning_rate", "adam_epsilon"):
+        for name in (
+            "learning_rate", "linear_learning_rate", "token_learning_rate", "match_lora_rate", "adam_epsilon"
+        ):  # fmt: skip
             self._check(getattr(self, name) is None or getattr(self, name) > 0, name, "a number above 0")
         for name in ("adam_beta1", "adam_beta2"):
             self._check(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")

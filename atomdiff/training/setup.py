@@ -18,9 +18,11 @@ from atomdiff.training import latents, masks, prior_preservation
 from atomdiff.training.batches import seeded
 from atomdiff.training.captions import Variation
 from atomdiff.training.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
-from atomdiff.training.defaults import count_steps, numerical
+from atomdiff.training.defaults import count_steps, numerical, spec_of
 from atomdiff.training.loop import Run, TrainingData
+from atomdiff.training.monitor import Watch
 from atomdiff.training.pictures import STEP, Picture, Reading, Skipped, load_folder
+from atomdiff.training.rates import saved_rates, suit_rates
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.settings import TrainingSettings
 
@@ -31,6 +33,10 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
     _tell_pictures(pictures, skipped, settings, told)
     settings = count_steps(settings, len(pictures), accelerator.num_processes)
     saved = _saved_state(settings, told)
+    if saved:
+        settings = saved_rates(settings, saved.state.get("compared") or {})
+    spec = spec_of(settings)
+    settings = suit_rates(settings, spec, base, accelerator, told)
     state = _identity(settings, base, pictures, accelerator.num_processes)
     if saved:
         settings = _with_saved_name(settings, str(saved.state.get("name") or ""))
@@ -43,6 +49,8 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
     if saved:
         _refuse_differences(saved, state)
     data = _encode(settings, base, pictures, class_pictures, accelerator, told)
+    if settings.drift_steps and spec.has_layers:
+        data = replace(data, watch=Watch.of(base, settings.class_prompt, int(settings.resolution or 0)))
     if drop:
         latents.release_encoders(base, text=data.token is None)
     heard = lambda done, total: told.stage("Decomposing convolutions", done, total)  # noqa: E731

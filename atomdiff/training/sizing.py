@@ -25,6 +25,7 @@ from atomdiff.training.defaults import spec_of, with_recipe
 from atomdiff.training.recipes import LADDER, Recipe, parse_size
 from atomdiff.training.settings import TrainingSettings
 
+LONGEST = 1.23e-05  # of rates that are yet to be measured: as many letters as any
 MANY = 9_999_999  # of steps or pictures: as many digits as any run's
 Texts = dict[str, Any]
 """What a concept says beside its numbers, as `Concept.of` takes it."""
@@ -107,8 +108,9 @@ def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int
     """What the concept of a run says beside its numbers; `suit_base` must have been asked."""
     summary: dict[str, str | int | float] = {
         "steps": steps,
-        "learning_rate": s.learning_rate or 0.0,
-        "linear_learning_rate": s.linear_learning_rate or 0.0,
+        "learning_rate": LONGEST if s.learning_rate is None else s.learning_rate,
+        "linear_learning_rate": LONGEST if s.linear_learning_rate is None else s.linear_learning_rate,
+        **({"match_lora_rate": s.match_lora_rate} if s.match_lora_rate else {}),
         "pictures": pictures,
         "class_pictures": class_pictures,
         "resolution": int(s.resolution or 0),

@@ -37,6 +37,7 @@ class Terminal(Reporter, contextlib.AbstractContextManager):
         )
         self._tasks: dict[str, TaskID] = {}
         self._loss: float | None = None
+        self._drift = ""
 
     def __enter__(self) -> "Terminal":
         self._progress.start()
@@ -59,12 +60,12 @@ class Terminal(Reporter, contextlib.AbstractContextManager):
     def step(self, record: StepRecord) -> None:
         before = record.loss if self._loss is None else self._loss
         self._loss = SMOOTHING * before + (1 - SMOOTHING) * record.loss
-        self._show("Training", record.step, record.steps, f"loss {self._loss:.4f}")
+        self._drift = self._drift if record.drift is None else f", drift {record.drift:.2f}"
+        shown = f"loss {self._loss:.4f}{self._drift}"
+        self._show("Training", record.step, record.steps, shown)
         due = record.step % PLAIN_EVERY == 0 or record.step in (1, record.steps)
         if due and not self.console.is_terminal:
-            self.notice(
-                f"Step {record.step} of {record.steps}: loss {self._loss:.4f}, {record.seconds:.2f} s"
-            )
+            self.notice(f"Step {record.step} of {record.steps}: {shown}, {record.seconds:.2f} s")
 
     def _show(self, what: str, done: int, total: int, extra: str) -> None:
         if what not in self._tasks:

@@ -38,6 +38,8 @@ class Logs:
     def step(self, record: StepRecord) -> None:
         """Write the figures of a step, and the sheet of its validation pictures."""
         figures = {f"train/{name}": float(getattr(record, name)) for name in FIGURES}
+        if record.drift is not None:
+            figures["train/drift"] = record.drift
         sheet = sheet_of(record.pictures, self._prompts)
         for log in tuple(self._logs):
             try:

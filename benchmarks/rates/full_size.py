@@ -1,0 +1,123 @@
+"""Bases of the shapes of Stable Diffusion 1.5 and SDXL with random weights, and what LoRA does to them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Generator, nn
+
+from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions
+from atomdiff.concept.passport import BasePassport
+from atomdiff.core.inject import attach
+from atomdiff.core.spec import AtomSpec
+from atomdiff.training.calibration import LORA_RATE, Calibration, groups_of
+from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "sd15": {"sample_size": 64, "cross_attention_dim": 768},
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+STEPS = 8  # of real training, by which two speeds are compared
+
+
+def full_size_base(kind: str, dtype: torch.dtype, seed: int = 0) -> Base:
+    """A base of the shape `kind`, its UNet's weights as torch makes them: uniform within ±1/√(inputs)."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(**SHAPES[kind])
+    nn.Module.to(unet, dtype)
+    unet.to_empty(device="cpu")
+    generator = Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in unet.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                bound = module.weight[0].numel() ** -0.5
+                for part in module.parameters(recurse=False):
+                    part.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(0,) * 4))
+    pipe = SimpleNamespace(unet=unet.eval().requires_grad_(False), vae=vae, scheduler=scheduler)
+    family = {"sd15": "sd1"}.get(kind, kind)
+    return Base(kind, family, pipe, BasePassport(f"{family}-00000000", (0.5,) * 16, kind))
+
+
+def random_prompt(base: Base, seed: int) -> PromptEmbeds:
+    """An embedding of the size that CLIP's last normalisation gives: rms 1."""
+    generator = Generator().manual_seed(seed)
+    hidden = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator).to(base.dtype)
+    pooled = torch.randn(1, 1280, generator=generator).to(base.dtype)
+    return PromptEmbeds(hidden, pooled if base.unet.config.addition_embed_type else None)
+
+
+@contextmanager
+def atoms(base: Base, spec: AtomSpec, found: Calibration) -> Iterator[list[dict[str, Any]]]:
+    """Within: the base has atoms; yields parameter groups at the rates that were found."""
+    attached = attach(base.unet, spec)
+    rates = {"conv": found.learning_rate, "linear": found.linear_learning_rate}
+    try:
+        yield [{"params": own, "lr": rates[name]} for name, own in groups_of(attached).items()]
+    finally:
+        attached.detach()
+
+
+@contextmanager
+def lora(base: Base) -> Iterator[list[dict[str, Any]]]:
+    """Within: the base has the LoRA of diffusers' DreamBooth example, through PEFT."""
+    from peft import LoraConfig
+
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    torch.manual_seed(0)
+    base.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
+    trained = [parameter for parameter in base.unet.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    try:
+        yield [{"params": trained, "lr": LORA_RATE}]
+    finally:
+        base.unet.unload_lora()
+        gc.collect()
+
+
+def change_after(base: Base, groups: Sequence[dict[str, Any]], resolution: int) -> float:
+    """The relative change of the noise prediction that STEPS steps of AdamW make, on noise for pictures."""
+    prompt = random_prompt(base, 0)
+    probes, _ = denoising_probes(base, prompt, resolution)
+    before = noise_prediction(base, probes)
+    adam, generator = torch.optim.AdamW(groups, weight_decay=0.0), Generator().manual_seed(1)
+    side = resolution // base.vae_factor
+    for _ in range(STEPS):
+        picture, noise = (torch.randn(1, 4, side, side, generator=generator) for _ in range(2))
+        time = torch.randint(1000, (1,), generator=generator)
+        added = added_conditions(base, prompt, resolution)
+        loss = diffusion_loss(
+            base.unet, base.scheduler, picture, prompt.hidden, added, noise, time, instances=1
+        )  # fmt: skip
+        loss.total.backward()
+        adam.step()
+        adam.zero_grad()
+    return relative_change(noise_prediction(base, probes), before)
