@@ -2,6 +2,7 @@
 
 import math
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,8 +149,9 @@ def test_more_channels_of_latents_change_nothing_at_first(vae):
 
 def test_an_autoencoder_grows_only_from_half_its_size(vae):
     assert autoencoder.begin(64, None)[1] is None
-    again, held = autoencoder.begin(64, vae)
-    assert held is None and again is not vae
+    again, held = autoencoder.begin(64, deepcopy(vae))
+    assert held is not None and held is not again
+    assert torch.equal(autoencoder.encode(again, smooth(64)), autoencoder.encode(held, smooth(64)))
     with pytest.raises(ValueError, match="no autoencoder for 64 pixels grows from one for 128"):
         autoencoder.begin(64, growth.outwards(vae, 8))
 

@@ -4,7 +4,8 @@ costs the same at every size: f = 4 and 4 channels at 64 pixels, f = 8 and 16 ch
 
 A larger one grows from the smaller (`growth.outwards`). Its first channels are held to the smaller one's
 latents of the same picture at half the size, and the further ones hold what that leaves out: a denoiser of
-the smaller model then knows the composition of every picture from its first step.
+the smaller model then knows the composition of every picture from its first step. One that is trained on is
+held to its own latents in the same way, so that its denoiser goes on from where it was.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ def new_autoencoder(size: int) -> AutoencoderKL:
 
 
 def begin(size: int, start: AutoencoderKL | None) -> tuple[AutoencoderKL, AutoencoderKL | None]:
-    """(what training begins with, the smaller one that it grows from and is held to, if there is one)."""
+    """(what training begins with, the finished one whose latents it is held to, if there is one)."""
     if start is None:
         return new_autoencoder(size), None
-    if start.config["sample_size"] == size:
-        return deepcopy(start), None
-    if 2 * start.config["sample_size"] != size:
-        raise ValueError(f"no autoencoder for {size} pixels grows from one for {start.config['sample_size']}")
+    was = start.config["sample_size"]
+    if was == size:
+        return deepcopy(start), start.requires_grad_(False)
+    if 2 * was != size:
+        raise ValueError(f"no autoencoder for {size} pixels grows from one for {was}")
     return growth.outwards(start, SHAPES[size][1]), start.requires_grad_(False)
 
 
@@ -78,13 +80,13 @@ def train(
     held: float = 0.1,
 ) -> tuple[AutoencoderKL, dict]:
     """pictures: uint8 (n, h, w, 3), of which the last are kept for the reported PSNR in dB; `start`: an
-    autoencoder to go on from or to grow from; `held`: the weight of being near the latter's latents."""
+    autoencoder to go on from or to grow from; `held`: the weight of being near its latents."""
     unseen, pictures = apart(pictures)
     torch.manual_seed(shop.seed)  # stock modules initialise from the global generator
-    vae, smaller = begin(pictures.shape[1], start)
+    vae, before = begin(pictures.shape[1], start)
     shop.ready(vae)
-    if smaller is not None:
-        shop.ready(smaller)
+    if before is not None:
+        shop.ready(before)
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
         x = _to_tensor_mirrored(pictures, schedule.batch, g, shop)
@@ -95,9 +97,10 @@ def train(
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction_loss(y.float(), x, squared=8.0) + kl_weight * kl
-        if smaller is not None:
+        if before is not None:
+            seen = F.avg_pool2d(x, x.shape[-1] // before.config["sample_size"])
             with torch.no_grad(), shop.autocast():
-                wanted = smaller.encode(F.avg_pool2d(x, 2)).latent_dist.mean.float()
+                wanted = before.encode(seen).latent_dist.mean.float()
             loss = loss + held * F.mse_loss(mean[:, : wanted.shape[1]], wanted)
         return loss
 
