@@ -1,8 +1,9 @@
 """Regions: a concept, or several, in a part of the picture each, with a prompt of its own.
 
-Convolutions take the maps of the region that a pixel lies in (see `core.fields`); cross-attention is computed
-once a region, with that region's prompt, words and maps, and blended. Self-attention sees the whole picture.
-Borders are soft. What no region covers is drawn with the whole prompt and no concept.
+Convolutions take the maps of the region that a pixel lies in (see `core.fields`). Attention is computed once
+a region, with its maps, and blended: cross-attention with its prompt and words, self-attention among its own
+pixels, so that a subject is laid out in each. Borders are soft. What no region covers is drawn with the whole
+prompt and no concept.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 SOFT = 0.06  # width of a border, as a share of the picture
-_CROSS = re.compile(r"(^|\.)attn2$")
+INSIDE = 0.1  # weight from which a place counts as in a region, for self-attention
+_ATTENTION = re.compile(r"(^|\.)attn[12]$")
 _JOINED = r"(?:\s*(?:,|\band\b|\bwith\b|\bbeside\b|\bnext to\b)\s*)"
 
 
@@ -132,17 +134,19 @@ def regional(
     texts.append([whole[1], read(base, [prompt], [])[0]])
     maps = [*(mixed_maps(concepts) for _, concepts in each), {}]
     where = Masks(masks.to(base.device))
-    cross = [name for name, _ in base.unet.named_modules() if _CROSS.search(name)]
+    attentions = [name for name, _ in base.unet.named_modules() if _ATTENTION.search(name)]
     with (
         mixing(base.unet, lambda name: ASKED_AGAIN.search(name) is not None) as layers,
         contextlib.ExitStack() as stack,
     ):
         names = dict.fromkeys(name for own in maps for name in own)
-        inside = {name for name in names if any(name.startswith(outer + ".") for outer in cross)}
+        inside = {name for name in names if any(name.startswith(outer + ".") for outer in attentions)}
         layers.set({name: _field(name, maps, where) for name in names if name not in inside})
-        for name in cross:
+        for name in attentions:
             parts = [own for own in inside if own.startswith(name + ".")]
-            attention = _RegionalAttention(base, name, layers, parts, maps, texts, where)
+            attention = _RegionalAttention(
+                base, name, layers, parts, maps, texts if name.endswith("2") else None, where
+            )
             stack.enter_context(attention.acting())
         yield lambda count: pipeline_arguments([whole[0]] * count, [whole[1]] * count)
 
@@ -154,11 +158,12 @@ def _field(name: str, maps: Sequence[LayerMaps], where: Masks) -> FieldMaps:
 
 
 class _RegionalAttention:
-    """A cross-attention that is computed for each region, with its text and its maps, and blended."""
+    """An attention that is computed for each region, with its maps, and blended: on its text, or without
+    texts on the tokens that lie in it."""
 
     def __init__(
         self, base: Base, name: str, layers: Mixing, parts: Sequence[str], maps: Sequence[LayerMaps],
-        texts: Sequence[Any], where: Masks,
+        texts: Sequence[Any] | None, where: Masks,
     ) -> None:  # fmt: skip
         self._pipe, self._layers, self._where = base.pipe, layers, where
         self._module: nn.Module = base.unet.get_submodule(name)
@@ -166,9 +171,8 @@ class _RegionalAttention:
         self._own = [
             {part: RowMaps(own[part][None], (0,)) if part in own else None for part in parts} for own in maps
         ]
-        self._texts = [
-            torch.cat([hidden for hidden, _ in pair]) for pair in texts
-        ]  # (2, tokens, d): avoided, asked
+        # (2, tokens, d) each: avoided, asked
+        self._texts = [torch.cat([hidden for hidden, _ in pair]) for pair in texts or ()]
         self._rows: dict[tuple[int, int], Tensor] = {}
 
     @contextlib.contextmanager
@@ -189,7 +193,12 @@ class _RegionalAttention:
                 continue
             for part, maps in own.items():
                 self._layers.choose(part, maps)
-            made = self._plain(hidden_states, self._text(r, len(hidden_states)), *args, **kwargs)
+            seen = (
+                self._text(r, len(hidden_states))
+                if self._texts
+                else hidden_states[:, weights[r, :, 0] > INSIDE]
+            )
+            made = self._plain(hidden_states, seen, *args, **kwargs)
             total = total + weights[r] * made
         return total
 
