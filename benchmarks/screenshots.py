@@ -125,6 +125,27 @@ def draw(walk: Walk) -> None:
     walk.shoot("draw")
 
 
+def start(walk: Walk) -> None:
+    """A picture to draw from, painted over in part, and what comes of it."""
+    walk.page.locator("#to-start").click()
+    canvas = walk.page.locator("#start-image canvas").first
+    canvas.wait_for()
+    walk.page.wait_for_timeout(3 * SETTLED)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    walk.page.mouse.move(x - 25, y)
+    walk.page.mouse.down()
+    walk.page.mouse.move(x + 25, y + 10, steps=5)
+    walk.page.mouse.up()
+    walk.draw("a red cat on the beach", 2)
+    walk.page.evaluate("scrollTo(0, 420)")
+    walk.shoot("start")
+    walk.page.evaluate("scrollTo(0, 0)")
+    walk.page.reload()
+    walk.page.locator("#go").wait_for()
+
+
 def concepts(walk: Walk) -> None:
     """The library, with a concept chosen."""
     open_tab(walk.page, "Concepts")
@@ -143,7 +164,7 @@ def train(walk: Walk, steps: int) -> None:
     if steps:
         walk.page.locator("#train-more button").first.click()
         walk.page.locator("#train-max_train_steps input").first.fill(str(steps))
-        walk.page.locator("#train-with_prior_preservation input").uncheck()
+        walk.choose("train-with_prior_preservation", "no")
         walk.page.locator("#train-more button").first.click()
         walk.page.locator("#train-go").click()
         walk.page.get_by_text("Choose the state you like best").wait_for()
@@ -251,7 +272,7 @@ def main() -> None:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             with visit(browser, studio.url, viewport=DESK) as page:
                 walk = Walk(page, options.out, work, options.steps)
-                for act in (draw, history, picture, compare, concepts, learned):
+                for act in (draw, start, history, picture, compare, concepts, learned):
                     act(walk)
                 train(walk, options.train_steps)
                 known = page.context.storage_state()

@@ -51,6 +51,7 @@ def test_the_example_for_programs_in_the_docs_runs(url, monkeypatch, tmp_path):
     with Image.open(names["drawn"][0]["file"]) as picture:
         assert picture.info["parameters"] == names["told"]["text"]
     assert len(names["grid"]) == 5
+    assert "Denoising strength: 0.6" in names["like"][0]["text"]
 
 
 def test_programs_are_told_sentences_and_kept_apart(url):

@@ -250,3 +250,34 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(browser, url):
         open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def newest(folder: Path) -> str:
+    """The settings inside the newest picture of the history."""
+    file = max((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
+    with Image.open(file) as picture:
+        return picture.info["parameters"]
+
+
+def test_a_picture_is_varied_painted_over_and_put_on_a_sheet(page, folder):
+    draw(page, "a teal dog on the beach")
+    page.locator("#variations").click()
+    page.wait_for_function("document.querySelectorAll('#gallery .grid-container img').length === 4")
+    page.locator("#halt").wait_for(state="hidden")
+    assert "Denoising strength: 0.55" in newest(folder)
+    page.locator("#sheet").click()
+    page.wait_for_function("document.querySelectorAll('#gallery .grid-container img').length === 1")
+    page.locator("#to-start").click()
+    canvas = page.locator("#start-image canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1500)
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 15, box["y"] + box["height"] / 2 + 5, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    draw(page, "a red cat")
+    assert newest(folder).startswith("a red cat\nSteps: 2,")
+    assert "Denoising strength: 0.6" in newest(folder)

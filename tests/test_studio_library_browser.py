@@ -146,6 +146,11 @@ def test_five_pictures_become_a_concept(page, tmp_path):
     page.locator("#train-files input[type=file]").set_input_files([*pictures, caption])
     page.locator("#train-tiles img").nth(4).wait_for()
     assert page.locator("#train-tiles .caption-label").inner_text() == "a sks dog in a room"
+    page.locator("#train-tiles .grid-container button").first.click()
+    page.locator("#train-keep").wait_for()
+    field(page, "train-caption").fill("a sks dog in a meadow")
+    page.locator("#train-keep").click()
+    page.locator("#train-tiles .caption-label", has_text="a sks dog in a meadow").wait_for()
     page.get_by_text(
         re.compile(r"3 steps, about .* on this machine; the concept will have about \d+ KB")
     ).wait_for()

@@ -5,13 +5,16 @@ Called through `gradio_client` or plain HTTP; docs/studio.md shows how. A client
 history and cancels are its own. What goes wrong comes back as one sentence (see `app.Blocks`)."""
 # No `from __future__ import annotations` here: Gradio reads the types of these functions.
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL.Image import Image
 
 from atomdiff.core.blocks import Strength, parse_strength
-from atomdiff.errors import SettingsError
+from atomdiff.errors import ImageError, SettingsError
+from atomdiff.files.images import open_picture
 from atomdiff.files.read_any import Source
 from atomdiff.sampling.infotext import parse
 from atomdiff.sampling.settings import USUAL, parse_size
@@ -82,6 +85,28 @@ def _drawing(studio: Studio) -> None:
         job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted, made))
         return await _finished(studio, job)
 
+    async def draw_from(
+        picture: str, mask: str, prompt: str, strength: float, more: dict, request: gr.Request
+    ) -> list[dict]:
+        """Draws from a picture (an uploaded file), which may change as much as `strength` says, 0 to 1, or
+        only where `mask` (another, or none) is white. `more` has others of `draw`'s: {"steps": 10,
+        "concepts": [["dog", 1]]}, and "style" and "hires", the factor of a second pass. Gives what `draw`
+        gives."""
+        me = owner(request)
+        begun: dict[str, Any] = {
+            "image": _opened(picture),
+            "mask": _opened(mask),
+            "strength": float(strength),
+        }
+        given = dict(more or {})
+        style, hires = str(given.pop("style", "")), float(given.pop("hires", 1))
+        chosen = _concepts(studio, given.pop("concepts", []))
+        usual: dict[str, Any] = {"base": "", "negative": "", "seed": -1, "steps": 25, "guidance": -1, "size": "",
+                 "sampler": "dpm++"}  # fmt: skip
+        wanted = _request(studio, prompt=prompt or "", concepts=chosen, **(usual | given))
+        wanted = replace(wanted, style=style, hires=hires, **begun)
+        return await _finished(studio, studio.queue.submit(me, drawing.draw(studio, me, wanted)))
+
     async def without_concept(request: gr.Request, id: int) -> dict:  # noqa: A002 - the endpoint's word
         """Draws a picture of one's history again, with the same seed and settings, on the base alone."""
         me = owner(request)
@@ -93,6 +118,10 @@ def _drawing(studio: Studio) -> None:
         return studio.queue.cancel(owner(request))
 
     _add(draw, grid, without_concept, cancel)
+    files = [gr.File(type="filepath", visible=False) for _ in range(2)]
+    _add_with_files(
+        draw_from, *files, gr.Textbox(visible=False), gr.Number(0.6, visible=False), gr.JSON(visible=False)
+    )
 
 
 def _history(studio: Studio) -> None:
@@ -251,6 +280,16 @@ def _request(
         carry=carry is True,
         acting=acting or USUAL,
     )
+
+
+def _opened(path: str | None) -> Image | None:
+    """An uploaded picture. Raises ImageError."""
+    if not path:
+        return None
+    try:
+        return open_picture(Path(path)).image
+    except ImageError as error:
+        raise ImageError(f"{Path(path).name!r} cannot be drawn from: {error}.") from None
 
 
 def _concepts(studio: Studio, pairs: list[list]) -> tuple[tuple[str, Strength], ...]:
