@@ -66,6 +66,7 @@ class Walk:
         self.page.keyboard.press("Tab")
         self.page.locator("#more button").first.click()
         self.page.locator("#go").click()
+        self.page.locator("#halt").wait_for()  # pictures of before are still there until then
         self.page.locator("#gallery img").nth(count - 1).wait_for()
         self.page.locator("#halt").wait_for(state="hidden")
 

@@ -101,11 +101,11 @@ def _drawing(studio: Studio) -> None:
         given = dict(more or {})
         style, hires = str(given.pop("style", "")), float(given.pop("hires", 1))
         chosen = _concepts(studio, given.pop("concepts", []))
-        usual: dict[str, Any] = {"base": "", "negative": "", "seed": -1, "steps": 25, "guidance": -1, "size": "",
-                 "sampler": "dpm++"}  # fmt: skip
+        usual: dict[str, Any] = {"base": "", "negative": "", "seed": -1, "steps": 25, "guidance": -1}
+        usual |= {"size": "", "sampler": "dpm++"}
         wanted = _request(studio, prompt=prompt or "", concepts=chosen, **(usual | given))
-        wanted = replace(wanted, style=style, hires=hires, **begun)
-        return await _finished(studio, studio.queue.submit(me, drawing.draw(studio, me, wanted)))
+        job = drawing.draw(studio, me, replace(wanted, style=style, hires=hires, **begun))
+        return await _finished(studio, studio.queue.submit(me, job))
 
     async def without_concept(request: gr.Request, id: int) -> dict:  # noqa: A002 - the endpoint's word
         """Draws a picture of one's history again, with the same seed and settings, on the base alone."""
