@@ -128,6 +128,7 @@ def draw(walk: Walk) -> None:
 
 def start(walk: Walk) -> None:
     """A picture to draw from, painted over in part, and what comes of it."""
+    open_tab(walk.page, "Draw")
     walk.page.locator("#to-start").click()
     canvas = walk.page.locator("#start-image canvas").first
     canvas.wait_for()
@@ -143,8 +144,6 @@ def start(walk: Walk) -> None:
     walk.page.evaluate("scrollTo(0, 420)")
     walk.shoot("start")
     walk.page.evaluate("scrollTo(0, 0)")
-    walk.page.reload()
-    walk.page.locator("#go").wait_for()
 
 
 def concepts(walk: Walk) -> None:
@@ -273,7 +272,7 @@ def main() -> None:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             with visit(browser, studio.url, viewport=DESK) as page:
                 walk = Walk(page, options.out, work, options.steps)
-                for act in (draw, start, history, picture, compare, concepts, learned):
+                for act in (draw, history, picture, compare, concepts, learned, start):
                     act(walk)
                 train(walk, options.train_steps)
                 known = page.context.storage_state()
