@@ -69,7 +69,6 @@ def main() -> None:
                 continue  # the others' text encoders have other names and layouts there
             figures = measure(model, form, a.folder, a.resolution)
             found = [f for f in found if (f["model"], f["form"]) != (model, form)] + [asdict(figures)]
-            KEPT.write_text("[\n" + ",\n".join(json.dumps(f) for f in found) + "\n]\n")
         if not a.keep:
             shutil.rmtree(a.folder / model, ignore_errors=True)
     now = [f for f in found if f["model"] in a.models and f["form"] in a.forms]
@@ -119,6 +118,7 @@ def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], re
     _run(figures, "card", [*command, "card", str(concept), "--out", str(work / "card.png")], environment)
     with running() as hub:
         there = environment | {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_ada", "HF_HUB_OFFLINE": "0"}
+        there |= {"HF_HUB_DISABLE_XET": "1"}  # which the stand-in does not speak
         _run(figures, "pushed", [*command, "push", str(concept), "ada/dog"], there)
         assert "dog.safetensors" in hub.repos["ada/dog"].commits[-1]
 
@@ -143,6 +143,7 @@ def _run(figures: Figures, what: str, command: list[str], environment: dict[str,
             )
     figures.seconds[what], figures.own[what] = round(seconds, 1), round(own, 2)
     figures.resident[what] = round(resident, 2)
+    _keep(figures)
     print(
         f"{figures.model} {figures.form}: {what} {seconds:.1f} s, {own:.2f} GB own, {resident:.2f} GB",
         flush=True,
@@ -199,6 +200,16 @@ def _loading(whose: str, ref: str, environment: dict[str, str]) -> list[str]:
 def _weights(folder: Path) -> float:
     """GB of the weights, in fp16."""
     return round(sum(path.stat().st_size for path in (folder / "plain").rglob("*.safetensors")) / 1e9, 2)
+
+
+def _keep(figures: Figures) -> None:
+    """What is known so far, so that a run that is stopped leaves what it found."""
+    others = [text for text in _kept() if _case(json.loads(text)) != (figures.model, figures.form)]
+    KEPT.write_text("[\n" + ",\n".join([*others, json.dumps(asdict(figures))]) + "\n]\n", "utf-8")
+
+
+def _case(found: dict) -> tuple[str, str]:
+    return found["model"], found["form"]
 
 
 def _kept() -> list[str]:

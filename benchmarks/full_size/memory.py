@@ -10,7 +10,9 @@ is not in it: allow 1 GB more.
 from __future__ import annotations
 
 import argparse
+import json
 import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,19 @@ from atomdiff.training.settings import TrainingSettings
 from ..report import markdown, show, written
 from .building import KINDS, _text_config
 
-PAGE = Path("docs/memory.md")
-CASES = (("sd15", 512), ("sd15", 768), ("sd21", 768), ("sdxl", 768), ("sdxl", 1024))
+PAGE, KEPT = Path("docs/memory.md"), Path("benchmarks/results/full_size_memory.json")
+BATCHES = (1, 2)
+SIDES = {"sd15": 512, "sd21": 768, "sdxl": 1024}
+ABOUT = """# Memory of a training on a GPU
+
+**Computed, not measured on a GPU.** {written}.
+
+GB of weights and activations at the peak of a step in fp16 or bf16, with PyTorch's own attention and the
+default recipe; checkpointing is `--gradient_checkpointing`. Class pictures count as pictures of a step:
+with prior preservation and `--train_batch_size 1` a step has 2. A GPU takes about 1 GB more for its context
+and its libraries.
+
+"""
 
 
 class Peak(TorchDispatchMode):
@@ -56,34 +69,45 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def activations(kind: str, side: int, batch: int, checkpointing: bool) -> int:
-    """Bytes at the peak of one step beside the weights."""
+def activations(kind: str, side: int, batches: Sequence[int]) -> Iterator[int]:
+    """Bytes at the peak of one step beside the weights: for each batch without and with checkpointing."""
     from diffusers import UNet2DConditionModel
 
     what, spec = KINDS[kind], spec_of(suit_recipe(TrainingSettings()))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        unet = UNet2DConditionModel(**what.unet).half().requires_grad_(False)
+        torch.set_default_dtype(torch.float16)  # tensors without contents cannot be cast in place
+        try:
+            unet = UNet2DConditionModel(**what.unet).requires_grad_(False)
+        finally:
+            torch.set_default_dtype(torch.float32)
         attached = attach(unet, spec, seed=0)
         unet.train()
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        latents, prompts = (
-            side // 8,
-            torch.empty(batch, 77, what.unet["cross_attention_dim"], dtype=torch.float16),
-        )
-        added = None
-        if what.xl:
-            added = {
-                "text_embeds": torch.empty(batch, 1280, dtype=torch.float16),
-                "time_ids": torch.empty(batch, 6, dtype=torch.float16),
-            }
-        peak = Peak([*unet.parameters(), *unet.buffers()])
-        with peak:
-            noisy = torch.empty(batch, 4, latents, latents, dtype=torch.float16)
-            steps = torch.zeros(batch, dtype=torch.int64)
-            answer = unet(noisy, steps, prompts, added_cond_kwargs=added, return_dict=False)[0]
-            answer.float().square().mean().backward()
-        attached.detach()
+        for batch in batches:
+            for checkpointing in (False, True):
+                if checkpointing:
+                    unet.enable_gradient_checkpointing()
+                else:
+                    unet.disable_gradient_checkpointing()
+                yield _step(unet, what.xl, side // 8, batch)
+                for parameter in attached.parameters():
+                    parameter.grad = None
+
+
+def _step(unet: Any, xl: bool, latents: int, batch: int) -> int:
+    half = torch.float16
+    prompts = torch.empty(batch, 77, unet.config.cross_attention_dim, dtype=half)
+    added = None
+    if xl:
+        added = {
+            "text_embeds": torch.empty(batch, 1280, dtype=half),
+            "time_ids": torch.empty(batch, 6, dtype=half),
+        }
+    peak = Peak([*unet.parameters(), *unet.buffers()])
+    with peak:
+        noisy = torch.empty(batch, 4, latents, latents, dtype=half)
+        steps = torch.zeros(batch, dtype=torch.int64)
+        answer = unet(noisy, steps, prompts, added_cond_kwargs=added, return_dict=False)[0]
+        answer.float().square().mean().backward()
     return peak.peak
 
 
@@ -103,29 +127,19 @@ def weights(kind: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size.memory", description=__doc__)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--models", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--docs", action="store_true", help=f"write {PAGE}")
     a = parser.parse_args()
-    headers = (
-        "base, side",
-        *(f"{b} a step{c}" for b in a.batches for c in ("", ", --gradient_checkpointing")),
-    )
-    rows = []
-    for kind, side in CASES:
+    found = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    for kind in a.models:
         kept = weights(kind)
-        sums = [kept + activations(kind, side, b, c) for b in a.batches for c in (False, True)]
-        rows.append((f"{kind}, {side}²", *(f"{total / 1e9:.1f}" for total in sums)))
-        print(rows[-1], flush=True)
+        found[kind] = [round((kept + more) / 1e9, 1) for more in activations(kind, SIDES[kind], BATCHES)]
+        KEPT.write_text(json.dumps(found) + "\n")
+    headers = ("base, side", *(f"{b} a step{c}" for b in BATCHES for c in ("", ", checkpointing")))
+    rows = [(f"{kind}, {SIDES[kind]}²", *map(str, found[kind])) for kind in SIDES if kind in found]
     show("GB of GPU memory, computed", headers, rows)
     if a.docs:
-        PAGE.write_text(
-            "# Memory of a training on a GPU\n\n**Computed, not measured on a GPU.** " + f"{written()}.\n\n"
-            "GB of weights and activations at the peak of a step in fp16 or bf16, with PyTorch's own "
-            "attention and the default\nrecipe. Class pictures count as pictures of a step: with prior "
-            "preservation and `--train_batch_size 1` a step has 2.\nA GPU takes about 1 GB more for its "
-            "context and its libraries.\n\n" + markdown(headers, rows) + "\n",
-            "utf-8",
-        )
+        PAGE.write_text(ABOUT.format(written=written()) + markdown(headers, rows) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
