@@ -182,10 +182,10 @@ def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
 
 
 def tell_about(
-    base: Base, prompt: str, negative: str, weighted: list[tuple[Concept, Strength]], acting: str = USUAL
+    base: Base, prompt: str, weighted: list[tuple[Concept, Strength]], acting: str = USUAL
 ) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
-    _tell(hints.before_drawing(base, prompt, negative, weighted, acting))
+    _tell(hints.before_drawing(base, prompt, weighted, acting))
 
 
 def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:

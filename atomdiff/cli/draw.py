@@ -120,7 +120,7 @@ def generate(
         raise SettingsError("Regions are drawn from noise, at once: leave out --image, --mask and --hires.")
     weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
     loaded = open_base(base, weighted, device, dtype)
-    tell_about(loaded, prompt, negative, weighted, "plain" if regions else acting)
+    tell_about(loaded, prompt, weighted, "plain" if regions else acting)
     texts = prompt if regions else prompts.for_each(prompt, seed, count)
     if not regions:
         begun |= {"strength": strength, "hires": hires}
@@ -166,7 +166,7 @@ def compare(
     weighted = load_concepts(concept)
     loaded = open_base(base, weighted, device, dtype)
     for prompt in prompts:
-        tell_about(loaded, prompt, "", weighted, acting)
+        tell_about(loaded, prompt, weighted, acting)
     options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "acting": acting}
     without = draw_with_bar(loaded, prompts, **options)
     drawn = draw_with_bar(loaded, prompts, concepts=weighted, **options)

@@ -77,7 +77,7 @@ def grid(
     )
     planned = Grid(settings, *(_axis(given) for given in (x, y, z) if given))
     loaded = open_base(base, weighted, device, dtype)
-    tell_about(loaded, prompt, negative, weighted, acting)
+    tell_about(loaded, prompt, weighted, acting)
     cells, images = planned.cells(), []
     with warnings.catch_warnings(), Terminal() as shown:
         warnings.simplefilter("ignore", CousinWarning)  # told already

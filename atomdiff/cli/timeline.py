@@ -134,7 +134,7 @@ def _draw(
     require_writable(out.parent, "--out")
     given, device, dtype = which
     loaded = open_base(given, [(timeline.last, 1.0)], device, dtype)
-    tell_about(loaded, prompt, "", [(timeline.last, 1.0)])
+    tell_about(loaded, prompt, [(timeline.last, 1.0)])
     rows = []
     for step in timeline.spread(states):
         typer.echo(f"step {step}", err=True)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from atomdiff.base import loading, textual_inversion
 from atomdiff.base.architectures import ARCHITECTURES
+from atomdiff.base.prompt_weights import batches, prompt_arguments
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
-from atomdiff.core.blocks import Strength
+from atomdiff.core.blocks import Strength, of_words
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import img2img, mixed
 from atomdiff.sampling.gating import Negatives, groups
@@ -128,15 +129,19 @@ def draw(
         return _draw_mixed(base, prompts, each, settings, batch_size, callback, preview)
     together = groups(prompts, [concept for concept, _ in weighted], settings.acting)
     limit = batch_size or ARCHITECTURES[base.family].batch
-    rounds, begun = sum(-(-len(those) // limit) for those in together.values()), 0
+    plans: list[tuple[list[tuple[Concept, Strength]], list[list[int]]]] = []
+    for called, those in together.items():
+        some = [weighted[i] for i in called]
+        known = textual_inversion.readings(base, [(concept, of_words(own)) for concept, own in some])
+        spoken = {i: textual_inversion.spoken(prompts[i], known) for i in those}
+        plans.append((some, batches(base, spoken, limit)))
+    rounds, begun = sum(len(planned) for _, planned in plans), 0
     each_round = img2img.steps_done(steps, strength) if starts else steps
     images: dict[int, Image] = {}
     with with_scheduler(base, settings, preview):
-        for called, those in together.items():
-            some = [weighted[i] for i in called]
+        for some, planned in plans:
             with concepts_acting(base, some, settings.negative, settings.acting) as (known, avoided):
-                for start in range(0, len(those), limit):
-                    batch = those[start : start + limit]
+                for batch in planned:
                     tell = teller(callback, begun * each_round, rounds * each_round, each_round)
                     texts, seeds = (
                         [textual_inversion.spoken(prompts[i], known) for i in batch],
@@ -269,9 +274,9 @@ def draw_batch(
     width, height = settings.size or (0, 0)
     noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
     with loading.quiet(), torch.no_grad():
+        against = avoided(len(seeds))
         made = base.pipe(
-            prompt=prompts,
-            **avoided(len(seeds)),
+            **(against if prompts is None else prompt_arguments(base, prompts, against)),
             **(img2img.arguments(starts, settings.steps) if starts else noise),
             guidance_scale=settings.guidance,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],

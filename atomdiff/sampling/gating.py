@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from atomdiff.base import textual_inversion
-from atomdiff.base.stable_diffusion import Base, encode_prompts
+from atomdiff.base.prompt_weights import encode_weighted
+from atomdiff.base.stable_diffusion import Base
 from atomdiff.base.textual_inversion import Reading, calls, spoken
 from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.inject import DeltaOf, fold
@@ -74,7 +75,7 @@ def negatives(base: Base, prompt: str, gated: bool, known: Sequence[Reading]) ->
     encoders are the base's own: gated it is encoded at once, as it stands."""
     if not gated:
         return lambda count: {"negative_prompt": [spoken(prompt, known)] * count}
-    hidden, pooled = encode_prompts(base, [prompt])
+    hidden, pooled = encode_weighted(base, [prompt])[0]
 
     def repeated(count: int) -> dict[str, Any]:
         told = {"negative_prompt_embeds": hidden.repeat(count, 1, 1)}

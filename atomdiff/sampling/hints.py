@@ -29,13 +29,9 @@ class Hint:
         return self.text[:1].upper() + self.text[1:]
 
 
-def before_drawing(
-    base: Base, prompt: str, negative: str, weighted: Weighted, how: str = USUAL
-) -> Iterator[Hint]:
+def before_drawing(base: Base, prompt: str, weighted: Weighted, how: str = USUAL) -> Iterator[Hint]:
     """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
-    from atomdiff.base.stable_diffusion import truncated_part
-    from atomdiff.base.textual_inversion import calls, readings, spoken
-    from atomdiff.core.blocks import of_words
+    from atomdiff.base.textual_inversion import calls
 
     acting = [item for item in weighted if how == "plain" or calls(prompt, item[0].trigger)]
     for concept, _ in weighted:
@@ -49,11 +45,6 @@ def before_drawing(
                 f"therefore {then}."
             )
     yield from clashes(acting)
-    known = readings(base, [(concept, of_words(strength)) for concept, strength in acting])
-    for what, text in (("prompt", prompt), ("negative prompt", negative)):
-        cut = truncated_part(base, spoken(text, known))
-        if cut:
-            yield Hint(f"the {what} is too long; this end of it is not used: {cut!r}")
 
 
 def clashes(weighted: Weighted) -> Iterator[Hint]:

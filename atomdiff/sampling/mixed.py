@@ -12,10 +12,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from atomdiff.base import textual_inversion
+from atomdiff.base.prompt_weights import (
+    encode_weighted,
+    is_plain,
+    pipeline_arguments,
+    plain_text,
+    same_length,
+)
 from atomdiff.base.stable_diffusion import Base, PromptEmbeds, encode_prompts
 from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.mixed import LayerMaps, Mixing, common, mixing
@@ -40,7 +46,7 @@ class Mixer:
         first = dict(zip(reversed(keys), reversed(each), strict=True))
         maps = {key: mixed_maps(some) for key, some in first.items()}
         self._layers.rows([maps[key] for key in keys])
-        embeds = self._encoded(prompts, keys, first, negative)
+        embeds = same_length(self._base, self._encoded(prompts, keys, first, negative))
         return pipeline_arguments(embeds[: len(prompts)], embeds[len(prompts) :])
 
     def _encoded(
@@ -69,7 +75,10 @@ def read(base: Base, texts: Sequence[str], concepts: Sequence[Weighted]) -> list
     worded: list[tuple[Any, float]] = [(r, of_words(strength)) for r, strength in concepts]
     known = textual_inversion.readings(base, worded)
     with textual_inversion.added(base, known):
-        hidden, pooled = encode_prompts(base, [textual_inversion.spoken(text, known) for text in texts])
+        spoken = [textual_inversion.spoken(text, known) for text in texts]
+        if not all(is_plain(base, text) for text in spoken):
+            return same_length(base, encode_weighted(base, spoken))
+        hidden, pooled = encode_prompts(base, [plain_text(text) for text in spoken])
     rows = range(len(texts))
     return [PromptEmbeds(hidden[i : i + 1], None if pooled is None else pooled[i : i + 1]) for i in rows]
 
@@ -86,17 +95,6 @@ def mixed_maps(concepts: Sequence[Weighted]) -> LayerMaps:
                     scaled = before + scaled
                 total[name] = scaled
     return total
-
-
-def pipeline_arguments(asked: Sequence[PromptEmbeds], avoided: Sequence[PromptEmbeds]) -> dict[str, Any]:
-    """What a Stable Diffusion pipeline is told of embedded prompts and negative prompts."""
-    told: dict[str, Any] = {}
-    for prefix, embeds in (("", asked), ("negative_", avoided)):
-        told[prefix + "prompt_embeds"] = torch.cat([hidden for hidden, _ in embeds])
-        pooled = [own for _, own in embeds if own is not None]
-        if pooled:
-            told[prefix + "pooled_prompt_embeds"] = torch.cat(pooled)
-    return told
 
 
 def _key(concepts: Sequence[Weighted]) -> tuple[Any, ...]:

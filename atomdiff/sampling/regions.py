@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from atomdiff.base.architectures import ARCHITECTURES
+from atomdiff.base.prompt_weights import pipeline_arguments, same_length
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.core.fields import FieldMaps, Masks
 from atomdiff.core.mixed import LayerMaps, Mixing, RowMaps, common, mixing
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import draw as drawing
-from atomdiff.sampling.mixed import ASKED_AGAIN, Weighted, mixed_maps, pipeline_arguments, read
+from atomdiff.sampling.mixed import ASKED_AGAIN, Weighted, mixed_maps, read
 from atomdiff.sampling.resident import Residents
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def regional(
     everything = [pair for _, concepts in each for pair in concepts]
     whole = read(base, [prompt, negative], everything)
     texts = [read(base, [negative, text], concepts) for text, concepts in each]
-    texts.append([whole[1], read(base, [prompt], [])[0]])
+    texts.append(same_length(base, [whole[1], read(base, [prompt], [])[0]]))
     maps = [*(mixed_maps(concepts) for _, concepts in each), {}]
     where = Masks(masks.to(base.device))
     attentions = [name for name, _ in base.unet.named_modules() if _ATTENTION.search(name)]

@@ -298,9 +298,7 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
 
 def _remarks(job: Job, base: Base, settings: DrawingSettings) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    for remark in before_drawing(
-        base, settings.prompt, settings.negative, settings.concepts, settings.acting
-    ):
+    for remark in before_drawing(base, settings.prompt, settings.concepts, settings.acting):
         job.note(str(remark))
 
 
