@@ -83,6 +83,11 @@ class Comfy:
         self.clip = self.sd.CLIP(no_init=True)
         self.clip.tokenizer = self.sd1_clip.SD1Tokenizer()
         self.clip.cond_stage_model = self.sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32)
+        for (
+            name,
+            parameter,
+        ) in self.clip.cond_stage_model.named_parameters():  # ComfyUI leaves them as they lay
+            torch.nn.init.normal_(parameter, mean=float("norm" in name and name.endswith("weight")), std=0.02)
         self.clip.patcher = self.patcher.ModelPatcher(
             self.clip.cond_stage_model, load_device=cpu, offload_device=cpu
         )
@@ -124,7 +129,14 @@ def pipeline(comfy: Comfy, unet: UNet2DConditionModel) -> StableDiffusionPipelin
     found = {name: held.get(name, held.get(f"text_model.{name}")) for name in own}
     encoder.load_state_dict(found)
     return StableDiffusionPipeline(
-        AutoencoderKL(), encoder, tokenizer, unet, DDIMScheduler(), None, None, requires_safety_checker=False
+        AutoencoderKL(),
+        encoder,
+        tokenizer,
+        unet,
+        DDIMScheduler(steps_offset=1, clip_sample=False),
+        None,
+        None,
+        requires_safety_checker=False,
     )
 
 
