@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test lint pocket gpu clean
+.PHONY: help install demo test lint docs pocket gpu clean
 help:          ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
@@ -29,6 +29,10 @@ lint: install  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install  ## the site of docs/, with its reference made from the docstrings, into site/
+	$(BIN)/python -m typer atomdiff.cli utils docs --name atomdiff --title "Command line" --output docs/reference/cli.md
+	$(BIN)/zensical build --strict
+
 pocket: install  ## grow the 128-pixel pocket from the bundled one (a day on one core; goes on where it was stopped)
 	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights --out outputs/pocket-model
 
@@ -44,4 +48,4 @@ gpu: install   ## on a GPU: a longer pocket training, then every benchmark that 
 	-$(BIN)/python -m benchmarks.tricks --docs --check
 
 clean:         ## removes outputs and the environment
-	rm -rf outputs $(VENV) *.egg-info
+	rm -rf outputs site .cache docs/reference/cli.md $(VENV) *.egg-info
