@@ -61,6 +61,7 @@ def test_a_schedule_of_minutes_ends_with_its_time(tmp_path):
     assert schedule.rate(10, 30) == 1.0
     assert schedule.rate(10, 90) == pytest.approx(0.5)
     assert schedule.share(10, 120) == 1 and schedule.share(100, 0) == 1
+    assert Schedule(0, 1, 1.0).share(0) == 1
     shop, model = Workshop(tmp_path, torch.device("cpu"), seed=1), problem()
 
     def loss_at(step: int, g: torch.Generator) -> torch.Tensor:
@@ -179,7 +180,7 @@ def test_known_words_keep_their_vectors():
 
 
 # ---------------------------------------------------------------- the whole
-def test_the_whole_recipe_grows_a_model_in_sittings(tmp_path, monkeypatch):
+def test_the_whole_recipe_grows_a_model_in_sittings_and_trains_it_on(tmp_path, monkeypatch):
     """From the bundled model to a folder that stock diffusers loads, with one step of everything."""
     monkeypatch.setattr(corpus, "CHUNK", 24)
     monkeypatch.setattr(build, "EXAMINED", 24)
@@ -197,3 +198,10 @@ def test_the_whole_recipe_grows_a_model_in_sittings(tmp_path, monkeypatch):
     assert judge.net.side == 128 and "other" in judge.heads
     assert judge([Image.new("RGB", (128, 128))]).identity.shape == (1, 64)
     assert "128 × 128 pictures" in (tmp_path / "out" / "README.md").read_text()
+
+    again = [*command, "--work", str(tmp_path / "again"), "--start", str(tmp_path / "out")]
+    again += ["--out", str(tmp_path / "on"), "--autoencoder-steps", "1", "--words-steps", "0"]
+    build.main([*again, "--only", "autoencoder", "words", "denoiser"])
+    assert load_base(str(tmp_path / "on")).passport.architecture == base.passport.architecture
+    tokens = [(tmp_path / folder / "tokenizer" / "tokenizer.json").read_bytes() for folder in ("out", "on")]
+    assert tokens[0] == tokens[1]

@@ -117,8 +117,11 @@ class Build:
         self._record("decoder", about)
 
     def words(self) -> tuple:
-        """(tokenizer, text encoder)."""
+        """(tokenizer, text encoder): without steps those of the start."""
         folder = self.shop.folder / "text"
+        if self.start and not self.recipe.words.steps and not folder.exists():
+            shutil.copytree(self.start / "tokenizer", self.shop.folder / "tokenizer", dirs_exist_ok=True)
+            shutil.copytree(self.start / "text_encoder", folder)
         if not folder.exists():
             tokenizer = words.build_tokenizer(
                 [*(said for row in self.corpus.captions for said in row), *captions.unheard_captions()]

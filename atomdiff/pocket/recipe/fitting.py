@@ -40,7 +40,7 @@ class Schedule:
 
     def share(self, step: int, seconds: float = 0.0) -> float:
         """How much of it is done, 1 at the end."""
-        return max(step / max(self.steps, 1), seconds / 60 / self.minutes)
+        return max(step / self.steps, seconds / 60 / self.minutes) if self.steps else 1.0
 
     def rate(self, step: int, seconds: float = 0.0) -> float:
         rise = (step + 1) / max(self.warmup, 1)
