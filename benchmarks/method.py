@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
     add = parser.add_argument
     add("--methods", nargs="+", default=[], metavar="NAME", help="or patterns: 'LoRA*' (default all)")
+    add("--subjects", type=int, default=8, help="held-out subjects")
     add("--styles", type=int, default=1, choices=(0, 1, 2), help="held-out styles")
     add("--seeds", type=int, default=2)
     add("--each", type=int, default=4, help="pictures in each of the 8 contexts")

@@ -257,6 +257,14 @@ def test_the_ladder_and_the_tricks_are_run_as_they_are_asked_for(bench, capsys, 
     assert "above the default" in capsys.readouterr().out
 
 
+def test_the_command_tells_what_is_known(tmp_path, capsys):
+    method.main(
+        ["--report", "--subjects", "1", "--styles", "1", "--methods", "atoms+dc", "--out", str(tmp_path)]
+    )
+    told = capsys.readouterr().out
+    assert "1 subjects" in told and "The style neon" in told and "missed" in told
+
+
 def test_methods_are_chosen_by_name_and_searched_at_rates():
     assert method.chosen([]) == list(method.METHODS)
     assert [one.name for one in method.chosen(["LoRA*", "word"])] == ["word", method.LORA.name]

@@ -209,7 +209,8 @@ def test_a_trigger_that_cannot_be_learned_takes_no_bytes(tiny_base):
 def test_a_training_keeps_to_its_size(tiny_base, photos, tmp_path, recipe):
     base = tiny_base("sd1")
     token = {"token": torch.zeros(1, 1, 32)}
-    size = file_size(base.unet, base.passport, recipe, token, TEXTS) + 16
+    texts = texts_of(dataclasses.replace(suited(), match_lora_rate=1e-4), MANY, MANY, MANY)  # measured here
+    size = file_size(base.unet, base.passport, recipe, token, texts) + 16
     quick = {"max_train_steps": 1, "train_batch_size": 1, "with_prior_preservation": False}
     made = train(photos, tmp_path / "out", base, size=size, checkpointing_steps=0, timeline_steps=0, **quick)
     written = (tmp_path / "out" / "dog.safetensors").stat().st_size

@@ -230,7 +230,7 @@ def test_help_lists_every_flag_with_its_default(capsys):
     text = capsys.readouterr().out
     assert "--instance_data_dir" in text
     assert "--instance_dir" in text
-    assert "(default: cosine)" in text and "(default: by base and" in " ".join(text.split())
+    assert "(default: cosine)" in text and "(default: on, for all recipes but word)" in " ".join(text.split())
     assert text.index("saving, resuming") < text.index("--resume_from_checkpoint")
     assert set(GROUPS) < {item.name for item in dataclasses.fields(TrainingSettings)}
 
