@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,24 @@ def url(folder):
     with served(folder) as studio:
         yield studio.url
         assert "Traceback" not in studio.log.read_text()
+
+
+@pytest.fixture(autouse=True)
+def one_request_after_the_other(monkeypatch):
+    """gradio_client loses a request that begins while the server closes the stream of the one before."""
+    from gradio_client import Client
+
+    own = Client.predict
+
+    def predict(client, *args, **kwargs):
+        try:
+            return own(client, *args, **kwargs)
+        finally:
+            until = time.monotonic() + 5
+            while client.stream_open and time.monotonic() < until:
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Client, "predict", predict)
 
 
 def test_the_example_for_programs_in_the_docs_runs(url, monkeypatch, tmp_path):
