@@ -26,7 +26,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import passport_of
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
-from atomdiff.core.mixed import Mixing, mixing
+from atomdiff.core.mixing import Mixing, mixing
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
 from atomdiff.sampling.resident import Resident, Residents

@@ -12,7 +12,8 @@ from torch.nn.functional import conv2d, linear
 from atomdiff.core import subspace
 from atomdiff.core.functional import Plan
 from atomdiff.core.inject import AtomSpec, attach
-from atomdiff.core.mixed import RowMaps, mixed_conv2d, mixed_linear, mixing
+from atomdiff.core.mixed import RowMaps, mixed_conv2d, mixed_linear
+from atomdiff.core.mixing import mixing
 from atomdiff.core.subspace import Window
 from atomdiff.errors import ConceptError
 

@@ -113,8 +113,8 @@ class Concept(Contents[Tensor]):
         return inject.delta_functions(model, self.spec, atoms, bases)
 
     def layer_maps(self, model: nn.Module) -> dict[str, Tensor]:
-        """Layer name -> its map (G, n, n), as `mixed.Mixing` takes them. Raises ConceptError where the change
-        is not a map of the weight."""
+        """Layer name -> its map (G, n, n), as `mixing.Mixing` takes them. Raises ConceptError where the
+        change is not a map of the weight."""
         selection = self._selection(model)
         bases, atoms = (_unpack(selection, self.spec, packed) for packed in (self.bases, self.atoms))
         return layer_maps(model, self.spec, atoms, bases)

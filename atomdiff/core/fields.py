@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear
 
 from atomdiff.core import subspace
-from atomdiff.core.functional import _moved
-from atomdiff.core.mixed import forward_map, shifts
+from atomdiff.core.functional import _moved, forward_map
+from atomdiff.core.mixed import shifts
 from atomdiff.core.subspace import Window
 from atomdiff.errors import ConceptError
 
@@ -67,7 +67,7 @@ class FieldMaps:
     def conv(self, x: Tensor, module: nn.Conv2d, window: Window) -> Tensor:
         """The convolution of x, padded already: (b, c, h, w) -> (b, c_out, oh, ow)."""
         bias = None if module.bias is None else module.bias.to(x.dtype)
-        return forward_map(x, self, module.weight.to(x.dtype), bias, window, module.groups)
+        return forward_map(x, self.shifts, module.weight.to(x.dtype), bias, window, module.groups)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product of tokens x (b, tokens, in), or of pixels (b, h, w, in), with (out, in)."""

@@ -26,6 +26,11 @@ from atomdiff.core import subspace
 from atomdiff.core.subspace import Window
 
 Form = Literal["map", "weight"]
+Mix = Callable[[Tensor, Window, slice, int], Tensor]
+"""From some channels (c, b, h, w), a window, their places in a group of the convolution and the size c_in of
+one, to their mixed shifts z (c, k2, b, oh, ow)."""
+RowsOf = tuple[Tensor, slice | list[int], Tensor | None]
+"""A map M (k2, k2), the rows of a batch that have it, and where its gradient is added up, if anywhere."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class _AdaptedConv2d(torch.autograd.Function):
         if bias is not None:
             bias = bias.to(x.dtype)
         if plan.forward == "map":
-            return _forward_map(x, M, weight.to(x.dtype), bias, window, groups)
+            mix: Mix = lambda xs, *_: subspace.mix_shifts(xs, M, window)  # noqa: E731
+            return forward_map(x, mix, weight.to(x.dtype), bias, window, groups)
         moved = _moved_kernels(weight, M, x.dtype)
         return conv2d(x, moved, bias, window.stride, window.padding, window.dilation, groups)
 
@@ -106,9 +112,13 @@ class _AdaptedConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, M, weight = ctx.saved_tensors
-        backward = _backward_map if ctx.form == "map" else _backward_weight
+        need, slides = ctx.needs_input_grad[:2], (ctx.window, ctx.groups)
         with torch.autocast(grad.device.type, enabled=False):
-            grad_x, grad_M = backward(grad, x, M, weight, ctx.window, ctx.groups, ctx.needs_input_grad[:2])
+            if ctx.form == "map":
+                grad_M = torch.zeros_like(M) if need[1] else None
+                grad_x = backward_map(grad, x, weight, *slides, need[0], [(M, slice(None), grad_M)])
+            else:
+                grad_x, grad_M = _backward_weight(grad, x, M, weight, *slides, need)
         return grad_x, grad_M, None, None, None, None, None
 
 
@@ -118,36 +128,41 @@ def _moved_kernels(weight: Tensor, M: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.addmm(flat, flat, M.to(flat.dtype)).to(dtype).view(weight.shape)
 
 
-def _forward_map(
-    x: Tensor, M: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+def forward_map(
+    x: Tensor, mix: Mix, weight: Tensor, bias: Tensor | None, window: Window, groups: int
 ) -> Tensor:
-    b, c_out = x.shape[0], weight.shape[0]
+    """The map form of any convolution whose maps `mix` brings to the shifts of x: (b, c_out, oh, ow)."""
+    b, c_out, k2 = len(x), len(weight), window.kernel[0] * window.kernel[1]
     oh, ow = window.output_size(*x.shape[2:])
     xs, W = _by_group(x, weight, groups)
-    y = xs.new_zeros(1, 1, 1) if bias is None else bias.view(groups, -1, 1)
-    for part in _parts(xs, b * oh * ow * M.shape[0]):
-        z = subspace.mix_shifts(xs[:, part].flatten(0, 1), M, window)  # (groups*part, k2, b, oh, ow)
-        y = torch.baddbmm(y, W[:, :, part].flatten(2), z.view(groups, -1, b * oh * ow))
+    y = xs.new_zeros(groups, c_out // groups, b * oh * ow)
+    if bias is not None:
+        y += bias.view(groups, -1, 1)
+    for part in _parts(xs, b * oh * ow * k2):
+        z = mix(xs[:, part].flatten(0, 1), window, part, xs.shape[1])  # (groups*part, k2, b, oh, ow)
+        y.baddbmm_(W[:, :, part].flatten(2), z.reshape(groups, -1, b * oh * ow))
     return y.view(c_out, b, oh, ow).transpose(0, 1).contiguous()
 
 
-def _backward_map(
-    grad: Tensor, x: Tensor, M: Tensor, weight: Tensor, window: Window, groups: int, need: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+def backward_map(
+    grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, need_x: bool, maps: Sequence[RowsOf]
+) -> Tensor | None:
+    """Its way back: adds to the gradient of each map and returns that of x."""
     (b, c_out, oh, ow), (height, width) = grad.shape, x.shape[2:]
+    k2 = window.kernel[0] * window.kernel[1]
     g = grad.transpose(0, 1).reshape(groups, c_out // groups, -1)
     xs, W = _by_group(x, weight.to(grad.dtype), groups)
-    grad_x = torch.empty_like(xs) if need[0] else None
-    grad_M = torch.zeros_like(M) if need[1] else None
-    for part in _parts(xs, b * oh * ow * M.shape[0]):
-        u = torch.bmm(W[:, :, part].flatten(2).transpose(1, 2), g)  # u = Wᵀg
-        u = u.view(-1, M.shape[0], b, oh, ow)
-        if grad_M is not None:
-            grad_M += subspace.mix_shifts_map_grad(u, xs[:, part].flatten(0, 1), window)
-        if grad_x is not None:
-            found = subspace.mix_shifts_input_grad(u, M, window, height, width)
-            grad_x[:, part] = found.unflatten(0, (groups, -1))
-    return None if grad_x is None else grad_x.flatten(0, 1).transpose(0, 1), grad_M
+    grad_x = torch.empty_like(xs) if need_x else None
+    for part in _parts(xs, b * oh * ow * k2):
+        u = torch.bmm(W[:, :, part].flatten(2).transpose(1, 2), g).view(-1, k2, b, oh, ow)  # u = Wᵀg
+        for M, rows, grad_M in maps:
+            some = u[:, :, rows].contiguous()
+            if grad_M is not None:
+                grad_M += subspace.mix_shifts_map_grad(some, xs[:, part].flatten(0, 1)[:, rows], window)
+            if grad_x is not None:
+                found = subspace.mix_shifts_input_grad(some, M, window, height, width)
+                grad_x[:, part, rows] = found.unflatten(0, (groups, -1))
+    return None if grad_x is None else grad_x.flatten(0, 1).transpose(0, 1)
 
 
 def _by_group(x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:

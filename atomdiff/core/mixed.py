@@ -9,14 +9,12 @@ pixels it is cheaper to move W, one map after another, into the same few MB: nev
 weight kept. Both forms are equal up to rounding; `row_plan` chooses.
 
 A linear layer's block map costs kc / c_in of its product once W is moved, which is next to nothing for any
-row of more than a few tokens. What is asked of the same text in every step (keys and values of
-cross-attention) is computed once and remembered.
+row of more than a few tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +26,15 @@ from torch.nn.functional import conv2d, linear
 from atomdiff.core import subspace
 from atomdiff.core.functional import (
     Plan,
-    _by_group,
+    RowsOf,
     _conv_grads,
-    _parts,
+    backward_map,
     choose_plan,
+    forward_map,
     moved_product,
 )
-from atomdiff.core.layers import _padded, sliding_window
 from atomdiff.core.subspace import Window
 from atomdiff.errors import ConceptError
-
-LayerMaps = Mapping[str, Tensor]
-"""Layer name -> its map M, (G, n, n) fp32 for G groups of input channels; n is k2, or kc² of blocks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +78,23 @@ class RowMaps:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product of x (b, ..., in) with (out, in)."""
         return mixed_linear(x, self, weight, bias)
+
+
+def common(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps (G, n, n) of one layer with the same number of channel groups and size of blocks, those of the
+    finest and the coarsest. Raises ConceptError where groups do not fit each other."""
+    size, groups = max(M.shape[-1] for M in maps), max(len(M) for M in maps)
+    fitted = []
+    for M in maps:
+        if M.shape[-1] != size:
+            M = subspace.coarser_block_map(M, round(size**0.5))
+        if len(M) not in (1, groups):
+            raise ConceptError(
+                f"Concepts with {len(M)} and {groups} groups of channels cannot share a batch: draw them "
+                "apart."
+            )
+        fitted.append(M.expand(groups, -1, -1))
+    return fitted
 
 
 def _run(rows: list[int]) -> slice | list[int]:
@@ -148,7 +160,7 @@ class _MixedConv2d(torch.autograd.Function):
         if bias is not None:
             bias = bias.to(x.dtype)
         if plan.forward == "map":
-            return forward_map(x, own, weight.to(x.dtype), bias, window, groups)
+            return forward_map(x, own.shifts, weight.to(x.dtype), bias, window, groups)
         slide = (window.stride, window.padding, window.dilation, groups)
         oh, ow = window.output_size(*x.shape[2:])
         y = x.new_empty(len(x), len(weight), oh, ow)
@@ -202,44 +214,17 @@ def _mixed_by_channel(x: Tensor, M: Tensor, window: Window, channels: slice, c_i
     return moved + subspace._shifts(x, window, oh, ow).flatten(1, 2)
 
 
-def forward_map(
-    x: Tensor, own: Any, weight: Tensor, bias: Tensor | None, window: Window, groups: int
-) -> Tensor:
-    """The map form: `own.shifts` mixes the shifts of some channels, c_in of them a group, at their places
-    `part`."""
-    b, c_out, k2 = x.shape[0], weight.shape[0], own.maps.shape[-1]
-    oh, ow = window.output_size(*x.shape[2:])
-    xs, W = _by_group(x, weight, groups)
-    y = xs.new_zeros(groups, c_out // groups, b * oh * ow)
-    if bias is not None:
-        y += bias.view(groups, -1, 1)
-    for part in _parts(xs, b * oh * ow * k2):
-        z = own.shifts(xs[:, part].flatten(0, 1), window, part, xs.shape[1])
-        y.baddbmm_(W[:, :, part].flatten(2), z.reshape(groups, -1, b * oh * ow))
-    return y.view(c_out, b, oh, ow).transpose(0, 1).contiguous()
-
-
 def _backward_map(
     grad: Tensor, x: Tensor, own: RowMaps, weight: Tensor, window: Window, groups: int,
     need: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    (b, c_out, oh, ow), (height, width) = grad.shape, x.shape[2:]
-    g = grad.transpose(0, 1).reshape(groups, c_out // groups, -1)
-    xs, W = _by_group(x, weight.to(grad.dtype), groups)
-    grad_x = torch.empty_like(xs) if need[0] else None
     grad_maps = torch.zeros_like(own.maps) if need[1] else None
-    k2 = own.maps.shape[-1]
-    for part in _parts(xs, b * oh * ow * k2):
-        u = torch.bmm(W[:, :, part].flatten(2).transpose(1, 2), g).view(-1, k2, b, oh, ow)  # u = Wᵀg
-        for (M, rows), number in zip(own.by_map(b), dict.fromkeys(own.index), strict=True):
-            some, there = u[:, :, rows].contiguous(), xs[:, part].flatten(0, 1)[:, rows]
-            if grad_maps is not None and M is not None:
-                grad_maps[number, 0] += subspace.mix_shifts_map_grad(some, there, window)
-            if grad_x is not None:
-                back = own.maps.new_zeros(k2, k2) if M is None else M[0]
-                found = subspace.mix_shifts_input_grad(some, back, window, height, width)
-                grad_x[:, part, rows] = found.unflatten(0, (groups, -1))
-    return None if grad_x is None else grad_x.flatten(0, 1).transpose(0, 1), grad_maps
+    nothing = own.maps.new_zeros(own.maps.shape[-2:])
+    maps: list[RowsOf] = []
+    for (M, rows), number in zip(own.by_map(len(x)), dict.fromkeys(own.index), strict=True):
+        grad_M = None if M is None or grad_maps is None else grad_maps[number, 0]
+        maps.append((nothing if M is None else M[0], rows, grad_M))
+    return backward_map(grad, x, weight, window, groups, need[0], maps), grad_maps
 
 
 def _backward_weight(
@@ -257,158 +242,3 @@ def _backward_weight(
         if grad_maps is not None and M is not None:
             grad_maps[number, 0] += subspace.spatial_map_grad(weight, grad_weight)
     return grad_x, grad_maps
-
-
-# -------------------------------------------------------------------------------------- a whole model
-
-
-class Mixing:
-    """A model that computes each row of a batch with maps of its own, within `mixing`.
-
-    `rows` says which; until then, and with `rows([{}])`, the model is the plain one.
-    """
-
-    def __init__(self, model: nn.Module, once: Callable[[str], bool] = lambda name: False) -> None:
-        self.model = model
-        self._layers: dict[str, _MixedLayer] = {}
-        self._modules = dict(model.named_modules())
-        self._once = once
-
-    def rows(self, maps: Sequence[LayerMaps]) -> None:
-        """From now on row b of a batch of n · len(maps) rows has the maps `maps[b % len(maps)]`; {} is the
-        plain model. Rows that are given the same object share it. Raises ConceptError for a layer that the
-        model has not."""
-        different = list({id(own): own for own in maps if own}.values())
-        numbers = {id(own): i for i, own in enumerate(different)}
-        index = tuple(numbers.get(id(own), -1) for own in maps)
-        names = dict.fromkeys(name for own in different for name in own)
-        self.set({name: _row_maps([own.get(name) for own in different], index) for name in names})
-
-    def set(self, layers: Mapping[str, Any]) -> None:
-        """From now on these layers have these maps (`RowMaps`, or `FieldMaps`), and all others none."""
-        for name in layers:
-            if name not in self._layers:
-                self._layers[name] = self._wrapped(name)
-        for name, layer in self._layers.items():
-            layer.set(layers.get(name))
-
-    def choose(self, name: str, own: RowMaps | None) -> None:
-        """This layer has other maps for now; what it remembers of any is kept until `set` or `rows`."""
-        if name not in self._layers:
-            self._layers[name] = self._wrapped(name)
-        self._layers[name].choose(own)
-
-    def close(self) -> None:
-        """The model computes by its layers' own methods again."""
-        for layer in self._layers.values():
-            layer.close()
-        self._layers = {}
-
-    def _wrapped(self, name: str) -> _MixedLayer:
-        module = self._modules.get(name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise ConceptError(f"The concept changes a layer {name!r}, which this model does not have.")
-        if isinstance(module, nn.Conv2d) and not _pointwise_or_spatial(module):
-            raise ConceptError(
-                f"The layer {name!r} is a 1×1 convolution with a stride, padding or groups, which cannot be "
-                "mixed: draw its concepts apart."
-            )
-        return _MixedLayer(module, self._once(name))
-
-
-@contextlib.contextmanager
-def mixing(model: nn.Module, once: Callable[[str], bool] = lambda name: False) -> Iterator[Mixing]:
-    """Within: rows of a batch can be given maps of their own. `once` says which layers remember their last
-    answer, since they are asked the very same tensor again: keys and values of a prompt."""
-    made = Mixing(model, once)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def _row_maps(maps: Sequence[Tensor | None], index: tuple[int, ...]) -> RowMaps:
-    """One layer's maps; None is no map."""
-    numbers = {i: n for n, i in enumerate(i for i, M in enumerate(maps) if M is not None)}
-    there = common([M for M in maps if M is not None])
-    return RowMaps(torch.stack(there), tuple(numbers.get(i, -1) for i in index))
-
-
-def common(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Maps (G, n, n) of one layer with the same number of channel groups and size of blocks, those of the
-    finest and the coarsest. Raises ConceptError where groups do not fit each other."""
-    size, groups = max(M.shape[-1] for M in maps), max(len(M) for M in maps)
-    fitted = []
-    for M in maps:
-        if M.shape[-1] != size:
-            M = subspace.coarser_block_map(M, round(size**0.5))
-        if len(M) not in (1, groups):
-            raise ConceptError(
-                f"Concepts with {len(M)} and {groups} groups of channels cannot share a batch: draw them "
-                "apart."
-            )
-        fitted.append(M.expand(groups, -1, -1))
-    return fitted
-
-
-def _pointwise_or_spatial(conv: nn.Conv2d) -> bool:
-    usual = tuple(conv.stride) == (1, 1) and conv.padding in ((0, 0), "valid") and conv.groups == 1
-    return tuple(conv.kernel_size) != (1, 1) or usual
-
-
-class _MixedLayer:
-    """A layer of the model while it is mixed: its `forward` is replaced, its weight untouched."""
-
-    def __init__(self, module: nn.Conv2d | nn.Linear, once: bool) -> None:
-        self._module, self._once = module, once
-        self._own: Any = None  # RowMaps, or what computes as they do
-        self._before = vars(module).get("forward")
-        self._plain: Callable[..., Tensor] = module.forward
-        self._known: dict[Any, tuple[Tensor, int, Tensor]] = {}  # maps -> input, its version, answer
-        spatial = isinstance(module, nn.Conv2d) and tuple(module.kernel_size) != (1, 1)
-        self._window = sliding_window(module) if spatial else None  # type: ignore[arg-type]
-        module.forward = self._forward  # type: ignore
-
-    def set(self, own: Any) -> None:
-        self._own, self._known = own, {}
-
-    def choose(self, own: Any) -> None:
-        self._own = own
-
-    def close(self) -> None:
-        self.set(None)
-        del self._module.forward
-        if self._before is not None:
-            self._module.forward = self._before  # type: ignore[method-assign]
-
-    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._own is None:
-            return self._plain(x, *args, **kwargs)
-        remember = self._once and not torch.is_grad_enabled()
-        version = -1 if x.is_inference() else x._version
-        known = self._known.get(self._own) if remember else None
-        if known is not None and known[0] is x and known[1] == version:
-            return known[2]
-        y = self._computed(x)
-        if remember:
-            self._known[self._own] = x, version, y
-        return y
-
-    def _computed(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._mixed(x)
-        x = x.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):  # maps stay in fp32
-            return self._mixed(x)
-
-    def _mixed(self, x: Tensor) -> Tensor:
-        module, own = self._module, self._own
-        if self._window is not None:
-            window, margins = self._window
-            x = _padded(x, module, margins)  # type: ignore[arg-type]
-            return own.conv(x, module, window)
-        if isinstance(module, nn.Linear):
-            return own.linear(x, module.weight, module.bias)
-        y = own.linear(x.movedim(1, -1), module.weight.flatten(1), module.bias)
-        return y.movedim(-1, 1).contiguous()

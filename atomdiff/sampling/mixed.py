@@ -24,7 +24,8 @@ from atomdiff.base.prompt_weights import (
 )
 from atomdiff.base.stable_diffusion import Base, PromptEmbeds, encode_prompts
 from atomdiff.core.blocks import Strength, by_strength, of_words
-from atomdiff.core.mixed import LayerMaps, Mixing, common, mixing
+from atomdiff.core.mixed import common
+from atomdiff.core.mixing import LayerMaps, Mixing, mixing
 from atomdiff.sampling.resident import Resident
 
 Weighted = tuple[Resident, Strength]

@@ -23,7 +23,8 @@ from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.prompt_weights import pipeline_arguments, same_length
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.core.fields import FieldMaps, Masks
-from atomdiff.core.mixed import LayerMaps, Mixing, RowMaps, common, mixing
+from atomdiff.core.mixed import RowMaps, common
+from atomdiff.core.mixing import LayerMaps, Mixing, mixing
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import draw as drawing
 from atomdiff.sampling.mixed import ASKED_AGAIN, Weighted, mixed_maps, read

@@ -21,7 +21,8 @@ from atomdiff.base import loading
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core.inject import Attached
-from atomdiff.core.mixed import Mixing, RowMaps
+from atomdiff.core.mixed import RowMaps
+from atomdiff.core.mixing import Mixing
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
 from atomdiff.training.defaults import spec_of, suit_recipe
 from atomdiff.training.reporting import Reporter

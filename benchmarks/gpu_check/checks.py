@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from atomdiff.core import functional, mixed
 from atomdiff.core.inject import AtomSpec, attach
-from atomdiff.core.mixed import Mixing, mixing
+from atomdiff.core.mixing import Mixing, mixing
 from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
 from atomdiff.sampling.resident import Residents
 from atomdiff.training.together import row_maps, unet_like
