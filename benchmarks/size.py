@@ -20,6 +20,7 @@ from atomdiff.training.sizing import MANY, file_size, texts_of
 from .bench import Bench, Method, mean
 from .judging import Drawing
 from .report import Target, machine, one_sentence, verdict
+from .shapes import SD15, empty_unet
 from .tables import Table, likeness_table, tell
 from .tasks import Task, tuning_subjects
 
@@ -32,14 +33,10 @@ def method_of(recipe: Recipe) -> Method:
 
 def bytes_on_sd15(recipe: Recipe) -> int:
     """What the file of a recipe takes for a UNet of Stable Diffusion 1.5's shape, at most."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
     settings = suit_recipe(name_everything(TrainingSettings(instance_data_dir="dog")))
     texts = texts_of(suit_base(settings, "sd15", 512, 8), MANY, MANY, MANY)
     passport = BasePassport("sd1-00000000", (0.5,) * 16, "sd15")
-    return file_size(unet, passport, recipe, {"token": torch.zeros(1, 1, 768)}, texts)
+    return file_size(empty_unet(SD15), passport, recipe, {"token": torch.zeros(1, 1, 768)}, texts)
 
 
 def table(bench: Bench, recipes: Sequence[Recipe], tasks: Sequence[Task]) -> Table:

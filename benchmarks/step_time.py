@@ -31,6 +31,7 @@ from atomdiff.core.inject import AtomSpec, attach
 from atomdiff.training.recipes import DEFAULT
 
 from .report import markdown, show, write_section, written
+from .shapes import SD15, empty_unet, fill
 
 STEP_TARGET, MEMORY_TARGET, ATTACH_TARGET = 1.15, 1.10, 2.0  # × floor at 256 px, × floor, seconds
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,7 +48,7 @@ def _floor(unet: Any) -> Iterator[list[nn.Parameter]]:
     yield []
 
 
-def _atoms(spec: AtomSpec, form: str) -> Callable[[Any], AbstractContextManager[list[nn.Parameter]]]:
+def atoms(spec: AtomSpec, form: str) -> Callable[[Any], AbstractContextManager[list[nn.Parameter]]]:
     @contextmanager
     def variant(unet: Any) -> Iterator[list[nn.Parameter]]:
         attached = attach(unet, spec, form)
@@ -59,7 +60,7 @@ def _atoms(spec: AtomSpec, form: str) -> Callable[[Any], AbstractContextManager[
     return variant
 
 
-def _lora(targets: str) -> Callable[[Any], AbstractContextManager[list[nn.Parameter]]]:
+def lora(targets: str) -> Callable[[Any], AbstractContextManager[list[nn.Parameter]]]:
     @contextmanager
     def variant(unet: Any) -> Iterator[list[nn.Parameter]]:
         from peft import LoraConfig
@@ -77,12 +78,12 @@ def _lora(targets: str) -> Callable[[Any], AbstractContextManager[list[nn.Parame
 TOOL, LORA = f"{DEFAULT.name} (default)", "LoRA r=4, attention"
 VARIANTS = {
     "floor": _floor,
-    "atoms": _atoms(CONV_ATOMS, "auto"),
-    "atoms, map form": _atoms(CONV_ATOMS, "map"),
-    "atoms, weight form": _atoms(CONV_ATOMS, "weight"),
-    TOOL: _atoms(DEFAULT.spec, "auto"),
-    LORA: _lora(ATTENTION),
-    "LoRA r=4, convs": _lora(SPATIAL),
+    "atoms": atoms(CONV_ATOMS, "auto"),
+    "atoms, map form": atoms(CONV_ATOMS, "map"),
+    "atoms, weight form": atoms(CONV_ATOMS, "weight"),
+    TOOL: atoms(DEFAULT.spec, "auto"),
+    LORA: lora(ATTENTION),
+    "LoRA r=4, convs": lora(SPATIAL),
 }
 
 # ------------------------------------------------------------------------------------------ one step
@@ -90,23 +91,8 @@ VARIANTS = {
 
 def sd15_shaped_unet(device: str, dtype: torch.dtype) -> Any:
     """A UNet of SD 1.5's shape with random weights, made without a second copy in memory."""
-    from diffusers import UNet2DConditionModel
-
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    nn.Module.to(unet, dtype)  # diffusers' own `to` warns about a dtype, loaded weights or not
-    unet.to_empty(device=device)
-    for parameter in unet.parameters():
-        with torch.no_grad():
-            if parameter.ndim == 1:
-                parameter.fill_(0)
-            else:
-                bound = (3 / parameter[0].numel()) ** 0.5
-                parameter.uniform_(-bound, bound, generator=generator)
-    for module in unet.modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            nn.init.ones_(module.weight)
+    unet = nn.Module.to(empty_unet(SD15), dtype)  # diffusers' own `to` warns about a dtype, loaded or not
+    fill(unet, device)
     return unet.train()
 
 
@@ -264,16 +250,16 @@ def step_ratio(measured: dict[str, Measured], name: str) -> float:
 
 def missed_targets(measured: dict[str, Measured], size: int) -> list[str]:
     """The targets of the default that were missed, in words; the time targets are for 256 pixels."""
-    atoms, floor = measured[TOOL], measured["floor"]
+    tool, floor = measured[TOOL], measured["floor"]
     missed = []
     ratio = step_ratio(measured, TOOL)
     if size == 256 and ratio > STEP_TARGET:
         missed.append(f"step {ratio:.2f} × floor (target {STEP_TARGET:.2f})")
     if size == 256 and LORA in measured and ratio / step_ratio(measured, LORA) > STEP_TARGET:
         missed.append(f"step {ratio / step_ratio(measured, LORA):.2f} × LoRA (target {STEP_TARGET:.2f})")
-    if atoms.peak and (ratio := atoms.peak / floor.peak) > MEMORY_TARGET:
+    if tool.peak and (ratio := tool.peak / floor.peak) > MEMORY_TARGET:
         missed.append(f"memory {ratio:.2f} × floor (target {MEMORY_TARGET:.2f})")
-    if (seconds := statistics.median(atoms.attach_seconds)) > ATTACH_TARGET:
+    if (seconds := statistics.median(tool.attach_seconds)) > ATTACH_TARGET:
         missed.append(f"attaching {seconds:.1f} s (target {ATTACH_TARGET:.0f} s)")
     return missed
 

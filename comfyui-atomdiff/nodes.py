@@ -25,21 +25,19 @@ def apply(model, clip, concept, strength_model, strength_clip):
     return model, clip, concept.trigger
 
 
+def inputs(**source):
+    """What both nodes ask for, in the order on the screen."""
+    strengths = {"strength_model": ("FLOAT", STRENGTH), "strength_clip": ("FLOAT", STRENGTH)}
+    return {"required": {"model": ("MODEL",), "clip": ("CLIP",), **source, **strengths}}
+
+
 class LoadConcept:
     """A concept file or card of models/atomdiff, put into a model and its text encoder."""
 
     @classmethod
     def INPUT_TYPES(cls):
         names = [n for n in folder_paths.get_filename_list(FOLDER) if Path(n).suffix.lower() in ENDINGS]
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "clip": ("CLIP",),
-                "concept": (names,),
-                "strength_model": ("FLOAT", STRENGTH),
-                "strength_clip": ("FLOAT", STRENGTH),
-            }
-        }
+        return inputs(concept=(names,))
 
     RETURN_TYPES = ("MODEL", "CLIP", "STRING")
     RETURN_NAMES = ("model", "clip", "trigger")
@@ -51,7 +49,7 @@ class LoadConcept:
         return apply(model, clip, found.concept, strength_model, strength_clip)
 
 
-class ConceptFromPicture:
+class ConceptFromPicture(LoadConcept):
     """The same of a picture in the input folder: a card, or a picture that shows the concept's QR codes."""
 
     @classmethod
@@ -59,20 +57,7 @@ class ConceptFromPicture:
         pictures = ENDINGS - {".safetensors"}
         found = Path(folder_paths.get_input_directory()).iterdir()
         names = sorted(path.name for path in found if path.suffix.lower() in pictures)
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "clip": ("CLIP",),
-                "picture": (names, {"image_upload": True}),
-                "strength_model": ("FLOAT", STRENGTH),
-                "strength_clip": ("FLOAT", STRENGTH),
-            }
-        }
-
-    RETURN_TYPES = ("MODEL", "CLIP", "STRING")
-    RETURN_NAMES = ("model", "clip", "trigger")
-    FUNCTION = "load"
-    CATEGORY = "loaders"
+        return inputs(picture=(names, {"image_upload": True}))
 
     def load(self, model, clip, picture, strength_model, strength_clip):
         found = read_any(Path(folder_paths.get_annotated_filepath(picture)))

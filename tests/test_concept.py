@@ -16,6 +16,7 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
 from atomdiff.files.safetensors_file import size_report
+from benchmarks.shapes import SHAPES, empty_unet
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 
@@ -167,32 +168,9 @@ def test_atoms_of_another_spec_are_refused():
         Concept.of(unet, AtomSpec(), atoms, PASSPORT)
 
 
-def stable_diffusion_unet(kind: str) -> nn.Module:
-    """The real UNet of SD 1.5 or SDXL, without weights."""
-    from diffusers import UNet2DConditionModel
-
-    config = {
-        "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-        "sdxl": {
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "use_linear_projection": True,
-            "cross_attention_dim": 2048,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-    }[kind]
-    with torch.device("meta"):
-        return UNet2DConditionModel(sample_size=64, **config)
-
-
 @pytest.mark.parametrize(("kind", "layers", "limit"), [("sd15", 52, 9000), ("sdxl", 40, 7100)])
 def test_conv_concepts_of_real_models_fit_into_a_few_kilobytes(tmp_path, kind, layers, limit):
-    unet, spec = stable_diffusion_unet(kind), AtomSpec(linear_atoms="none")
+    unet, spec = empty_unet(SHAPES[kind]), AtomSpec(linear_atoms="none")
     atoms = {name: torch.rand(9, 9) for name in inject.select(unet, spec).conv}
     assert len(atoms) == layers
     concept = Concept.of(

@@ -20,27 +20,9 @@ import numpy as np
 
 from atomdiff.errors import SettingsError
 
+from ..shapes import SD15, SD21, SDXL, empty_unet
 from . import original_names
 
-SD = {
-    "sample_size": 64, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768, "attention_head_dim": 8,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}  # fmt: skip
-SD2 = SD | {
-    "sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
-    "use_linear_projection": True,
-}  # fmt: skip
-SDXL = {
-    "sample_size": 128, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
-    "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
 VAE: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "layers_per_block": 2,
     "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -70,8 +52,8 @@ class Kind:
 
 
 KINDS = {
-    "sd15": Kind(SD, ((CLIP_L, 0, "quick_gelu"),), VAE),
-    "sd21": Kind(SD2, ((CLIP_H, 0, "gelu"),), VAE | {"sample_size": 768}, "v_prediction"),
+    "sd15": Kind(SD15, ((CLIP_L, 0, "quick_gelu"),), VAE),
+    "sd21": Kind(SD21, ((CLIP_H, 0, "gelu"),), VAE | {"sample_size": 768}, "v_prediction"),
     "sdxl": Kind(
         SDXL,
         ((CLIP_L, 0, "quick_gelu"), (CLIP_G, 1280, "gelu")),
@@ -82,7 +64,7 @@ KINDS = {
 
 def build(kind: str, folder: Path, variant: str = "") -> Path:
     """The diffusers folder of a model; `variant` goes into the names of its files."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     what, ending = KINDS[kind], f".{variant}" if variant else ""
@@ -90,7 +72,7 @@ def build(kind: str, folder: Path, variant: str = "") -> Path:
         "_class_name": "StableDiffusionXLPipeline" if what.xl else "StableDiffusionPipeline"
     }
     for name, model in (
-        ("unet", _empty(UNet2DConditionModel, what.unet)), ("vae", _empty(AutoencoderKL, what.vae)),
+        ("unet", empty_unet(what.unet)), ("vae", _empty(AutoencoderKL, **what.vae)),
     ):  # fmt: skip
         model.save_config(folder / name)
         write(folder / name / f"diffusion_pytorch_model{ending}.safetensors", _shapes(model))
@@ -99,7 +81,7 @@ def build(kind: str, folder: Path, variant: str = "") -> Path:
         suffix = "_2" if number else ""
         text = CLIPTextModelWithProjection if projection else CLIPTextModel
         config = _text_config(shape, projection, activation)
-        model = _empty_text(text, config)
+        model = _empty(text, config)
         config.architectures = [text.__name__]
         config.save_pretrained(folder / f"text_encoder{suffix}")
         write(folder / f"text_encoder{suffix}" / f"model{ending}.safetensors", _shapes(model))
@@ -209,18 +191,11 @@ class _Config:
         self.__dict__ |= values
 
 
-def _empty(kind: Any, config: dict[str, Any]) -> Any:
+def _empty(kind: Any, *given: Any, **config: Any) -> Any:
     import torch
 
     with torch.device("meta"):
-        return kind(**config)
-
-
-def _empty_text(kind: Any, config: Any) -> Any:
-    import torch
-
-    with torch.device("meta"):
-        return kind(config)
+        return kind(*given, **config)
 
 
 def _text_config(shape: dict[str, Any], projection: int, activation: str) -> Any:

@@ -27,6 +27,7 @@ from atomdiff.training.defaults import spec_of, suit_recipe
 from atomdiff.training.settings import TrainingSettings
 
 from ..report import markdown, show, written
+from ..shapes import empty_unet
 from .building import KINDS, _text_config
 
 PAGE, KEPT = Path("docs/memory.md"), Path("benchmarks/results/full_size_memory.json")
@@ -113,12 +114,11 @@ def _step(unet: Any, xl: bool, latents: int, batch: int) -> int:
 
 def weights(kind: str) -> int:
     """Bytes of UNet and text encoders in fp16; the autoencoder is gone during the steps."""
-    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     what = KINDS[kind]
     with torch.device("meta"):
-        models: list[Any] = [UNet2DConditionModel(**what.unet)]
+        models: list[Any] = [empty_unet(what.unet)]
         for shape, projection, activation in what.texts:
             text = CLIPTextModelWithProjection if projection else CLIPTextModel
             models.append(text(_text_config(shape, projection, activation)))

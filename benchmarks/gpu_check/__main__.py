@@ -109,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     if a.wheels:
         wheels(a.wheels)
         return 0
-    from .checks import CHECKS, Setup
+    from .checks import CHECKS
+    from .setup import Setup
 
     unknown = set(a.only or ()) - CHECKS.keys()
     if unknown:

@@ -19,32 +19,16 @@ from atomdiff.training.calibration import LORA_RATE, Calibration, groups_of
 from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "sd15": {"sample_size": 64, "cross_attention_dim": 768},
-    "sdxl": {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "use_linear_projection": True,
-        "cross_attention_dim": 2048,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
+from ..shapes import SHAPES, empty_unet
+
 STEPS = 8  # of real training, by which two speeds are compared
 
 
 def full_size_base(kind: str, dtype: torch.dtype, seed: int = 0) -> Base:
     """A base of the shape `kind`, its UNet's weights as torch makes them: uniform within ±1/√(inputs)."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import DDIMScheduler
 
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**SHAPES[kind])
-    nn.Module.to(unet, dtype)
+    unet = nn.Module.to(empty_unet(SHAPES[kind]), dtype)
     unet.to_empty(device="cpu")
     generator = Generator().manual_seed(seed)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""UNets of the real shapes with random weights, and what they are asked."""
+"""UNets with random weights, of the real shapes or tiny ones, and what they are asked."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+from ..shapes import SD15, SDXL, empty_unet, fill
+
 TOY: dict[str, Any] = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
 TOY_SD15 = SD15 | TOY | {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -56,26 +44,10 @@ class Asked:
         return Asked(self.latents[some], self.times[some], self.text[some], added)
 
 
-def unet_of(config: dict[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> Any:
-    """Random weights, uniform with the variance that keeps activations in range; frozen, evaluating."""
-    from diffusers import UNet2DConditionModel
-
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**config)
-    unet.to_empty(device=device)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(0)
-            else:
-                bound = (3 / parameter[0].numel()) ** 0.5
-                parameter.uniform_(-bound, bound, generator=generator)
-    for module in unet.modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            nn.init.ones_(module.weight)
-    # Drawn in fp32, so that they are the same in every dtype; diffusers' own `to` warns about one.
-    return nn.Module.to(unet, dtype).eval().requires_grad_(False)
+def unet_of(shape: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    """Random weights, drawn in fp32, so that they are the same in every dtype; frozen, evaluating."""
+    fill(unet := empty_unet(shape), device)
+    return nn.Module.to(unet, dtype).eval().requires_grad_(False)  # diffusers' own `to` warns about one
 
 
 def asked(unet: Any, count: int, side: int, seed: int = 0) -> Asked:
