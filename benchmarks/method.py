@@ -41,7 +41,7 @@ PEERS = (
 )
 METHODS = (*OURS, *PARTS, *PEERS)
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a peer's rate, for --search
-KB12 = 12 * 1024
+KB12 = 12_000  # a KB is 1000 bytes, as --size counts
 
 
 def chosen(patterns: Sequence[str]) -> list[Method]:

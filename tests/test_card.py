@@ -166,6 +166,12 @@ def test_a_card_is_drawn_with_any_number_of_pictures(count):
     assert [qr_image.mark(CONCEPT).endswith(mark.upper()) for mark in shown.marks] == [True]
 
 
+def test_a_card_counts_kilobytes_as_the_commands_do():
+    assert card_image._size(7418) == ("7.4", "KB")
+    assert card_image._size(999_950) == ("1.0", "MB")
+    assert [card_image._size(count) for count in (99_949, 100_000)] == [("99.9", "KB"), ("100", "KB")]
+
+
 def test_odd_texts_do_not_break_the_drawing():
     odd = concept_file(
         name="W" * 300, trigger="犬 " * 40, class_word="", base=BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "")

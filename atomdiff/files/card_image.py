@@ -204,8 +204,8 @@ def _font(size: int, text: str = "") -> Any:
 
 
 def _size(count: int) -> tuple[str, str]:
-    kb = count / 1024
-    return (f"{kb:.1f}" if kb < 99.95 else f"{kb:.0f}", "KB") if kb < 1000 else (f"{kb / 1024:.1f}", "MB")
+    kb = count / 1000
+    return (f"{kb:.1f}" if kb < 99.95 else f"{kb:.0f}", "KB") if kb < 999.5 else (f"{kb / 1000:.1f}", "MB")
 
 
 def _sticker(card: Image, colour: Colour, size: tuple[str, str]) -> None:

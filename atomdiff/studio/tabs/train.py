@@ -42,8 +42,8 @@ LABELS = {
 }
 SIDE = 256  # pixels of a picture that is shown as it will be used
 HINT = html.hint(
-    "JPEG, PNG, WebP and more; they are turned upright and cropped to squares. Text files named like the "
-    "pictures are their captions."
+    "JPEG, PNG, WebP, HEIC and more; they are turned upright and keep their shapes: click one to crop it. "
+    "Text files named like the pictures are their captions."
 )
 
 
