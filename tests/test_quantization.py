@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_concept import stable_diffusion_unet
 from test_files import concept
 
 from atomdiff.concept.concept import Concept
@@ -19,13 +18,14 @@ from atomdiff.errors import ConceptError
 from atomdiff.files import quantization
 from atomdiff.files.header import parse_header
 from atomdiff.files.safetensors_file import from_bytes, size_report, to_bytes
+from benchmarks.shapes import SD15, empty_unet
 
 QUANTISED = ("int8", "int4")
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("fp16", 9000), ("int8", 5200), ("int4", 3000)])
 def test_a_concept_of_stable_diffusion_keeps_to_its_size(tmp_path, dtype, limit):
-    unet, spec = stable_diffusion_unet("sd15"), AtomSpec(linear_atoms="none")
+    unet, spec = empty_unet(SD15), AtomSpec(linear_atoms="none")
     generator = torch.Generator().manual_seed(0)
     atoms = {name: torch.randn(9, 9, generator=generator) for name in inject.select(unet, spec).conv}
     base = BasePassport("sd1-1a2b3c4d", (0.1,) * 16, "stable-diffusion-v1-5/stable-diffusion-v1-5")
