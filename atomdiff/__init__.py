@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         SettingsError,
         TrainingError,
     )
+    from atomdiff.files.safetensors_file import load_concept, save_concept
+    from atomdiff.files.timeline_file import load_timeline, save_timeline
     from atomdiff.integrations.diffusers import concepts, fuse, load, set_concepts, unfuse, unload
     from atomdiff.library import Library
     from atomdiff.library.hub import pull, push
@@ -52,9 +54,13 @@ _HOMES = {
     "fuse": "integrations.diffusers",
     "load": "integrations.diffusers",
     "load_base": "base.stable_diffusion",
+    "load_concept": "files.safetensors_file",
+    "load_timeline": "files.timeline_file",
     "pull": "library.hub",
     "push": "library.hub",
+    "save_concept": "files.safetensors_file",
     "save_picture": "sampling.sheets",
+    "save_timeline": "files.timeline_file",
     "set_concepts": "integrations.diffusers",
     "train": "training.run",
     "unfuse": "integrations.diffusers",
@@ -84,9 +90,13 @@ __all__ = [
     "fuse",
     "load",
     "load_base",
+    "load_concept",
+    "load_timeline",
     "pull",
     "push",
+    "save_concept",
     "save_picture",
+    "save_timeline",
     "set_concepts",
     "train",
     "unfuse",

@@ -143,8 +143,9 @@ class Bench:
         """In full precision; kept, so that it is trained once."""
         path = self.out / "concepts" / f"{method.digest}-{slug(task.name)}-{seed}.safetensors"
         if not path.exists():
-            train(self.base, task, self.out, {**(method.settings or {}), "seed": seed}).save(path, "fp32")
-        return Concept.load(path)
+            trained = train(self.base, task, self.out, {**(method.settings or {}), "seed": seed})
+            safetensors_file.save_concept(trained, path, "fp32")
+        return safetensors_file.load_concept(path)
 
     def _peer(self, method: Method, task: Task, seed: int, judge: SubjectJudge | StyleJudge) -> Outcome:
         assert method.attach

@@ -29,7 +29,7 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import AtomdiffError, ConceptError
 from atomdiff.files.quantization import PRECISIONS
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, load_concept, to_bytes
 from atomdiff.files.trim import trim
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge
@@ -60,7 +60,7 @@ def given(file: Path | None, base: Base) -> Concept:
 
 def made_for(base: Base, files: Iterable[Path]) -> Concept | None:
     """The first of the files that is there and was trained on these very weights."""
-    found = (Concept.load(file) for file in files if file.exists())
+    found = (load_concept(file) for file in files if file.exists())
     return next((c for c in found if c.base.compare(base.passport).kind == "same"), None)
 
 

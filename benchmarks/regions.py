@@ -27,6 +27,7 @@ from atomdiff import pocket
 from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import SettingsError
+from atomdiff.files.safetensors_file import load_concept
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
@@ -73,7 +74,7 @@ def subjects(base: Base, judge: Judge, given: Sequence[str], side: int) -> list[
     found = []
     for source, folder in pairs:
         pictures = [Image.open(path).convert("RGB").resize((side, side)) for path in _pictures(Path(folder))]
-        found.append(Subject.of(judge, Concept.load(source), pictures))
+        found.append(Subject.of(judge, load_concept(source), pictures))
     return found
 
 

@@ -21,6 +21,7 @@ import torch
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import AtomSpec
+from atomdiff.files.safetensors_file import load_concept, save_concept
 from atomdiff.library.similar import most_similar
 
 from .report import Target, machine, show, verdict
@@ -52,13 +53,15 @@ def fill(folder: Path, files: int) -> None:
             noise = {k: torch.randn(shape, generator=generator) / 40 for k, shape in used.items()}
             atoms = {key: centre[key] + noise[key] for key in used}
             made = replace(concept, atoms=atoms)
-            made.save(folder / f"{family}-{member}.safetensors", "fp16" if family % 4 < 2 else "int8")
+            save_concept(
+                made, folder / f"{family}-{member}.safetensors", "fp16" if family % 4 < 2 else "int8"
+            )
 
 
 def search(folder: Path, name: str) -> tuple[float, float]:
     """CPU seconds of one search, and the share of the concept's relatives among its nearest."""
     start = time.process_time()
-    found = most_similar(Concept.load(folder / f"{name}-0.safetensors"), folder, RELATIVES)
+    found = most_similar(load_concept(folder / f"{name}-0.safetensors"), folder, RELATIVES)
     seconds = time.process_time() - start
     return seconds, sum(path.stem.split("-")[0] == name for path, _ in found) / RELATIVES
 

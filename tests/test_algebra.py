@@ -25,6 +25,7 @@ from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files import layer_mask, safetensors_file
 from atomdiff.files.quantization import PRECISIONS
+from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
 from atomdiff.files.trim import trim
 from atomdiff.library.similar import most_similar
 
@@ -92,17 +93,22 @@ def test_negation_undoes(index):
 
 
 def test_a_mix_is_a_file_like_any_other(tmp_path):
-    mixed = algebra.mix([(MADE[2], 0.5), (MADE[0], -1)])
-    again = Concept.load(mixed.save(tmp_path / "mix.safetensors", "fp32"))
+    made_of = [sha256(MADE[2]), sha256(MADE[0])]
+    mixed = algebra.mix([(MADE[2], 0.5), (MADE[0], -1)], checksums=made_of)
+    again = load_concept(save_concept(mixed, tmp_path / "mix.safetensors", "fp32"))
     assert again.name == "0.5 dog2 - dog0"
-    assert again.training["mix"] == f"0.5 {MADE[2].sha256()[:12]} - {MADE[0].sha256()[:12]}"
+    assert again.training["mix"] == f"0.5 {made_of[0][:12]} - {made_of[1][:12]}"
     assert again.trigger == "sks"
     assert all(torch.equal(again.bind(UNET)[name], atoms) for name, atoms in mixed.bind(UNET).items())
 
 
 def test_a_mix_tells_the_files_it_was_made_of_and_is_as_precise_as_the_best(tmp_path):
-    files = [MADE[i].save(tmp_path / f"{i}.safetensors", dtype) for i, dtype in enumerate(("int8", "int4"))]
-    mixed = algebra.mix([(Concept.load(file), 1.0) for file in files])
+    files = [
+        save_concept(MADE[i], tmp_path / f"{i}.safetensors", dtype)
+        for i, dtype in enumerate(("int8", "int4"))
+    ]
+    run("mix", *map(str, files), "--out", str(tmp_path / "mix.safetensors"))
+    mixed = load_concept(tmp_path / "mix.safetensors")
     names = [hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in files]
     assert mixed.training["mix"] == f"{names[0]} + {names[1]}"
     assert mixed.precision == "int8"
@@ -187,16 +193,18 @@ def test_layers_are_compared_one_by_one():
 
 def test_the_most_similar_are_found_among_other_files(tmp_path):
     twin = replace(MADE[0], atoms={k: a + 0.01 * torch.randn(a.shape) for k, a in MADE[0].atoms.items()})
-    twin.save(tmp_path / "below" / "twin.safetensors", "int8")
+    save_concept(twin, tmp_path / "below" / "twin.safetensors", "int8")
     for i in (1, 2, 3):
-        MADE[i].save(tmp_path / f"{i}.safetensors")
-    replace(MADE[0], base=BasePassport("sdxl-00000000", (0.5,) * 16)).save(tmp_path / "xl.safetensors")
+        save_concept(MADE[i], tmp_path / f"{i}.safetensors")
+    save_concept(
+        replace(MADE[0], base=BasePassport("sdxl-00000000", (0.5,) * 16)), tmp_path / "xl.safetensors"
+    )
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    another = made(seed=9).save(tmp_path / "another.safetensors", "int4")
+    another = save_concept(made(seed=9), tmp_path / "another.safetensors", "int4")
     found = most_similar(MADE[0], tmp_path)
     assert found[0][0].name == "twin.safetensors"
     assert len(found) == 5
-    exact = MADE[0].similarity(Concept.load(another))
+    exact = MADE[0].similarity(load_concept(another))
     assert dict(found)[another] == pytest.approx(exact, abs=1e-5)  # of a kind seen before, so told quickly
     assert found[0][1] > 0.9 > found[1][1]
     assert len(most_similar(MADE[0], tmp_path, 2)) == 2
@@ -289,13 +297,13 @@ def run(*words: str) -> str:
 
 
 def test_the_commands(tmp_path):
-    a, b = (str(MADE[i].save(tmp_path / f"{i}.safetensors")) for i in (0, 1))
+    a, b = (str(save_concept(MADE[i], tmp_path / f"{i}.safetensors")) for i in (0, 1))
     out = tmp_path / "out" / "new.safetensors"
     assert "0.7 dog0 - 0.5 dog1" in run("mix", f"{a}:0.7", f"{b}:-0.5", "--out", str(out))
     expected = 0.7 * MADE[0] - 0.5 * MADE[1]
-    assert Concept.load(out).similarity(expected) == pytest.approx(1, abs=1e-4)
+    assert load_concept(out).similarity(expected) == pytest.approx(1, abs=1e-4)
     run("diff", a, b, "--out", str(out), "--precision", "int8")
-    assert Concept.load(out).similarity(MADE[0] - MADE[1]) == pytest.approx(1, abs=1e-3)
+    assert load_concept(out).similarity(MADE[0] - MADE[1]) == pytest.approx(1, abs=1e-3)
     lines = run("similar", a, str(tmp_path)).splitlines()
     assert lines[0].split() == ["1.000", a]
     said = run("trim", a, "--max-bytes", "15000", "--out", str(out))

@@ -23,10 +23,9 @@ from test_files import concept
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concept.concept import Concept
 from atomdiff.errors import AtomdiffError, ConceptError
 from atomdiff.files import atomic, card, card_image, qr_image, text
-from atomdiff.files.safetensors_file import from_bytes, to_bytes, write_data
+from atomdiff.files.safetensors_file import from_bytes, save_concept, to_bytes, write_data
 from atomdiff.sampling import sheets
 from atomdiff.training import checkpoint
 
@@ -140,7 +139,11 @@ def command(name: str, suffix: str, *flags: object) -> Callable[[Path, bytes], N
 
 
 WRITERS: dict[str, tuple[str, Callable[[Path, bytes], object], Callable[[Path], bytes]]] = {
-    "Concept.save": ("x.safetensors", lambda path, data: from_bytes(data).save(path), Path.read_bytes),
+    "save_concept": (
+        "x.safetensors",
+        lambda path, data: save_concept(from_bytes(data), path),
+        Path.read_bytes,
+    ),
     "write_data": ("x.safetensors", lambda path, data: write_data(data, path), Path.read_bytes),
     "picture": ("x.png", save_picture, carried),
     "card": ("x.png", command("card", "safetensors"), carried),
@@ -324,7 +327,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_modes_follow_the_umask_whoever_writes(tmp_path, monkeypatch, mask):
     before = os.umask(mask)
     try:
-        for name in ("Concept.save", "picture", "export --text"):
+        for name in ("save_concept", "picture", "export --text"):
             path, write, _ = writer(name, tmp_path / name, monkeypatch)
             assert path.stat().st_mode & 0o777 == 0o666 & ~mask
             write(NEW)
@@ -339,6 +342,6 @@ def test_the_same_sentence_whatever_is_written(tmp_path):
     with pytest.raises(ConceptError, match=r"^The card cannot be written to '.*x' \(.*\): choose a folder"):
         atomic.write(inside, b"", "The card")
     with pytest.raises(AtomdiffError, match=r"^The concept cannot be written to"):
-        Concept.save(concept(), inside.with_suffix(".safetensors"))
+        save_concept(concept(), inside.with_suffix(".safetensors"))
     with pytest.raises(AtomdiffError, match=r"^The picture cannot be written to"):
         sheets.save_picture(Image.new("RGB", (8, 8)), inside.with_suffix(".png"))

@@ -23,7 +23,7 @@ from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.files import card, card_image, fonts, qr_image
 from atomdiff.files.read_any import read_any
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, save_concept, to_bytes
 from atomdiff.sampling import sheets
 
 
@@ -252,7 +252,9 @@ def test_drawn_pictures_can_carry_the_concept_that_drew_them(tmp_path, tiny_base
     base = tiny_base("sd1")
     spec = AtomSpec(linear_atoms="none")
     atoms = {layer: torch.full((9, 9), 0.05) for layer in inject.select(base.unet, spec).conv}
-    path = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks").save(tmp_path / "c.safetensors")
+    path = save_concept(
+        Concept.of(base.unet, spec, atoms, base.passport, trigger="sks"), tmp_path / "c.safetensors"
+    )
     (tmp_path / "card.png").write_bytes(card_image.make(path.read_bytes()))
     done = run(
         "generate", "a sks dog", "--concept", f"{tmp_path / 'card.png'}:0.5", "--embed-concept", "-n", 2,

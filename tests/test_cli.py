@@ -15,6 +15,7 @@ from atomdiff import cli
 from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
+from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 
@@ -40,7 +41,7 @@ def concept_file(tiny_base, tmp_path_factory) -> Path:
         name="Rex",
         training=training,
     )
-    return concept.save(tmp_path_factory.mktemp("concepts") / "rex.safetensors")
+    return save_concept(concept, tmp_path_factory.mktemp("concepts") / "rex.safetensors")
 
 
 def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept_file):
@@ -60,7 +61,7 @@ def test_generate_writes_a_sheet_and_each_picture(tmp_path, tiny_folder, concept
     assert text.startswith(
         "a sks dog\nNegative prompt: rain\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 6,"
     )
-    used = f'Concepts: "Rex:0.5:{Concept.load(concept_file).sha256()[:12]}", Concepts act: gated'
+    used = f'Concepts: "Rex:0.5:{sha256(load_concept(concept_file))[:12]}", Concepts act: gated'
     assert used in text
 
 
@@ -208,7 +209,7 @@ def test_inspect_json_is_complete(concept_file):
     assert about["spec"]["num_atoms"] == 9
     assert about["training"] == {"steps": 300, "learning_rate": 0.001, "instance_prompt": "a sks dog"}
     assert sum(about["bytes"].values()) == about["file_bytes"] == concept_file.stat().st_size
-    assert about["sha256"] == Concept.load(concept_file).sha256()
+    assert about["sha256"] == sha256(load_concept(concept_file))
 
 
 def test_inspect_refuses_other_files(tmp_path):

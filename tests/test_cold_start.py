@@ -7,6 +7,8 @@ import sys
 import pytest
 from test_files import concept
 
+from atomdiff.files.safetensors_file import save_concept
+
 if sys.platform == "win32":
     pytest.skip("what a process costs is asked the POSIX way", allow_module_level=True)
 
@@ -15,7 +17,7 @@ from benchmarks.cold_start import commands, heavy_modules
 
 @pytest.mark.parametrize("name", ["import atomdiff", "atomdiff inspect FILE"])
 def test_nothing_heavy_is_imported(tmp_path, name):
-    file = concept().save(tmp_path / "dog.safetensors")
+    file = save_concept(concept(), tmp_path / "dog.safetensors")
     assert heavy_modules(commands(file)[name]) == []
 
 

@@ -30,6 +30,7 @@ from atomdiff.core.blocks import (
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.evaluation.drift import LayerDrift, by_block, drift, total
+from atomdiff.files.safetensors_file import save_concept
 from atomdiff.sampling import draw
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
@@ -179,7 +180,7 @@ def test_another_architecture_is_refused(concept):
 def concept_file(tiny_folder, tmp_path_factory):
     unet = tiny_models.pipeline("sd1").unet
     own = made_for(unet, passport_of(unet, "sd1", "tiny-sd1"))
-    return own.save(tmp_path_factory.mktemp("concepts") / "rex.safetensors")
+    return save_concept(own, tmp_path_factory.mktemp("concepts") / "rex.safetensors")
 
 
 def run(*arguments):

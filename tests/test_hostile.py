@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError
 from atomdiff.files import card, text
+from atomdiff.files.safetensors_file import load_concept
 from benchmarks.hostile.others import SUFFIXES
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ class Touch:
 def test_no_suffix_makes_a_pickle_a_concept(tmp_path, suffix):
     path, proof = tmp_path / f"x.{suffix}", tmp_path / "unpickled"
     path.write_bytes(pickle.dumps({"state_dict": Touch(proof)}))
-    for read in (Concept.load, card.load, card.concept_bytes, lambda p: text.from_either(p.read_bytes())):
+    for read in (load_concept, card.load, card.concept_bytes, lambda p: text.from_either(p.read_bytes())):
         try:
             read(path)
         except ConceptError:
@@ -102,4 +102,4 @@ def test_a_checkpoint_of_torch_is_told_apart(tmp_path):
     (tmp_path / "x.tar").write_bytes(tape.getvalue())
     for name in ("x.pt", "x.tar"):
         with pytest.raises(ConceptError, match="no safetensors file"):
-            Concept.load(tmp_path / name)
+            load_concept(tmp_path / name)

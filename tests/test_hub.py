@@ -17,11 +17,10 @@ from test_card import concept_file, png
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files import card
 from atomdiff.files.modelspec import annotated
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, load_concept, to_bytes
 from atomdiff.library.hub import MAX_BYTES, pull, push
 from atomdiff.library.hub_card import readme, sample
 
@@ -83,9 +82,9 @@ def test_pushing_again_replaces_what_was_there(hub, dog, tmp_path):
     repo = hub.repos["ada/biscuit"]
     assert len(repo.commits) == 3
     assert [file for file in repo.commits[-1] if file.startswith("samples/")] == ["samples/1.png"]
-    assert Concept.load(pull("ada/biscuit")).trigger == "new"
+    assert load_concept(pull("ada/biscuit")).trigger == "new"
     repo.tags["v1"] = 1
-    assert Concept.load(pull("ada/biscuit@v1")).trigger == "sks"
+    assert load_concept(pull("ada/biscuit@v1")).trigger == "sks"
 
 
 def test_without_a_network_the_cache_serves(hub, dog, monkeypatch):

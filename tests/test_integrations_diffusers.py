@@ -19,6 +19,7 @@ from atomdiff.base import textual_inversion
 from atomdiff.base.stable_diffusion import encode_prompts
 from atomdiff.core.inject import AtomSpec, fold
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
+from atomdiff.files.safetensors_file import save_concept
 from atomdiff.integrations.layers import PlainUNet, plain_layers
 from atomdiff.sampling.draw import CousinWarning, draw
 
@@ -287,7 +288,7 @@ def test_a_concept_comes_from_anything(
     monkeypatch.setenv("ATOMDIFF_LIBRARY", str(tmp_path / "library"))
     base = tiny_base("sd1")
     dog = concept(base, AtomSpec(num_atoms=2, linear_atoms="none"), vectors=1)
-    file = dog.save(tmp_path / "dog.safetensors", "int4")
+    file = save_concept(dog, tmp_path / "dog.safetensors", "int4")
     data = file.read_bytes()
     (tmp_path / "card.png").write_bytes(card_image.make(data, []))
     atomdiff.Library().add(file)
@@ -307,7 +308,7 @@ def test_refusals_leave_the_pipeline_as_it_was(tiny_base: Callable[..., Any], tm
     object.__setattr__(wide, "atoms", {**wide.atoms, "token": torch.ones(4, 1, 8)})
     atomdiff.load(base.pipe, dog, 0.5)
     before, bits = _latents(base.pipe), _bits(base.unet)
-    file = dog.save(tmp_path / "dog.safetensors")
+    file = save_concept(dog, tmp_path / "dog.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-100])
     foreign = concept(tiny_base("sdxl"), name="foreign")
     load, tell = atomdiff.load, atomdiff.set_concepts

@@ -9,6 +9,7 @@ import pytest
 from tiny_concepts import concept
 
 import atomdiff
+from atomdiff.files.safetensors_file import save_concept
 from atomdiff.sampling.sheets import save_picture
 
 PAGE = Path(__file__).parent.parent / "docs" / "integrations.md"
@@ -18,7 +19,7 @@ def test_the_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    concept(atomdiff.load_base("pocket")).save(tmp_path / "dog.safetensors")
+    save_concept(concept(atomdiff.load_base("pocket")), tmp_path / "dog.safetensors")
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S):
         exec(compile(code, str(PAGE), "exec"), {})
     assert capsys.readouterr().out == "{'dog': 0.8}\n"

@@ -24,6 +24,7 @@ from atomdiff.base.stable_diffusion import encode_prompts, load_base
 from atomdiff.cli import app
 from atomdiff.core.inject import AtomSpec, fold
 from atomdiff.errors import BaseError, ConceptError, SettingsError
+from atomdiff.files.safetensors_file import save_concept
 from atomdiff.integrations.exports import weights
 from atomdiff.integrations.exports.write import ExportSettings, export, prediction_error
 
@@ -211,7 +212,7 @@ def test_low_rank_is_the_best_there_is(rows: int, columns: int, rank: int, seed:
 
 
 def test_the_command(tiny_folder: Callable[..., Path], tiny_base: Callable[..., Any], tmp_path: Path) -> None:
-    dog = concept(tiny_base("sd1")).save(tmp_path / "dog.safetensors")
+    dog = save_concept(concept(tiny_base("sd1")), tmp_path / "dog.safetensors")
     base = ["--base", str(tiny_folder("sd1"))]
 
     def run(*flags: str) -> Any:

@@ -21,6 +21,7 @@ from atomdiff.core.subspace import spatial_map
 from atomdiff.evaluation import map_sheet, plots
 from atomdiff.evaluation.drift import drift
 from atomdiff.evaluation.layer_maps import layer_maps
+from atomdiff.files.safetensors_file import save_concept
 
 BASE = BasePassport("sd1-1a2b3c4d", (0.0,) * 16, "sd15")
 
@@ -134,7 +135,7 @@ def test_the_command_draws(tiny_folder, tmp_path):
     concept = made_for(
         unet, passport_of(unet, "sd1", "tiny-sd1"), conv_layers="mid_block", linear_atoms="none"
     )
-    file = concept.save(tmp_path / "rex.safetensors")
+    file = save_concept(concept, tmp_path / "rex.safetensors")
     arguments = ["plot", file, "--base", tiny_folder("sd1"), "--out", tmp_path / "learned.png"]
     done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output

@@ -12,6 +12,7 @@ from test_mixed_batches import concept_of
 
 import atomdiff
 from atomdiff.errors import SettingsError
+from atomdiff.files.safetensors_file import save_concept
 from atomdiff.sampling.regions import Region, draw_regions, masks_of, prompts_of
 
 DOG, CAT = ("sks", "dog"), ("zwx", "cat")
@@ -111,7 +112,7 @@ def test_generate_takes_regions(tiny_base, tiny_folder, tmp_path) -> None:
 
     base = tiny_base("sd1")
     for name, trigger in (("dog", "sks"), ("cat", "ohw")):
-        concept_of(base, trigger=trigger).save(tmp_path / f"{name}.safetensors")
+        save_concept(concept_of(base, trigger=trigger), tmp_path / f"{name}.safetensors")
     mask = Image.new("L", (64, 64))
     mask.paste(255, (32, 0, 64, 64))
     mask.save(tmp_path / "right.png")

@@ -19,6 +19,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
+from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
 from atomdiff.sampling import draw as sampling
 from atomdiff.sampling import infotext, sheets
 from atomdiff.sampling.draw import CousinWarning, draw
@@ -195,7 +196,7 @@ def test_in_the_first_steps_gated_concepts_leave_the_unet_to_the_base(base):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_another_dtype_changes_a_concepts_pictures_no_more_than_the_bases(base, tiny_base, tmp_path, dtype):
-    concept = Concept.load(concept_for(base, 0.1).save(tmp_path / "x.safetensors"))
+    concept = load_concept(save_concept(concept_for(base, 0.1), tmp_path / "x.safetensors"))
     other = tiny_base("sd1", dtype=dtype)
     settings = {"count": 3, "steps": 3, "guidance": 1.0}
     by_dtype = gap(draw(base, "a sks dog", **settings), draw(other, "a sks dog", **settings))
@@ -276,7 +277,7 @@ def test_pictures_say_how_to_redraw_them(base, tmp_path):
     assert image.info["parameters"] == (
         "a sks dog\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 2, Seed: 7, "
         "Size: 64x64, Model: tiny-sd1, "
-        f'Concepts: "Rex the dog:0.8:{concept.sha256()[:12]}", Concepts act: plain, Version: atomdiff'
+        f'Concepts: "Rex the dog:0.8:{sha256(concept)[:12]}", Concepts act: plain, Version: atomdiff'
     )
     redrawn = draw(base, "a sks dog", concepts=[concept], acting="gated", **QUICK)[0]
     said = infotext.parse(redrawn.info["parameters"])
@@ -296,8 +297,8 @@ def test_the_concepts_checksum_is_that_of_its_file(base, tmp_path):
     import hashlib
 
     concept = concept_for(base)
-    file = concept.save(tmp_path / "dog.safetensors")
-    assert concept.sha256() == hashlib.sha256(file.read_bytes()).hexdigest() == Concept.load(file).sha256()
+    file = save_concept(concept, tmp_path / "dog.safetensors")
+    assert sha256(concept) == hashlib.sha256(file.read_bytes()).hexdigest() == sha256(load_concept(file))
 
 
 def test_pictures_that_cannot_be_written(tmp_path):

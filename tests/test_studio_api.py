@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from atomdiff.files.safetensors_file import save_concept
 from benchmarks.serving import ROOT, served
 
 pytestmark = pytest.mark.filterwarnings("default")  # what a client's library warns of is not ours
@@ -31,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("studio")
     concept = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks", class_word="dog", name="Rex")
-    concept.save(folder / "concepts" / "rex.safetensors")
+    save_concept(concept, folder / "concepts" / "rex.safetensors")
     return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from test_studio_api import folder, url  # noqa: F401 - fixtures
 
+from atomdiff.files.safetensors_file import load_concept, save_concept
 from benchmarks.screenshots import TABS, open_tab
 from benchmarks.serving import served
 
@@ -138,10 +139,10 @@ def choose(page, title: str) -> None:
 def test_a_concept_put_into_the_folder_meanwhile_is_there(page, folder):
     from dataclasses import replace
 
-    from atomdiff.concept.concept import Concept
-
-    rex = Concept.load(folder / "concepts" / "rex.safetensors")
-    replace(rex, name="Mia", trigger="zwx", class_word="cat").save(folder / "concepts" / "mia.safetensors")
+    rex = load_concept(folder / "concepts" / "rex.safetensors")
+    save_concept(
+        replace(rex, name="Mia", trigger="zwx", class_word="cat"), folder / "concepts" / "mia.safetensors"
+    )
     page.reload()
     choose(page, "Mia")
     assert prompt(page) == "a zwx cat"

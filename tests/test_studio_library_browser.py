@@ -9,6 +9,7 @@ import pytest
 from test_studio_api import folder, url  # noqa: F401 - fixtures
 from test_studio_browser import CHROMIUM, browser, draw, opened, page, visitor  # noqa: F401 - fixtures
 
+from atomdiff.files.safetensors_file import load_concept
 from benchmarks.serving import ROOT
 
 pytestmark = [
@@ -33,12 +34,11 @@ def sent(folder, tmp_path_factory) -> dict[str, bytes]:
     """What others send: a card called Mia, and the text of a concept called Otto."""
     from dataclasses import replace
 
-    from atomdiff.concept.concept import Concept
     from atomdiff.files import card_image
     from atomdiff.files.safetensors_file import to_bytes
     from atomdiff.files.text import to_text
 
-    rex = Concept.load(folder / "concepts" / "rex.safetensors")
+    rex = load_concept(folder / "concepts" / "rex.safetensors")
     mia = replace(rex, name="Mia", trigger="zwx", class_word="cat")
     otto = replace(rex, name="Otto", trigger="otto", base=replace(rex.base, name="sd15"))
     return {"card": card_image.make(to_bytes(mia)), "text": to_text(to_bytes(otto)).encode()}

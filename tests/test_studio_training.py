@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, SettingsError
+from atomdiff.files.safetensors_file import load_concept
 from atomdiff.studio import draw_form, drawing, inspection, library_view
 from atomdiff.studio.drawing import DrawRequest
 from atomdiff.studio.job_queue import JobQueue
@@ -56,7 +56,7 @@ def test_a_training_keeps_states_with_pictures_and_gives_a_concept(studio, train
     entry = studio.trainings.keep("me", trained.ident, 2, studio.library)
     assert (entry.title, entry.trigger, entry.class_word) == ("Bello", "sks", "dog")
     assert entry.thumbnail is not None
-    assert Concept.load(entry.path).training["steps"] == 2
+    assert load_concept(entry.path).training["steps"] == 2
     order = DrawRequest("tiny-sd1", "a sks dog", ((entry.id, {"down": 0.5}),), steps=1, seed=0)
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done", look.error

@@ -20,7 +20,7 @@ from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError
 from atomdiff.files import card_image, quantization
 from atomdiff.files.modelspec import annotated
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, load_concept, save_concept, to_bytes
 from atomdiff.files.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
 
 SMALL = AtomSpec(num_atoms=2, linear_block=2)
@@ -214,7 +214,7 @@ def run(*arguments: object, **options):
 
 @pytest.fixture
 def file(tmp_path):
-    return concept().save(tmp_path / "dog.safetensors")
+    return save_concept(concept(), tmp_path / "dog.safetensors")
 
 
 @pytest.mark.parametrize("form", ["--text", "--json"])
@@ -277,9 +277,9 @@ def test_convert_to_a_precision_and_to_a_size(file, tmp_path):
     done = run("convert", file, "--precision", "int8", "--out", out)
     assert done.exit_code == 0, done.output
     assert "(int8, " in done.output
-    assert out.read_bytes() == to_bytes(Concept.load(file), "int8")
+    assert out.read_bytes() == to_bytes(load_concept(file), "int8")
     assert run("convert", file, "--max-bytes", "1400", "--out", out).exit_code == 0
-    assert out.read_bytes() == to_bytes(Concept.load(file), "int4")
+    assert out.read_bytes() == to_bytes(load_concept(file), "int4")
     about = json.loads(run("inspect", out, "--json").stdout)
     assert about["dtype"] == "int4"
     assert sum(about["bytes"].values()) == about["file_bytes"]
@@ -296,7 +296,7 @@ def test_an_author_signs_a_concept(file, tmp_path):
     signed = ("--author", "Ada", "--license", "CC0-1.0", "--thumbnail", tmp_path / "look.png")
     done = run("convert", file, *signed, "--out", out)
     assert done.exit_code == 0, done.output
-    said = Concept.load(out).extra
+    said = load_concept(out).extra
     assert said["modelspec.author"] == "Ada"
     assert said["modelspec.license"] == "CC0-1.0"
     assert said["modelspec.title"] == "my dog"

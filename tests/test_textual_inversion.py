@@ -17,7 +17,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.files.safetensors_file import from_bytes, size_report, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, load_concept, size_report, to_bytes
 from atomdiff.sampling.draw import draw
 from atomdiff.training.latents import LiveTable, encode_table
 from atomdiff.training.run import train
@@ -182,7 +182,7 @@ def test_training_binds_and_resumes_exactly(tiny_base: Callable[..., Any], tmp_p
     train(tmp_path / "dog", tmp_path / "parts", base, **(settings | {"max_train_steps": 2}))
     again = train(tmp_path / "dog", tmp_path / "parts", base, **settings, resume_from_checkpoint="latest")
     assert all(torch.equal(values, whole.atoms[key]) for key, values in again.atoms.items())
-    loaded = Concept.load(tmp_path / "whole" / "dog.safetensors")
+    loaded = load_concept(tmp_path / "whole" / "dog.safetensors")
     assert loaded.spec == whole.spec and set(loaded.token) == set(whole.token)
     pictures = [
         draw(base, "a sks dog", concepts=[(loaded, s)], steps=1, size=32)[0].tobytes() for s in (0.0, 1.0)

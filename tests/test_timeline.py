@@ -24,7 +24,8 @@ from atomdiff.core.inject import AtomSpec, select
 from atomdiff.errors import ConceptError, Interrupted, SettingsError
 from atomdiff.files import atomic, timeline_file
 from atomdiff.files.atomic import write_atomically
-from atomdiff.files.safetensors_file import to_bytes
+from atomdiff.files.safetensors_file import load_concept, save_concept, to_bytes
+from atomdiff.files.timeline_file import load_timeline, save_timeline
 from atomdiff.training import run as training
 from atomdiff.training.recipes import DEFAULT
 from atomdiff.training.reporting import Reporter
@@ -73,7 +74,7 @@ def equal(a: Timeline, b: Timeline) -> bool:
 @pytest.mark.parametrize("spec", [{}, {"basis": "svd", "num_atoms": 9}, {"linear_atoms": "none"}])
 def test_a_state_is_the_concept_that_save_writes(tmp_path, spec):
     kept = made(**spec)
-    loaded = Timeline.load(kept.save(tmp_path / "rex.timeline.safetensors"))
+    loaded = load_timeline(save_timeline(kept, tmp_path / "rex.timeline.safetensors"))
     torch.manual_seed(0)
     model = Small()
     for i, step in enumerate((25, 50, 75)):
@@ -149,14 +150,14 @@ def altered(data: bytes, change) -> bytes:
 
 def test_one_kind_of_file_is_not_the_other(tmp_path):
     as_concept, as_timeline = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    made().save(as_timeline)
-    made().at(50).save(as_concept)
+    save_timeline(made(), as_timeline)
+    save_concept(made().at(50), as_concept)
     with pytest.raises(ConceptError, match="is the timeline of a training, not a concept: cut a step"):
-        Concept.load(as_timeline)
+        load_concept(as_timeline)
     with pytest.raises(ConceptError, match="is a concept, not the timeline of a training"):
-        Timeline.load(as_concept)
+        load_timeline(as_concept)
     with pytest.raises(ConceptError, match="cannot be read"):
-        Timeline.load(tmp_path / "none.safetensors")
+        load_timeline(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -225,15 +226,15 @@ def test_a_failed_write_leaves_the_last_good_state_and_is_told_once(tmp_path, mo
     recorder.keep(10, 0.4, concept(1, 10))
     recorder.keep(15, 0.4, concept(1, 15))
     assert len(said) == 1 and "No space left on device" in said[0]
-    assert Timeline.load(path).steps == (5,)
+    assert load_timeline(path).steps == (5,)
     monkeypatch.setattr(atomic, "write_atomically", write_atomically)
     recorder.keep(20, 0.4, concept(2, 20))
-    assert Timeline.load(path).steps == (5, 20)
+    assert load_timeline(path).steps == (5, 20)
 
 
 def test_what_goes_on_and_what_begins_anew(tmp_path):
     path, said = tmp_path / "rex.timeline.safetensors", []
-    made().save(path)
+    save_timeline(made(), path)
     assert Recorder(path, 25, 60, "0badcafe", said.append).timeline.steps == (25, 50)
     assert Recorder(path, 25, 60, "another0", said.append).timeline is None
     assert Recorder(path, 25, 0, "0badcafe", said.append).timeline is None
@@ -289,7 +290,7 @@ def trained(dogs, tiny_base, tmp_path_factory):
             **few, "max_train_steps": 5, "timeline_steps": 2, "checkpointing_steps": 3, "precision": "fp16",
         }  # fmt: skip
         train(dogs, out, tiny_base("sd1"), reporter=heard, **options)
-    return out, Timeline.load(out / "dog.timeline.safetensors"), heard, states
+    return out, load_timeline(out / "dog.timeline.safetensors"), heard, states
 
 
 def test_training_keeps_every_second_state_and_the_last(trained):
@@ -311,9 +312,9 @@ def test_a_resumed_run_has_the_timeline_of_an_uninterrupted_one(trained, dogs, t
         stop = lambda: len(heard.records) == 2  # noqa: E731
         train(dogs, tmp_path, tiny_base("sd1"), reporter=heard, stop=stop, **options)
     file = tmp_path / "dog.timeline.safetensors"
-    assert Timeline.load(file).steps == (2, 3), "the state at which a run is stopped is kept"
+    assert load_timeline(file).steps == (2, 3), "the state at which a run is stopped is kept"
     train(dogs, tmp_path, tiny_base("sd1"), **options, resume_from_checkpoint="latest")
-    resumed = Timeline.load(file)
+    resumed = load_timeline(file)
     assert resumed.steps == (2, 3, 4, 5)
     for step in trained[1].steps:
         assert to_bytes(resumed.at(step)) == to_bytes(trained[1].at(step))

@@ -19,8 +19,8 @@ from PIL import Image
 from test_hub import hub  # noqa: F401
 
 from atomdiff.cli.train_flags import GROUPS
-from atomdiff.concept.concept import Concept
 from atomdiff.errors import Interrupted
+from atomdiff.files.safetensors_file import load_concept
 from atomdiff.training import start
 from atomdiff.training.accelerate_launch import Launch, adds_traceback, plan
 from atomdiff.training.flag_aliases import FLAG_ALIASES
@@ -130,7 +130,7 @@ def test_several_subjects_are_trained_one_after_another_on_one_base(
     flags += ["--no_prior", "--base", str(tiny_folder("sd1")), "--output_dir", str(tmp_path / "out")]
     main(["--concepts_list", str(tmp_path / "list.json"), *flags])
     assert len(loaded) == 1
-    concepts = [Concept.load(tmp_path / "out" / name / f"{name}.safetensors") for name in ("dog", "cat")]
+    concepts = [load_concept(tmp_path / "out" / name / f"{name}.safetensors") for name in ("dog", "cat")]
     assert [(c.name, c.class_word, c.training["steps"]) for c in concepts] == [
         ("dog", "dog", 1), ("cat", "cat", 2),
     ]  # fmt: skip
@@ -310,7 +310,7 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(folder, tiny_folder
     assert launched.stderr.count("Base: ") == 1  # only the first process speaks
     assert "Training in 2 processes" in launched.stderr
     one = train(folder, tmp_path / "one", base, train_batch_size=4, **same)
-    two = Concept.load(tmp_path / "two" / "dog.safetensors")
+    two = load_concept(tmp_path / "two" / "dog.safetensors")
     assert set(one.atoms) == set(two.atoms)
     for name, values in one.atoms.items():
         assert float(values.abs().max()) > 0

@@ -16,7 +16,7 @@ from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError
 from atomdiff.evaluation import drift, inspection, layer_maps, plots
 from atomdiff.files import card, card_image, text
-from atomdiff.files.safetensors_file import from_bytes, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, save_concept, to_bytes
 from atomdiff.files.trim import trim
 from atomdiff.library import Library
 from atomdiff.library.similar import most_similar
@@ -37,7 +37,7 @@ def test_its_file_is_little_more_than_its_numbers(word: Concept, tmp_path: Path)
     assert len(to_bytes(word)) < 1300 and word.num_parameters() == 1536
     assert word.deltas(NET) == {} and word.bind(NET) == {}
     assert text.from_text(text.to_text(to_bytes(word))) == to_bytes(word)
-    path = word.save(tmp_path / "rex.safetensors")
+    path = save_concept(word, tmp_path / "rex.safetensors")
     inspection.print_table(inspection.describe(path))
     assert most_similar(word, tmp_path) == [(path, 0.0)]
     assert Library(tmp_path / "library").add(to_bytes(word)).title == "Rex"

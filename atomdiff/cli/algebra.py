@@ -40,12 +40,9 @@ def mix(
 
     Weights may be negative. It is called by the first one's trigger.
     """
-    from atomdiff.concept import algebra
-
     parts = load_concepts(files)
     tell_clashes(parts)
-    weighted = [(concept, one_number(weight)) for concept, weight in parts]
-    _write(algebra.mix(weighted, name), out, precision)
+    _write(_mix([(concept, one_number(weight)) for concept, weight in parts], name), out, precision)
 
 
 @app.command()
@@ -59,7 +56,8 @@ def diff(
     """Write FIRST - SECOND: what the one concept changes and the other does not."""
     from atomdiff.files import card
 
-    _write(card.load(concept_file(first)) - card.load(concept_file(second)), out, precision)
+    parts = [(card.load(concept_file(first)), 1.0), (card.load(concept_file(second)), -1.0)]
+    _write(_mix(parts), out, precision)
 
 
 @app.command()
@@ -107,12 +105,22 @@ def trim(
             break
 
 
+def _mix(parts: list[tuple[Concept, float]], name: str = "") -> Concept:
+    """The weighted sum, which tells the files that it was made of."""
+    from atomdiff.concept import algebra
+    from atomdiff.files.safetensors_file import sha256
+
+    return algebra.mix(parts, name, [sha256(concept) for concept, _ in parts])
+
+
 def _used(atoms: Tensor) -> int:
     """How many layers are not zero."""
     return int(atoms.flatten(1).any(1).sum())
 
 
 def _write(concept: Concept, out: Path, precision: str | None) -> None:
+    from atomdiff.files.safetensors_file import save_concept
+
     check_concept_name(out)
-    path = concept.save(out, precision)
+    path = save_concept(concept, out, precision)
     typer.echo(f"{path} ({concept.title}, {precision or concept.precision}, {path.stat().st_size:,} bytes)")

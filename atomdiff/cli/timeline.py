@@ -48,13 +48,13 @@ def show_timeline(
     dtype: DtypeOption = "auto",
 ) -> None:
     """List the states that a training kept; draw them side by side; cut the best out as a concept."""
-    from atomdiff.concept.timeline import Timeline
+    from atomdiff.files.timeline_file import load_timeline
 
     if sum(given is not None for given in (cut, draw, best)) > 1:
         raise SettingsError(
             "A timeline is drawn, cut or judged, one at a time: give --draw, --cut or --best."
         )
-    timeline = Timeline.load(file)
+    timeline = load_timeline(file)
     if cut is not None:
         typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors"), precision))
     elif draw is not None:
@@ -110,10 +110,11 @@ def _best(
 
 
 def _cut(timeline: Timeline, step: int, out: Path, precision: str | None) -> str:
+    from atomdiff.files.safetensors_file import save_concept
     from atomdiff.training.recipes import DEFAULT
 
     check_concept_name(out)
-    written = timeline.at(step).save(out, precision or DEFAULT.precision)
+    written = save_concept(timeline.at(step), out, precision or DEFAULT.precision)
     return f"{written} ({written.stat().st_size:,} bytes: {timeline.last.title!r} after step {step})"
 
 

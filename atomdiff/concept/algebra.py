@@ -15,7 +15,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from atomdiff.concept import serialization
 from atomdiff.concept.contents import MAX_TEXT, PRECISIONS, Contents
 from atomdiff.concept.maps import Maps, aligned
 from atomdiff.core.spec import AtomSpec
@@ -30,12 +29,15 @@ prints it."""
 # ----------------------------------------------------------------------------------------------- sums
 
 
-def mix(parts: Sequence[tuple[AnyConcept, float]], name: str = "") -> AnyConcept:
+def mix(
+    parts: Sequence[tuple[AnyConcept, float]], name: str = "", checksums: Sequence[str] = ()
+) -> AnyConcept:
     """Σ wᵢ conceptᵢ: the concept whose change of every layer is the weighted sum of theirs.
 
-    Weights may be negative. Trigger, class word and base are those of the first; `training` tells what it was
-    mixed of; its precision is the best of theirs. Raises SettingsError for weights that are not finite,
-    ConceptError if the concepts are of different bases or layers, or their changes are not maps.
+    Weights may be negative. Trigger, class word and base are those of the first; its precision is the best of
+    theirs; `training` tells the files it was mixed of, where their `checksums` are given (SHA-256). Raises
+    SettingsError for weights that are not finite, ConceptError if the concepts are of different bases or
+    layers, or their changes are not maps.
     """
     if not parts or not all(math.isfinite(weight) for _, weight in parts):
         raise SettingsError(
@@ -57,13 +59,15 @@ def mix(parts: Sequence[tuple[AnyConcept, float]], name: str = "") -> AnyConcept
             term = float(weight) * values
             summed[family] = summed[family] + term if family in summed else term
     first = concepts[0]
+    files = zip(checksums, parts, strict=bool(checksums))
+    made_of = [(checksum[:12], weight) for checksum, (_, weight) in files]
     return replace(
         first,
         atoms={key: _cut(key, values, spec) for key, values in summed.items()} | _token(parts),
         layers=layers,
         spec=spec,
         name=name or _sum([(concept.title, weight) for concept, weight in parts]),
-        training={"mix": _sum([(serialization.sha256(concept)[:12], weight) for concept, weight in parts])},
+        training={"mix": _sum(made_of)} if made_of else {},
         bases=bases,
         extra={},
         trimmed=any(concept.trimmed for concept in concepts),

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from atomdiff.concept import algebra, passport, serialization
+from atomdiff.concept import algebra, passport
 from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject, subspace
@@ -34,7 +33,7 @@ from atomdiff.errors import AtomdiffError, ConceptError
 
 @dataclass(frozen=True, eq=False)
 class Concept(Contents[Tensor]):
-    """What a trained concept is; made by `Concept.of` after training or by `Concept.load` from a file.
+    """What a trained concept is; made by `Concept.of` after training or by `load_concept` from a file.
 
     Its fields are those of `Contents`, with fp32 tensors on the CPU. Raises ConceptError if the parts
     contradict each other or a number is not finite.
@@ -142,25 +141,6 @@ class Concept(Contents[Tensor]):
             f"The concept {self.title!r} was made for {made}; {given} is a fine-tune of it, its weights "
             f"about {match.distance:.1%} away: it works there, but likeness may suffer."
         )
-
-    def sha256(self) -> str:
-        """The concept's identity: the checksum of the file that it came from, or that `save` writes by
-        default (in fp32 where its own precision cannot hold it)."""
-        return serialization.sha256(self)
-
-    def save(self, path: str | Path, dtype: str | None = None, max_bytes: int | None = None) -> Path:
-        """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.
-
-        `dtype` is "fp32", "fp16", "int8" or "int4", by default the concept's own; with `max_bytes` it is the
-        best of these, from `dtype` down, with which the file is no larger. Raises ConceptError if it cannot
-        be written or nothing fits.
-        """
-        return serialization.concept_file().write(self, Path(path), dtype, max_bytes)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Concept:
-        """Reads a concept file. Raises ConceptError if it is missing, broken, foreign or hostile."""
-        return serialization.concept_file().read(Path(path))
 
     def __add__(self, other: Concept) -> Concept:
         """Both at once, as one concept; likewise `a - b`, `-a` and `0.7 * a`. See `algebra.mix`."""

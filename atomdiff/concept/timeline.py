@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atomdiff.concept import serialization
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError
 
@@ -59,8 +57,7 @@ class Timeline:
 
     def then(self, step: int, loss: float, concept: Concept) -> Timeline:
         """With one more state. Raises ConceptError if it is not a later one of the same training."""
-        same = shared(self.last, training={}).sha256() == shared(concept, training={}).sha256()
-        if not same or step <= self.steps[-1]:
+        if _of_the_run(self.last) != _of_the_run(concept) or step <= self.steps[-1]:
             raise ConceptError(
                 f"The state of step {step} does not continue the timeline of {self.last.title!r}, which ends "
                 f"at step {self.steps[-1]}: begin a new one."
@@ -103,24 +100,27 @@ class Timeline:
         gap = (len(self.steps) - 1) / max(1, count - 1)
         return tuple(self.steps[len(self.steps) - 1 - round(i * gap)] for i in reversed(range(count)))
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the timeline, whole or not at all; equal ones give equal bytes. Raises ConceptError."""
-        return serialization.timeline_file().write(self, Path(path))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Timeline:
-        """Reads a timeline. Raises ConceptError if it is missing, broken, foreign or hostile."""
-        return serialization.timeline_file().read(Path(path))
-
 
 def _at_step(concept: Concept, step: int) -> Concept:
     return replace(concept, training={**concept.training, "steps": step}, precision="fp16")
 
 
-def shared(concept: Concept, **changes: Any) -> Concept:
+def shared(concept: Concept) -> Concept:
     """What the states of a run have in common: ones for numbers, since a file may leave out zeros."""
     ones = {key: torch.ones_like(tensor) for key, tensor in concept.atoms.items()}
-    return replace(concept, atoms=ones, precision="fp16", **changes)
+    return replace(concept, atoms=ones, precision="fp16")
+
+
+def _of_the_run(concept: Concept) -> dict[str, Any]:
+    """What must be equal in all states of a run, as the file keeps it: everything but what was trained."""
+    return vars(concept) | {
+        "atoms": {key: tensor.shape for key, tensor in concept.atoms.items()},
+        "bases": {key: tensor.half().tolist() for key, tensor in concept.bases.items()},
+        "base": (concept.base, concept.base.name),
+        "training": {},
+        "precision": "fp16",
+        "trimmed": False,
+    }
 
 
 def _half(concept: Concept) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from atomdiff.evaluation.dreambench import PICTURES, Subject
 from atomdiff.evaluation.towers import LPIPS, Tower
 from atomdiff.files import atomic
 from atomdiff.files.images import check_folder, open_picture
+from atomdiff.files.safetensors_file import load_concept
 from atomdiff.sampling.draw import draw
 from atomdiff.sampling.sheets import save_picture
 
@@ -164,7 +165,7 @@ def _draw(
 def _ready(base: Base, method: Method, file: Path | None) -> Iterator[list[Concept]]:
     """Within: the base as the method has it, and the concepts to draw with."""
     if file is None or not method.lora:
-        yield [Concept.load(file)] if file else []
+        yield [load_concept(file)] if file else []
         return
     try:
         base.pipe.load_lora_weights(str(file.parent), weight_name=file.name)
@@ -181,7 +182,7 @@ def _trigger(method: Method, file: Path | None) -> str:
     """A concept says its word itself; the base is asked for the class alone."""
     if file is None:
         return ""
-    return method.trigger if method.lora else Concept.load(file).trigger
+    return method.trigger if method.lora else load_concept(file).trigger
 
 
 def _names(folder: Path, name: str, protocol: Protocol) -> list[Path]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, BinaryIO, NoReturn
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from atomdiff.errors import ConceptError
 
@@ -30,6 +32,7 @@ _WRONG_KIND = {
     ".timeline.safetensors and lies beside it if steps were kept.",
 }
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,25 @@ def read_header(
     """The same from an open file, of which only the header is read. Raises ConceptError."""
     size = _header_size(file.read(8), file_size)
     return (*_parse(file.read(size), file_size - 8 - size, kind), 8 + size)
+
+
+def read_file(
+    path: Path, make: Callable[[dict[str, str], list[Entry], memoryview], Made], kind: str = "concept"
+) -> Made:
+    """What `make` makes of a file's metadata, tensors and numbers; of the file only the header is read before
+    that is found sound. Raises ConceptError, which names the file."""
+    try:
+        with path.open("rb") as file:
+            metadata, entries, start = read_header(file, path.stat().st_size, kind)
+            file.seek(start)
+            return make(metadata, entries, memoryview(file.read()))
+    except ConceptError as error:
+        raise ConceptError(f"{str(path)!r}: {error}") from None
+    except OSError as error:
+        what = "concept file" if kind == "concept" else kind
+        raise ConceptError(
+            f"The {what} {str(path)!r} cannot be read ({error.strerror or error}): check the path."
+        ) from error
 
 
 def _header_size(start: bytes, file_size: int) -> int:

@@ -9,6 +9,7 @@ other unknown key.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -21,7 +22,7 @@ from atomdiff.concept.passport import BasePassport
 from atomdiff.core.spec import TENSORS
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files import atomic, layer_mask, quantization, query_string
-from atomdiff.files.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_header
+from atomdiff.files.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_file
 from atomdiff.files.quantization import Part
 from atomdiff.files.query_string import check_patterns
 
@@ -75,6 +76,16 @@ def to_bytes(concept: Concept, dtype: str | None = None, max_bytes: int | None =
         f"The concept {concept.title!r} takes {size:,} bytes in its smallest form, more than the "
         f"{max_bytes:,} asked for: allow more, or train fewer layers or atoms."
     )
+
+
+def sha256(concept: Concept) -> str:
+    """What a concept is known by: the checksum of the file that it came from, or that `save_concept` writes
+    by default (in fp32 where its own precision cannot hold it)."""
+    try:
+        data = to_bytes(concept)
+    except ConceptError:
+        data = to_bytes(concept, "fp32")
+    return hashlib.sha256(data).hexdigest()
 
 
 def to_parts(concept: Concept, dtype: str) -> list[Part]:
@@ -157,9 +168,16 @@ def size_report(data: bytes) -> dict[str, int]:
     return report | {"header": start}
 
 
-def write(concept: Concept, path: Path, dtype: str | None = None, max_bytes: int | None = None) -> Path:
-    """Saves the concept at `path`, whole or not at all. Raises ConceptError if it cannot be written."""
-    return write_data(to_bytes(concept, dtype, max_bytes), path)
+def save_concept(
+    concept: Concept, path: str | Path, dtype: str | None = None, max_bytes: int | None = None
+) -> Path:
+    """Writes the concept as safetensors, whole or not at all; equal concepts give equal bytes.
+
+    `dtype` is "fp32", "fp16", "int8" or "int4", by default the concept's own; with `max_bytes` it is the best
+    of these, from `dtype` down, with which the file is no larger. Raises ConceptError if it cannot be written
+    or nothing fits.
+    """
+    return write_data(to_bytes(concept, dtype, max_bytes), Path(path))
 
 
 def write_data(data: bytes, path: Path) -> Path:
@@ -167,20 +185,9 @@ def write_data(data: bytes, path: Path) -> Path:
     return atomic.write(path, data, "The concept")
 
 
-def read(path: Path) -> Concept:
-    """Loads a concept file; only its header is read before that is found sound. Raises ConceptError."""
-    try:
-        with path.open("rb") as file:
-            metadata, entries, start = read_header(file, path.stat().st_size)
-            file.seek(start)
-            said = _contents(metadata, entries, memoryview(file.read()))
-    except ConceptError as error:
-        raise ConceptError(f"{str(path)!r}: {error}") from None
-    except OSError as error:
-        raise ConceptError(
-            f"The concept file {str(path)!r} cannot be read ({error.strerror or error}): check the path."
-        ) from error
-    return concept_of(said)
+def load_concept(path: str | Path) -> Concept:
+    """Reads a concept file. Raises ConceptError if it is missing, broken, foreign or hostile."""
+    return concept_of(read_file(Path(path), _contents))
 
 
 def _metadata(concept: Concept, dtype: str) -> dict[str, str]:

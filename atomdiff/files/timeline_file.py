@@ -15,7 +15,7 @@ import torch
 from atomdiff.concept.timeline import Timeline, shared
 from atomdiff.errors import ConceptError
 from atomdiff.files import atomic, safetensors_file
-from atomdiff.files.header import MAX_DATA, Entry, parse_header, read_header
+from atomdiff.files.header import MAX_DATA, Entry, parse_header, read_file
 from atomdiff.files.quantization import Part
 from atomdiff.files.safetensors_file import assemble, canonical_place
 
@@ -56,30 +56,20 @@ def to_bytes(timeline: Timeline) -> bytes:
 def from_bytes(data: bytes) -> Timeline:
     """Inverse of `to_bytes`. Raises ConceptError on anything that is not a sound timeline."""
     metadata, entries, start = parse_header(data, "timeline")
-    return _timeline(metadata, entries, data[start:])
+    return _timeline(metadata, entries, memoryview(data)[start:])
 
 
-def write(timeline: Timeline, path: Path) -> Path:
-    """Saves the timeline at `path`, whole or not at all. Raises ConceptError if it cannot be written."""
-    return atomic.write(path, to_bytes(timeline), "The timeline")
+def save_timeline(timeline: Timeline, path: str | Path) -> Path:
+    """Writes the timeline, whole or not at all; equal ones give equal bytes. Raises ConceptError."""
+    return atomic.write(Path(path), to_bytes(timeline), "The timeline")
 
 
-def read(path: Path) -> Timeline:
-    """Loads a timeline; only its header is read before that is found sound. Raises ConceptError."""
-    try:
-        with path.open("rb") as file:
-            metadata, entries, start = read_header(file, path.stat().st_size, "timeline")
-            file.seek(start)
-            return _timeline(metadata, entries, file.read())
-    except ConceptError as error:
-        raise ConceptError(f"{str(path)!r}: {error}") from None
-    except OSError as error:
-        raise ConceptError(
-            f"The timeline {str(path)!r} cannot be read ({error.strerror or error}): check the path."
-        ) from error
+def load_timeline(path: str | Path) -> Timeline:
+    """Reads a timeline. Raises ConceptError if it is missing, broken, foreign or hostile."""
+    return read_file(Path(path), _timeline, "timeline")
 
 
-def _timeline(metadata: dict[str, str], entries: list[Entry], data: bytes) -> Timeline:
+def _timeline(metadata: dict[str, str], entries: list[Entry], data: memoryview) -> Timeline:
     steps, run = metadata.get("steps", ""), metadata.get("run", "")
     if not _STEPS.fullmatch(steps) or not _RUN.fullmatch(run):
         raise ConceptError(f"The timeline's steps cannot be read: {steps[:60]!r}; get it again.")
@@ -112,5 +102,5 @@ def _timeline(metadata: dict[str, str], entries: list[Entry], data: bytes) -> Ti
     return Timeline(last, tuple(map(int, steps.split(","))), torch.from_numpy(losses), atoms, run)
 
 
-def _raw(entry: Entry, data: bytes) -> bytes:
-    return data[entry.start : entry.end]
+def _raw(entry: Entry, data: memoryview) -> bytes:
+    return bytes(data[entry.start : entry.end])

@@ -85,7 +85,7 @@ def pull(
     """
     from huggingface_hub import HfApi
 
-    from atomdiff.files import safetensors_file
+    from atomdiff.files.safetensors_file import load_concept
 
     name, revision = _checked(repo)
     with _told(repo):
@@ -97,7 +97,7 @@ def pull(
                 raise
             files = [file.relative_to(folder).as_posix() for file in folder.rglob("*.safetensors")]
             path = folder / _choose(name, files)
-    safetensors_file.read(path)
+    load_concept(path)
     return path
 
 

@@ -23,6 +23,7 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, of_words
 from atomdiff.errors import SettingsError
+from atomdiff.files.safetensors_file import sha256
 from atomdiff.sampling import img2img, mixed
 from atomdiff.sampling.gating import Negatives, groups
 from atomdiff.sampling.gating import acting as concepts_acting
@@ -256,7 +257,7 @@ def parameters_text(
     seed: int,
 ) -> str:
     """The generation text as A1111 writes it; concepts as name:strength:hash."""
-    named = [used(concept.title, strength, concept.sha256()) for concept, strength in concepts]
+    named = [used(concept.title, strength, sha256(concept)) for concept, strength in concepts]
     return str(replace(settings, prompt=prompt, seed=seed).generation(base.name, named))
 
 

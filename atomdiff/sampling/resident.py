@@ -17,6 +17,7 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core import inject, subspace
 from atomdiff.core.inject import AtomSpec
+from atomdiff.files import safetensors_file
 from atomdiff.files.quantization import LARGEST
 
 
@@ -102,7 +103,7 @@ class Residents:
         """The concept held ready; one that is held already is not held twice. `sha256` is its checksum, where
         the caller has it from the file. Raises ConceptError for a concept of another base, or one whose
         change is no map of the weights."""
-        key = sha256 or concept.sha256()
+        key = sha256 or safetensors_file.sha256(concept)
         if key not in self.held:
             concept.check_base(self.base.passport)
             token = {name: vector.half() for name, vector in concept.token.items()}

@@ -177,11 +177,11 @@ class TrainingSession:
 
     def timeline(self) -> Timeline | None:
         """The kept states; None if none was reached."""
-        from atomdiff.concept.timeline import Timeline
+        from atomdiff.files.timeline_file import load_timeline
         from atomdiff.training.run import timeline_path
 
         try:
-            return Timeline.load(timeline_path(self.settings))
+            return load_timeline(timeline_path(self.settings))
         except ConceptError:
             return None
 

@@ -20,7 +20,7 @@ from PIL.Image import Image
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
-from atomdiff.files.safetensors_file import check_patterns, from_bytes, to_bytes
+from atomdiff.files.safetensors_file import check_patterns, from_bytes, save_concept, to_bytes
 from atomdiff.sampling import draw
 from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.checkpoint import require_writable
@@ -114,7 +114,7 @@ def fit(
         run.close()
     if accelerator.is_main_process:
         path = concept_path(settings)
-        concept.save(path)
+        save_concept(concept, path)
         told.notice(f"Concept: {path} ({path.stat().st_size:,} bytes)")
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()

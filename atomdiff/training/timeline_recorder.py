@@ -9,6 +9,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.concept.timeline import Timeline
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files.header import MAX_DATA
+from atomdiff.files.timeline_file import load_timeline, save_timeline
 
 
 class Recorder:
@@ -24,7 +25,7 @@ class Recorder:
         self.timeline: Timeline | None = None
         if done and path.exists():
             try:
-                before = Timeline.load(path)
+                before = load_timeline(path)
                 self.timeline = before.until(done) if before.run == run else None
             except ConceptError as error:
                 self._tell(error)
@@ -50,7 +51,7 @@ class Recorder:
                 grown = Timeline.begin(step, loss, concept, self._run)
             else:
                 grown = self.timeline.then(step, loss, concept)
-            grown.save(self.path)
+            save_timeline(grown, self.path)
             self.timeline = grown
         except ConceptError as error:
             self._tell(error)

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.files import card, qr, text
 from atomdiff.files.read_any import read_any
-from atomdiff.files.safetensors_file import from_bytes
+from atomdiff.files.safetensors_file import from_bytes, load_concept
 
 SLOW_MS, LARGE_MB = 50.0, 50.0
 PICTURE_MS, PICTURE_MB = 3000.0, 400.0  # of looking for codes in the pixels of one picture
@@ -53,7 +52,7 @@ def read_path(data: bytes, folder: Path) -> object:
     suffix, _, content = data.partition(b"\n")
     path = folder / f"hostile.{suffix.decode()}"
     path.write_bytes(content)
-    for read in (Concept.load, card.load):
+    for read in (load_concept, card.load):
         with contextlib.suppress(ConceptError):
             read(path)
             raise AssertionError(f"{read} takes it for a concept")

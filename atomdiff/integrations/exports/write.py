@@ -18,6 +18,7 @@ from atomdiff.concept.concept import Concept
 from atomdiff.core.inject import fold
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 from atomdiff.files.modelspec import ARCHITECTURES
+from atomdiff.files.safetensors_file import sha256
 from atomdiff.integrations.exports import embedding, merged, weights
 
 KINDS = ("embedding", "diffusers", "checkpoint", "diff", "lora")
@@ -174,7 +175,7 @@ def _metadata(concept: Concept, kind: str) -> dict[str, str]:
         "modelspec.implementation": "diffusers",
         "modelspec.title": concept.title,
         "modelspec.trigger_phrase": concept.trigger,
-        "atomdiff.concept": json.dumps({"sha256": concept.sha256(), "export": kind}),
+        "atomdiff.concept": json.dumps({"sha256": sha256(concept), "export": kind}),
     }
     return {key: value for key, value in said.items() if value}
 
