@@ -20,9 +20,9 @@ from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
-from atomdiff.sampling import draw as sampling
 from atomdiff.sampling import infotext, sheets
 from atomdiff.sampling.draw import CousinWarning, draw
+from atomdiff.sampling.settings import SAMPLERS
 
 QUICK = {"steps": 2, "guidance": 2.0}
 
@@ -207,7 +207,7 @@ def test_another_dtype_changes_a_concepts_pictures_no_more_than_the_bases(base, 
     assert with_concept <= 1.5 * by_dtype + 0.1
 
 
-@pytest.mark.parametrize("sampler", list(sampling.SAMPLERS))
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_every_sampler_draws_reproducibly_and_the_base_keeps_its_own(base, sampler):
     own = base.scheduler
     first = draw(base, "a sks dog", steps=3, sampler=sampler)

@@ -2,33 +2,29 @@
 
 Concepts are folded into the weights for the time of drawing, W' = W + Σ sᵢ ΔWᵢ, so that a step computes no
 more than on the base alone, and the very same weights are back afterwards. Σ is over the concepts that a
-prompt calls by their triggers: where none is called, pictures are the base's, bit for bit. Picture i of a
-call is made from seed + i, whatever its neighbours in the batch are; noise comes from the CPU's generator, so
-that a seed means the same on every device.
+prompt calls by their triggers: where none is called, pictures are the base's, bit for bit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from atomdiff.base import loading, textual_inversion
+from atomdiff.base import textual_inversion
 from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.prompt_weights import batches, prompt_arguments
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, of_words
 from atomdiff.errors import SettingsError
-from atomdiff.files.safetensors_file import sha256
 from atomdiff.sampling import img2img, mixed
-from atomdiff.sampling.gating import Negatives, groups
 from atomdiff.sampling.gating import acting as concepts_acting
+from atomdiff.sampling.gating import groups
+from atomdiff.sampling.pipeline import Batches, Callback, Concepts, with_scheduler
 from atomdiff.sampling.resident import Residents
-from atomdiff.sampling.settings import MAX_SEED, SAMPLERS, USUAL, DrawingSettings, used
+from atomdiff.sampling.settings import MAX_SEED, USUAL, DrawingSettings, sides_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,42 +79,23 @@ def draw(
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
     (CousinWarning) where a concept's base was fine-tuned in the meantime.
     """
-    if strength is None:
-        strength = LARGER if hires != 1 else CHANGED
-    if hires != 1:
-        plain = {
-            "concepts": concepts, "seed": seed, "steps": steps, "guidance": guidance, "negative": negative,
-            "sampler": sampler, "batch_size": batch_size, "acting": acting, "strength": strength,
-            "preview": preview,
-        }  # fmt: skip
-        started = {"image": image, "mask": mask, "size": size, "count": count}
-        return _draw_large(base, prompt, hires, plain, started, callback)
-    first = None if image is None else strength
-    settings = draw_settings(base, seed, steps, guidance, negative, size, sampler, acting, first)
     mixing = any(isinstance(item, list) for item in concepts)
     each = [weighted_of(cast(list[Any], some)) for some in concepts] if mixing else []
     weighted = [] if mixing else weighted_of(concepts)
-    if count < 1 or (batch_size is not None and batch_size < 1):
-        raise SettingsError(
-            f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
-        )
-    prompts = [prompt] * count if isinstance(prompt, str) else [text for text in prompt for _ in range(count)]
-    total = len(prompts)
-    if seed + total - 1 > MAX_SEED:
-        raise SettingsError(
-            f"The seeds {seed} to {seed + total - 1} go beyond 2^63 - 1: take a smaller seed."
-        )
-    for concept in dict.fromkeys(
-        concept for concept, _ in [*weighted, *(pair for own in each for pair in own)]
-    ):
+    if strength is None:
+        strength = LARGER if hires != 1 else CHANGED
+    settings = DrawingSettings(
+        "", tuple(weighted), negative, seed, steps, guidance, sides_of(size), sampler.lower(), acting,
+        None if image is None and hires == 1 else strength, hires,
+    )  # fmt: skip
+    prompts = _of_each(prompt, count, batch_size, seed)
+    for concept in dict.fromkeys(concept for own in [weighted, *each] for concept, _ in own):
         warning = concept.check_base(base.passport)
         if warning:
             warnings.warn(warning, CousinWarning, stacklevel=2)
-    starts = img2img.starts(base, image, mask, strength, size, total)
-    if starts:
-        base, settings = img2img.with_pipeline(base, mask is not None), replace(settings, size=starts[0].size)
+    how = _How(batch_size or ARCHITECTURES[base.family].batch, callback, preview)
     if mixing:
-        if starts:
+        if image is not None or mask is not None:
             raise SettingsError(
                 "Pictures of different concepts in one batch start from noise: draw them apart."
             )
@@ -126,35 +103,9 @@ def draw(
             raise SettingsError(
                 f"With a list of concepts for each prompt give as many lists as prompts, not {len(each)}."
             )
-        each = [own for own in each for _ in range(count)]
-        return _draw_mixed(base, prompts, each, settings, batch_size, callback, preview)
-    together = groups(prompts, [concept for concept, _ in weighted], settings.acting)
-    limit = batch_size or ARCHITECTURES[base.family].batch
-    plans: list[tuple[list[tuple[Concept, Strength]], list[list[int]]]] = []
-    for called, those in together.items():
-        some = [weighted[i] for i in called]
-        known = textual_inversion.readings(base, [(concept, of_words(own)) for concept, own in some])
-        spoken = {i: textual_inversion.spoken(prompts[i], known) for i in those}
-        plans.append((some, batches(base, spoken, limit)))
-    rounds, begun = sum(len(planned) for _, planned in plans), 0
-    each_round = img2img.steps_done(steps, strength) if starts else steps
-    images: dict[int, Image] = {}
-    with with_scheduler(base, settings, preview):
-        for some, planned in plans:
-            with concepts_acting(base, some, settings.negative, settings.acting) as (known, avoided):
-                for batch in planned:
-                    tell = teller(callback, begun * each_round, rounds * each_round, each_round)
-                    texts, seeds = (
-                        [textual_inversion.spoken(prompts[i], known) for i in batch],
-                        [seed + i for i in batch],
-                    )
-                    from_these = [starts[i] for i in batch] if starts else []
-                    made = draw_batch(base, texts, settings, seeds, avoided, tell, from_these)
-                    images |= zip(batch, made, strict=True)
-                    begun += 1
-    for i, image in images.items():
-        image.info["parameters"] = parameters_text(base, prompts[i], settings, weighted, seed + i)
-    return [images[i] for i in range(total)]
+        return _draw_mixed(base, prompts, [own for own in each for _ in range(count)], settings, how)
+    drawn = _draw_once if hires == 1 else _draw_large
+    return drawn(base, prompts, settings, image, mask, how)
 
 
 def draw_as(
@@ -166,30 +117,83 @@ def draw_as(
     return draw(base, settings.prompt if prompts is None else prompts, **told, **options)
 
 
+def weighted_of(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
+    return [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
+
+
+@dataclass(frozen=True)
+class _How:
+    """At most how many pictures are drawn at a time, and who is told of it."""
+
+    limit: int
+    callback: Callback | None
+    preview: Callable[[Tensor], None] | None
+
+
+def _of_each(prompt: str | Sequence[str], count: int, batch_size: int | None, seed: int) -> list[str]:
+    """The prompt of every picture. Raises SettingsError where there are no pictures, or no seeds for all."""
+    if count < 1 or (batch_size is not None and batch_size < 1):
+        raise SettingsError(
+            f"At least one picture is drawn at a time, not count {count}, batch {batch_size}."
+        )
+    prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(count)]
+    if seed + len(prompts) - 1 > MAX_SEED:
+        raise SettingsError(
+            f"The seeds {seed} to {seed + len(prompts) - 1} go beyond 2^63 - 1: take a smaller seed."
+        )
+    return prompts
+
+
+def _draw_once(
+    base: Base,
+    prompts: Sequence[str],
+    settings: DrawingSettings,
+    image: Image | Sequence[Image] | None,
+    mask: Image | None,
+    how: _How,
+) -> list[Image]:
+    """A picture of each prompt, in batches of those that call the same concepts."""
+    starts = img2img.starts(base, settings, image, mask, len(prompts))
+    if starts:
+        base, settings = img2img.with_pipeline(base, mask is not None), replace(settings, size=starts[0].size)
+    settings, weighted = settings.filled(base), settings.concepts
+    plans: list[tuple[Concepts, list[list[int]]]] = []
+    for called, those in groups(prompts, [concept for concept, _ in weighted], settings.acting).items():
+        some = [weighted[i] for i in called]
+        known = textual_inversion.readings(base, [(concept, of_words(own)) for concept, own in some])
+        spoken = {i: textual_inversion.spoken(prompts[i], known) for i in those}
+        plans.append((some, batches(base, spoken, how.limit)))
+    made = Batches(base, settings, sum(len(planned) for _, planned in plans), how.callback, starts)
+    with with_scheduler(base, settings, how.preview):
+        for own, planned in plans:
+            with concepts_acting(base, own, settings.negative, settings.acting) as (known, avoided):
+                for batch in planned:
+                    texts = [textual_inversion.spoken(prompts[i], known) for i in batch]
+                    made.draw(batch, prompt_arguments(base, texts, avoided(len(batch))))
+    return made.finished(prompts, [weighted] * len(prompts))
+
+
 def _draw_large(
     base: Base,
-    prompt: str | Sequence[str],
-    hires: float,
-    plain: dict[str, Any],
-    started: dict[str, Any],
-    callback: Callable[[int, int], None] | None,
+    prompts: Sequence[str],
+    settings: DrawingSettings,
+    image: Image | Sequence[Image] | None,
+    mask: Image | None,
+    how: _How,
 ) -> list[Image]:
     """Two passes: pictures of the usual size, then from each of them one with sides `hires` times as long."""
-    settings = DrawingSettings("", hires=hires)  # refuses another factor
 
-    def half(place: int) -> Callable[[int, int], None] | None:
-        return callback and (lambda done, total: callback(place * total + done, 2 * total))
+    def half(place: int) -> _How:
+        heard = how.callback
+        return replace(how, callback=heard and (lambda done, total: heard(place * total + done, 2 * total)))
 
-    small = draw(base, prompt, **plain, **started, callback=half(0))
-    prompts = [prompt] * len(small) if isinstance(prompt, str) else list(prompt)
-    prompts = [text for text in prompts for _ in range(len(small) // len(prompts))]
-    each = plain["concepts"]
-    if any(isinstance(own, list) for own in each):
-        raise SettingsError("Pictures of different concepts in one batch have one pass: draw them apart.")
+    once = replace(settings, hires=1.0)
+    first = once if image is not None else replace(once, strength=None)
+    small = _draw_once(base, prompts, first, image, mask, half(0))
     width, height = (8 * round(settings.hires * side / 8) for side in small[0].size)
-    large = draw(base, prompts, **plain, image=small, size=(width, height), callback=half(1))
+    large = _draw_once(base, prompts, replace(once, size=(width, height)), small, None, half(1))
     for one, other in zip(small, large, strict=True):
-        told = [f"Denoising strength: {plain['strength']:g}", f"Hires upscale: {hires:g}"]
+        told = [f"Denoising strength: {settings.strength:g}", f"Hires upscale: {settings.hires:g}"]
         told = [field for field in told if field not in one.info["parameters"]]
         other.info["parameters"] = one.info["parameters"].replace(
             ", Version: atomdiff", f", {', '.join(told)}, Version: atomdiff"
@@ -197,148 +201,19 @@ def _draw_large(
     return large
 
 
-def weighted_of(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
-    return [(item, 1.0) if isinstance(item, Concept) else (item[0], item[1]) for item in concepts]
-
-
 def _draw_mixed(
-    base: Base,
-    prompts: list[str],
-    each: list[list[tuple[Concept, Strength]]],
-    settings: DrawingSettings,
-    batch_size: int | None,
-    callback: Callable[[int, int], None] | None,
-    preview: Callable[[Tensor], None] | None,
+    base: Base, prompts: Sequence[str], each: Sequence[Concepts], settings: DrawingSettings, how: _How
 ) -> list[Image]:
     """A picture of each prompt with its own concepts, in batches of any of them together."""
-    settings = replace(settings, acting="plain")
-    held, limit, images = Residents(base), batch_size or ARCHITECTURES[base.family].batch, []
+    if settings.hires != 1:
+        raise SettingsError("Pictures of different concepts in one batch have one pass: draw them apart.")
+    settings, held = replace(settings, acting="plain").filled(base), Residents(base)
     resident = [[(held.add(concept), strength) for concept, strength in own] for own in each]
-    starts = range(0, len(prompts), limit)
-    with with_scheduler(base, settings, preview), mixed.mixer(base) as mixer:
-        for turn, start in enumerate(starts):
-            some = slice(start, start + limit)
+    starts = range(0, len(prompts), how.limit)
+    made = Batches(base, settings, len(starts), how.callback)
+    with with_scheduler(base, settings, how.preview), mixed.mixer(base) as mixer:
+        for start in starts:
+            some = slice(start, start + how.limit)
             told = mixer.told(prompts[some], resident[some], settings.negative)
-            seeds = [settings.seed + i for i in range(len(prompts))[some]]
-            tell = teller(callback, turn * settings.steps, len(starts) * settings.steps, settings.steps)
-            images += draw_batch(base, None, settings, seeds, functools.partial(_same, told), tell)
-    for i, image in enumerate(images):
-        image.info["parameters"] = parameters_text(base, prompts[i], settings, each[i], settings.seed + i)
-    return images
-
-
-def _same(told: dict[str, Any], count: int) -> dict[str, Any]:
-    return told
-
-
-def draw_settings(
-    base: Base,
-    seed: int = 0,
-    steps: int = 25,
-    guidance: float | None = None,
-    negative: str = "",
-    size: int | tuple[int, int] | None = None,
-    sampler: str = "dpm++",
-    acting: str = USUAL,
-    strength: float | None = None,
-) -> DrawingSettings:
-    """The settings of any prompt and concepts, with the base's own defaults filled in."""
-    sides = (size, size) if isinstance(size, int) else size
-    return DrawingSettings(
-        "", (), negative, seed, steps, guidance, sides, sampler.lower(), acting, strength
-    ).filled(base)
-
-
-def parameters_text(
-    base: Base,
-    prompt: str,
-    settings: DrawingSettings,
-    concepts: Sequence[tuple[Concept, Strength]],
-    seed: int,
-) -> str:
-    """The generation text as A1111 writes it; concepts as name:strength:hash."""
-    named = [used(concept.title, strength, sha256(concept)) for concept, strength in concepts]
-    return str(replace(settings, prompt=prompt, seed=seed).generation(base.name, named))
-
-
-def draw_batch(
-    base: Base,
-    prompts: list[str] | None,
-    settings: DrawingSettings,
-    seeds: list[int],
-    avoided: Negatives,
-    tell: Callable[..., dict[str, Any]],
-    starts: Sequence[img2img.Start] = (),
-) -> list[Image]:
-    import torch
-
-    width, height = settings.size or (0, 0)
-    noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
-    with loading.quiet(), torch.no_grad():
-        against = avoided(len(seeds))
-        made = base.pipe(
-            **(against if prompts is None else prompt_arguments(base, prompts, against)),
-            **(img2img.arguments(starts, settings.steps) if starts else noise),
-            guidance_scale=settings.guidance,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            callback_on_step_end=tell,
-        )
-    return (
-        [start.finished(image) for start, image in zip(starts, made.images, strict=True)]
-        if starts
-        else list(made.images)
-    )
-
-
-def teller(
-    callback: Callable[[int, int], None] | None, done: int, total: int, steps: int
-) -> Callable[..., dict[str, Any]]:
-    """diffusers' step callback: passes progress on, and stops when the latents are no numbers any more."""
-
-    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if not tensors["latents"].isfinite().all():
-            raise SettingsError(
-                f"The picture turned into NaN at step {step + 1}: lower the concept's strength, or draw in "
-                "fp32 or bf16."
-            )
-        if callback is not None:
-            callback(done + min(step + 1, steps), total)
-        return {}
-
-    return tell
-
-
-@contextlib.contextmanager
-def with_scheduler(
-    base: Base, settings: DrawingSettings, preview: Callable[[Tensor], None] | None = None
-) -> Iterator[None]:
-    """The pipeline with the wanted sampler over the base's own noise schedule; its own one is put back."""
-    import diffusers
-
-    sampler = SAMPLERS[settings.sampler]
-    own = base.pipe.scheduler
-    with loading.quiet():
-        made = getattr(diffusers, sampler.scheduler).from_config(own.config, **dict(sampler.options))
-    if preview is not None:
-        made.step = _watched(made, preview)
-    base.pipe.scheduler = made
-    try:
-        yield
-    finally:
-        base.pipe.scheduler = own
-
-
-def _watched(scheduler: Any, preview: Callable[[Tensor], None]) -> Callable[..., Any]:
-    """A scheduler's step that also tells its estimate of the clean latents.
-
-    Schedulers return it beside the next latents, or keep it (the multistep ones) among their past outputs.
-    """
-    own = scheduler.step
-
-    @functools.wraps(own)  # pipelines look at the signature
-    def step(*args: Any, **kwargs: Any) -> Any:
-        made = own(*args, **kwargs)
-        preview(made[1] if len(made) > 1 else scheduler.model_outputs[-1])
-        return made
-
-    return step
+            made.draw(range(len(prompts))[some], told)
+    return made.finished(prompts, each)

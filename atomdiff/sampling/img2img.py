@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from atomdiff.base.stable_diffusion import Base
+    from atomdiff.sampling.settings import DrawingSettings
 
 MARGIN = 0.35  # of the masked part's sides, that is seen around it
 FEATHER = 0.04  # of the square's side, over which new goes over into old
@@ -59,10 +60,9 @@ class Start:
 
 def starts(
     base: Base,
+    settings: DrawingSettings,
     image: Image | Sequence[Image] | None,
     mask: Image | None,
-    strength: float,
-    size: int | tuple[int, int] | None,
     count: int,
 ) -> list[Start]:
     """What each of `count` pictures starts from; none without an image. Raises SettingsError."""
@@ -70,12 +70,12 @@ def starts(
         if mask is not None:
             raise SettingsError("A mask says what of a picture to draw anew, but no picture was given.")
         return []
-    sides = (size, size) if isinstance(size, int) else size
+    assert settings.strength is not None
     if not isinstance(image, Sequence):
-        return [start_from(base, image, mask, strength, sides)] * count
+        return [start_from(base, image, mask, settings.strength, settings.size)] * count
     if len(image) != count:
         raise SettingsError(f"{len(image)} pictures to start from do not make {count}: give as many.")
-    made = [start_from(base, one, mask, strength, sides) for one in image]
+    made = [start_from(base, one, mask, settings.strength, settings.size) for one in image]
     if len({one.size for one in made}) > 1:
         raise SettingsError("Pictures to start from have one shape, or a size is given.")
     return made

@@ -26,9 +26,11 @@ from atomdiff.core.fields import FieldMaps, Masks
 from atomdiff.core.mixed import RowMaps, common
 from atomdiff.core.mixing import LayerMaps, Mixing, mixing
 from atomdiff.errors import SettingsError
-from atomdiff.sampling import draw as drawing
+from atomdiff.sampling.draw import weighted_of
 from atomdiff.sampling.mixed import ASKED_AGAIN, Weighted, mixed_maps, read
+from atomdiff.sampling.pipeline import Batches, with_scheduler
 from atomdiff.sampling.resident import Residents
+from atomdiff.sampling.settings import DrawingSettings, sides_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -240,29 +242,28 @@ def draw_regions(
             f"Give a region or more, a picture or more and a border of 0 to 1, not {len(regions)} regions, "
             f"count {count}, soft {soft:g}."
         )
-    settings = drawing.draw_settings(base, seed, steps, guidance, negative, size, sampler)
-    held, weighted = Residents(base), [drawing.weighted_of(region.concepts) for region in regions]
+    settings = DrawingSettings(
+        "", (), negative, seed, steps, guidance, sides_of(size), sampler.lower()
+    ).filled(base)
+    held, weighted = Residents(base), [weighted_of(region.concepts) for region in regions]
     each = [[(held.add(concept), strength) for concept, strength in own] for own in weighted]
     called = [[(r.trigger, r.class_word) for r, _ in own] for own in each]
     texts = [r.prompt or text for r, text in zip(regions, prompts_of(prompt, called), strict=True)]
     factor = base.vae_factor
     width, height = settings.size or (0, 0)
     masks = masks_of([r.where for r in regions], height // factor, width // factor, soft)
-    limit, images = batch_size or ARCHITECTURES[base.family].batch, []
+    limit = batch_size or ARCHITECTURES[base.family].batch
     starts = range(0, count, limit)
+    made = Batches(base, settings, len(starts), callback)
     pairs = list(zip(texts, each, strict=True))
-    with (
-        drawing.with_scheduler(base, settings, preview),
-        regional(base, prompt, pairs, masks, negative) as told,
-    ):
-        for turn, start in enumerate(starts):
-            seeds = [seed + i for i in range(count)[start : start + limit]]
-            tell = drawing.teller(callback, turn * steps, len(starts) * steps, steps)
-            images += drawing.draw_batch(base, None, settings, seeds, told, tell)
+    with with_scheduler(base, settings, preview), regional(base, prompt, pairs, masks, negative) as told:
+        for start in starts:
+            some = range(count)[start : start + limit]
+            made.draw(some, told(len(some)))
     used = [pair for own in weighted for pair in own]
-    for i, image in enumerate(images):
-        text = drawing.parameters_text(base, prompt, settings, used, seed + i)
-        image.info["parameters"] = _with_regions(text, regions, texts)
+    images = made.finished([prompt] * count, [used] * count)
+    for image in images:
+        image.info["parameters"] = _with_regions(image.info["parameters"], regions, texts)
     return images
 
 

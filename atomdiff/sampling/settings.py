@@ -156,6 +156,11 @@ def used(title: str, strength: Strength, sha256: str) -> UsedConcept:
     return UsedConcept(plain, strength_text(strength), sha256[:12])
 
 
+def sides_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(width, height) of a size, which may be one side."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def parse_size(text: str) -> tuple[int, int] | None:
     """`512` or `512x768`, (width, height) in pixels; None if nothing is written. Raises SettingsError."""
     written = text.lower().replace("×", "x").replace(" ", "")

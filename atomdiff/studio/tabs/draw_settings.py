@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from atomdiff.sampling.settings import USUAL
+from atomdiff.sampling.settings import SAMPLERS, USUAL
 from atomdiff.studio import draw_form, drawing, html
 from atomdiff.studio.bases import BaseInfo
 from atomdiff.studio.draw_form import ROWS, STRENGTHS
@@ -157,8 +157,6 @@ class DrawSettings:
             self._more(info)
 
     def _more(self, info: BaseInfo) -> None:
-        from atomdiff.sampling.draw import SAMPLERS
-
         form, names = self.form, self._studio.bases.names
         form["negative"] = gr.Textbox(
             label="What to keep out", placeholder="blurry, text", lines=2, elem_id="negative"

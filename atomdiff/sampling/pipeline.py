@@ -1,0 +1,120 @@
+"""What every way of drawing shares: a base's pipeline is called with a sampler for batch after batch.
+
+Picture i is made from seed + i, whatever its neighbours in the batch are; noise comes from the CPU's
+generator, so that a seed means the same on every device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from atomdiff.base import loading
+from atomdiff.base.stable_diffusion import Base
+from atomdiff.concept.concept import Concept
+from atomdiff.core.blocks import Strength
+from atomdiff.errors import SettingsError
+from atomdiff.files.safetensors_file import sha256
+from atomdiff.sampling import img2img
+from atomdiff.sampling.settings import SAMPLERS, DrawingSettings, used
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+Callback = Callable[[int, int], None]
+Concepts = Sequence[tuple[Concept, Strength]]
+
+
+class Batches:
+    """Pictures drawn in so many batches, by settings that are filled in for the base; each from its own of
+    `starts`, if there are any. `callback` is told of the steps of all batches."""
+
+    def __init__(
+        self, base: Base, settings: DrawingSettings, count: int, callback: Callback | None,
+        starts: Sequence[img2img.Start] = (),
+    ) -> None:  # fmt: skip
+        self._base, self._settings, self._starts = base, settings, starts
+        self._callback, self._count, self._begun = callback, count, 0
+        self._steps = img2img.steps_done(settings.steps, starts[0].strength) if starts else settings.steps
+        self._images: dict[int, Image] = {}
+
+    def draw(self, places: Sequence[int], told: Mapping[str, Any]) -> None:
+        """The pictures at these places, of which the pipeline is told so."""
+        import torch
+
+        settings, starts = self._settings, [self._starts[i] for i in places] if self._starts else []
+        width, height = settings.size or (0, 0)
+        noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
+        with torch.no_grad():
+            made = self._base.pipe(
+                **told,
+                **(img2img.arguments(starts, settings.steps) if starts else noise),
+                guidance_scale=settings.guidance,
+                generator=[torch.Generator("cpu").manual_seed(settings.seed + i) for i in places],
+                callback_on_step_end=self._tell,
+            ).images
+        if starts:
+            made = [start.finished(image) for start, image in zip(starts, made, strict=True)]
+        self._images |= zip(places, made, strict=True)
+        self._begun += 1
+
+    def finished(self, prompts: Sequence[str], each: Sequence[Concepts]) -> list[Image]:
+        """All pictures in order; their texts, as A1111 writes them, tell these prompts and concepts."""
+        for i, image in self._images.items():
+            named = [used(concept.title, strength, sha256(concept)) for concept, strength in each[i]]
+            own = replace(self._settings, prompt=prompts[i], seed=self._settings.seed + i)
+            image.info["parameters"] = str(own.generation(self._base.name, named))
+        return [self._images[i] for i in range(len(prompts))]
+
+    def _tell(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """diffusers' step callback: passes progress on, and stops where latents are no numbers any more."""
+        if not tensors["latents"].isfinite().all():
+            raise SettingsError(
+                f"The picture turned into NaN at step {step + 1}: lower the concept's strength, or draw in "
+                "fp32 or bf16."
+            )
+        if self._callback is not None:
+            done = self._begun * self._steps + min(step + 1, self._steps)
+            self._callback(done, self._count * self._steps)
+        return {}
+
+
+@contextlib.contextmanager
+def with_scheduler(
+    base: Base, settings: DrawingSettings, preview: Callable[[Tensor], None] | None = None
+) -> Iterator[None]:
+    """The pipeline, muted, with the wanted sampler over the base's own noise schedule; its own one is put
+    back."""
+    import diffusers
+
+    sampler = SAMPLERS[settings.sampler]
+    own = base.pipe.scheduler
+    with loading.quiet():
+        made = getattr(diffusers, sampler.scheduler).from_config(own.config, **dict(sampler.options))
+        if preview is not None:
+            made.step = _watched(made, preview)
+        base.pipe.scheduler = made
+        try:
+            yield
+        finally:
+            base.pipe.scheduler = own
+
+
+def _watched(scheduler: Any, preview: Callable[[Tensor], None]) -> Callable[..., Any]:
+    """A scheduler's step that also tells its estimate of the clean latents.
+
+    Schedulers return it beside the next latents, or keep it (the multistep ones) among their past outputs.
+    """
+    own = scheduler.step
+
+    @functools.wraps(own)  # pipelines look at the signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        made = own(*args, **kwargs)
+        preview(made[1] if len(made) > 1 else scheduler.model_outputs[-1])
+        return made
+
+    return step
