@@ -8,6 +8,7 @@ where a run goes on in any clone.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -80,6 +81,22 @@ class Method:
 
 
 BASE = Method("base")
+
+
+def parser(name: str, about: str | None, page: str = "docs/results.md") -> argparse.ArgumentParser:
+    """The command line of a benchmark that trains, with the options that all of them have."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--each", type=int, default=4, help="pictures of each prompt, in each of the 8 contexts")
+    add("--draw-steps", type=int, default=12)
+    add("--out", type=Path, default=Path("outputs") / name)
+    add("--docs", action="store_true", help=f"publish the outcomes, and write the section of {page}")
+    add("--check", action="store_true", help="exit 1 if a target is missed")
+    return made
 
 
 @dataclass

@@ -20,7 +20,7 @@ from pathlib import Path
 from atomdiff import pocket
 
 from . import peers
-from .bench import BASE, Bench, Method
+from .bench import BASE, Bench, Method, parser
 from .judging import Drawing
 from .ledger import Outcome
 from .report import Target, machine, markdown, one_sentence, show, verdict, write_section
@@ -141,24 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.calibration",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    command = parser("calibration", __doc__, "docs/pocket.md")
+    command.set_defaults(draw_steps=25)
+    add = command.add_argument
     add("--base", type=Path, default=pocket.path(), help="a folder in the pocket's layout, its judge within")
     add("--subjects", type=int, default=3)
     add("--search-on", type=int, default=1, help="other subjects to find the rates on, 1 to 4 (default 1)")
     add("--steps", type=int, default=300)
-    add("--each", type=int, default=4, help="pictures of each prompt (default 4)")
-    add("--draw-steps", type=int, default=25)
-    add("--out", type=Path, default=Path("outputs/calibration"))
-    add("--docs", action="store_true", help="publish the results and a section of docs/pocket.md")
-    add("--check", action="store_true", help="exit 1 if the order does not hold")
-    a = parser.parse_args(arguments)
+    a = command.parse_args(arguments)
     if min(a.subjects, a.search_on, a.steps, a.each, a.draw_steps) < 1:
-        parser.error("subjects, search-on, steps, each and draw-steps are at least 1")
+        command.error("subjects, search-on, steps, each and draw-steps are at least 1")
     return a
 
 

@@ -6,18 +6,16 @@ several rates on subjects that no result is reported of; the best is then its ra
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import isnan
-from pathlib import Path
 
 from atomdiff.errors import SettingsError
 from atomdiff.training.recipes import DEFAULT, RECIPES
 
 from . import peers
-from .bench import BASE, Bench, Method, mean
+from .bench import BASE, Bench, Method, mean, parser
 from .judging import Drawing
 from .report import Target, machine, one_sentence, verdict
 from .size import bytes_on_sd15
@@ -99,20 +97,15 @@ def targets(bench: Bench, tasks: Sequence[Task], styled: Sequence[Task]) -> list
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
-    add = parser.add_argument
+    command = parser("method", __doc__)
+    add = command.add_argument
     add("--methods", nargs="+", default=[], metavar="NAME", help="or patterns: 'LoRA*' (default all)")
     add("--subjects", type=int, default=8, help="held-out subjects")
     add("--styles", type=int, default=1, choices=(0, 1, 2), help="held-out styles")
-    add("--seeds", type=int, default=2)
-    add("--each", type=int, default=4, help="pictures in each of the 8 contexts")
-    add("--draw-steps", type=int, default=12)
     add("--search", metavar="NAME", help="a peer at several rates, on tuning subjects")
-    add("--out", type=Path, default=Path("outputs/method"))
+    add("--seeds", type=int, default=2)
     add("--report", action="store_true", help="train nothing: the tables of what is known")
-    add("--docs", action="store_true", help="publish the outcomes, and write the section of docs/results.md")
-    add("--check", action="store_true", help="exit 1 if a target is missed")
-    a = parser.parse_args(arguments)
+    a = command.parse_args(arguments)
     bench = Bench("method", a.out, Drawing(a.each, a.draw_steps), a.seeds)
     if a.search:
         methods, tasks = [m for one in chosen([a.search]) for m in at_rates(one)], tuning_subjects(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import platform
 import re
 import shlex
@@ -65,15 +64,6 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """The same table for a docs page."""
     lines = ["| " + " | ".join(headers) + " |", "|---|" + "---:|" * (len(headers) - 1)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]) + "\n"
-
-
-def option(text: str) -> tuple[str, object]:
-    """NAME=VALUE, the value as a number or a truth value where it reads as one."""
-    name, _, value = text.partition("=")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def write_section(path: Path, name: str, text: str) -> None:

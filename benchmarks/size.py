@@ -5,9 +5,7 @@ On subjects for choosing, of which no result is reported, judged from the bytes 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +15,7 @@ from atomdiff.training.recipes import LADDER, Recipe
 from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, texts_of
 
-from .bench import Bench, Method, mean
+from .bench import Bench, Method, mean, parser
 from .judging import Drawing
 from .report import Target, machine, one_sentence, verdict
 from .shapes import SD15, empty_unet
@@ -55,19 +53,14 @@ def out_of_order(likeness: Sequence[float]) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.size", description=__doc__)
-    add = parser.add_argument
+    command = parser("size", __doc__)
+    add = command.add_argument
     names = [recipe.name for recipe in LADDER]
     add("--recipes", nargs="+", default=names, choices=names, metavar="NAME", help="; ".join(names))
     add("--subjects", type=int, default=4, choices=(1, 2, 3, 4), help="tuning subjects")
     add("--seeds", type=int, default=1)
-    add("--each", type=int, default=4, help="pictures in each of the 8 contexts")
-    add("--draw-steps", type=int, default=12)
-    add("--out", type=Path, default=Path("outputs/size"))
     add("--report", action="store_true", help="train nothing: the tables of what is known")
-    add("--docs", action="store_true", help="publish the outcomes, and write the section of docs/results.md")
-    add("--check", action="store_true", help="exit 1 if a target is missed")
-    a = parser.parse_args(arguments)
+    a = command.parse_args(arguments)
     bench, tasks = Bench("size", a.out, Drawing(a.each, a.draw_steps), a.seeds), tuning_subjects(a.subjects)
     recipes = [recipe for recipe in LADDER if recipe.name in a.recipes]
     if not a.report:

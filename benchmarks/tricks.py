@@ -5,15 +5,13 @@ On subjects that no result is reported of, judged from the files.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from math import isnan
-from pathlib import Path
 from typing import Any
 
 from atomdiff.training.defaults import POCKET_RATES
 
-from .bench import Bench, Method
+from .bench import Bench, Method, parser
 from .judging import Drawing
 from .report import Target, machine, one_sentence, verdict
 from .tables import likeness_table, subject_table, tell
@@ -68,19 +66,14 @@ def targets(bench: Bench, tricks: Sequence[Method], tasks: Sequence[Task]) -> li
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tricks", description=__doc__)
-    add = parser.add_argument
+    command = parser("tricks", __doc__)
+    add = command.add_argument
     names = [trick.name for trick in TRICKS]
     add("--tricks", nargs="+", default=names, choices=names, metavar="NAME", help="; ".join(names))
     add("--subjects", nargs="+", type=int, default=[1, 2], choices=(1, 2, 3, 4), help="tuning subjects")
     add("--seeds", type=int, default=1)
-    add("--each", type=int, default=4, help="pictures in each of the 8 contexts")
-    add("--draw-steps", type=int, default=12)
-    add("--out", type=Path, default=Path("outputs/tricks"))
     add("--report", action="store_true", help="train nothing: the tables of what is known")
-    add("--docs", action="store_true", help="publish the outcomes, and write the section of docs/results.md")
-    add("--check", action="store_true", help="exit 1 if a trick is better than the default")
-    a = parser.parse_args(arguments)
+    a = command.parse_args(arguments)
     bench = Bench("tricks", a.out, Drawing(a.each, a.draw_steps), a.seeds)
     tricks = [trick for trick in TRICKS if trick is TOOL or trick.name in a.tricks]
     tasks = [task for number, task in enumerate(tuning_subjects(4), 1) if number in a.subjects]

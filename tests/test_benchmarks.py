@@ -9,7 +9,6 @@ from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Verdict
 from benchmarks import reference, report
-from benchmarks.clash import Case, targets_of
 from benchmarks.pocket_quality import Request, requests, score
 from benchmarks.report import Target, markdown, verdict
 
@@ -57,20 +56,6 @@ def test_check_names_what_was_missed(capsys):
     verdict([targets[1], Target("small", None, high=3)], check=True)
     shown = capsys.readouterr().out.strip().splitlines()
     assert shown[-1] == "1 targets met; 1 not measured" and any("not measured" in line for line in shown[:-1])
-
-
-def case(name: str, overlap: float, warned: bool, pixels: float, both: float) -> Case:
-    return Case(name, overlap, warned, False, pixels, alone=0.8, both=both)
-
-
-def test_clash_warnings_are_held_against_what_happened():
-    good = [case("a", 0.1, False, 3, 0.8), case("b", 0.4, True, 9, 0.6), case("c", 0.7, True, 12, 0.4)]
-    lost, ranks = targets_of(good)
-    assert (lost.value, ranks.value) == (pytest.approx(0.3), pytest.approx(1))
-    assert lost.met and ranks.met
-    for_nothing = [case("a", 0.1, False, 9, 0.4), case("b", 0.4, True, 3, 0.8)]
-    assert not any(target.met for target in targets_of(for_nothing))
-    assert not targets_of(good[:1])[0].met  # nothing to compare
 
 
 def test_markdown_tables():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged import DAMAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,7 +26,6 @@ from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files import qr, qr_image
 from atomdiff.files.read_any import read_any
 from atomdiff.files.safetensors_file import to_bytes
-from benchmarks import qr as benchmark
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
 
@@ -189,10 +189,10 @@ def test_a_sheet_is_read(layers):
     assert qr_image.read([Image.eval(sheet, lambda value: 255 - value)]) == data
 
 
-@pytest.mark.parametrize("damage", benchmark.DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_sheet_is_read_after(damage):
     data = concept_file(16)
-    damaged = benchmark.DAMAGES[damage](qr_image.sheet(data, "Biscuit"), random.Random(1))
+    damaged = DAMAGES[damage](qr_image.sheet(data, "Biscuit"), random.Random(1))
     assert qr_image.read([damaged]) == data
 
 

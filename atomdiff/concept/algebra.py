@@ -23,8 +23,7 @@ from atomdiff.errors import ConceptError, SettingsError
 AnyConcept = TypeVar("AnyConcept", bound=Contents[Tensor])
 CLASH = 0.3
 """Above this two concepts are said to clash: each then acts, in what they share, as if at a strength 0.3
-higher or lower. Concepts of different subjects overlap by 0.02 to 0.2; `benchmarks.clash`
-prints it."""
+higher or lower. Concepts of different subjects were found to overlap by 0.02 to 0.2."""
 
 # ----------------------------------------------------------------------------------------------- sums
 

@@ -25,9 +25,9 @@ from atomdiff.base.stable_diffusion import Base, encode_prompts
 from atomdiff.training.calibration import LORA_RATE, Calibration, calibrate
 
 from ..report import Target, machine, one_sentence, show, verdict
-from .full_size import atoms, change_after, full_size_base, lora, random_prompt
+from .full_size import full_size_base, random_prompt
 from .searching import HAND, SPEC, Trial, Trials, alone, by_hand
-from .trajectory import trained_atoms
+from .trajectory import atoms, change_after, lora, trained_atoms
 from .variants import pocket_variant
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

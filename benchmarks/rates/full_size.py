@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Generator, nn
 
-from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions
+from atomdiff.base.stable_diffusion import Base, PromptEmbeds
 from atomdiff.concept.passport import BasePassport
-from atomdiff.core.inject import attach
-from atomdiff.core.spec import AtomSpec
-from atomdiff.training.calibration import LORA_RATE, Calibration, groups_of
-from atomdiff.training.objective import diffusion_loss
-from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 
 from ..shapes import SHAPES, empty_unet
 
@@ -56,52 +47,3 @@ def random_prompt(base: Base, seed: int) -> PromptEmbeds:
     hidden = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator).to(base.dtype)
     pooled = torch.randn(1, 1280, generator=generator).to(base.dtype)
     return PromptEmbeds(hidden, pooled if base.unet.config.addition_embed_type else None)
-
-
-@contextmanager
-def atoms(base: Base, spec: AtomSpec, found: Calibration) -> Iterator[list[dict[str, Any]]]:
-    """Within: the base has atoms; yields parameter groups at the rates that were found."""
-    attached = attach(base.unet, spec)
-    rates = {"conv": found.learning_rate, "linear": found.linear_learning_rate}
-    try:
-        yield [{"params": own, "lr": rates[name]} for name, own in groups_of(attached).items()]
-    finally:
-        attached.detach()
-
-
-@contextmanager
-def lora(base: Base) -> Iterator[list[dict[str, Any]]]:
-    """Within: the base has the LoRA of diffusers' DreamBooth example, through PEFT."""
-    from peft import LoraConfig
-
-    targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    torch.manual_seed(0)
-    base.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
-    trained = [parameter for parameter in base.unet.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.float()
-    try:
-        yield [{"params": trained, "lr": LORA_RATE}]
-    finally:
-        base.unet.unload_lora()
-        gc.collect()
-
-
-def change_after(base: Base, groups: Sequence[dict[str, Any]], resolution: int) -> float:
-    """The relative change of the noise prediction that STEPS steps of AdamW make, on noise for pictures."""
-    prompt = random_prompt(base, 0)
-    probes, _ = denoising_probes(base, prompt, resolution)
-    before = noise_prediction(base, probes)
-    adam, generator = torch.optim.AdamW(groups, weight_decay=0.0), Generator().manual_seed(1)
-    side = resolution // base.vae_factor
-    for _ in range(STEPS):
-        picture, noise = (torch.randn(1, 4, side, side, generator=generator) for _ in range(2))
-        time = torch.randint(1000, (1,), generator=generator)
-        added = added_conditions(base, prompt, resolution)
-        loss = diffusion_loss(
-            base.unet, base.scheduler, picture, prompt.hidden, added, noise, time, instances=1
-        )  # fmt: skip
-        loss.total.backward()
-        adam.step()
-        adam.zero_grad()
-    return relative_change(noise_prediction(base, probes), before)

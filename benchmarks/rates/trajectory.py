@@ -1,41 +1,98 @@
-"""A short training with fixed pictures, noise and timesteps, for comparing where bases lead it."""
+"""Short trainings with fixed pictures, noise and timesteps: how far LoRA and atoms get, where bases lead."""
 
 from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from atomdiff.base.stable_diffusion import Base, encode_prompts
+from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions, encode_prompts
 from atomdiff.core.inject import attach
-from atomdiff.core.layers import AtomConv2d
-from atomdiff.training.calibration import Calibration, groups_of
+from atomdiff.core.spec import AtomSpec
+from atomdiff.training.calibration import LORA_RATE, Calibration, groups_of
 from atomdiff.training.objective import diffusion_loss
-from atomdiff.training.probes import denoising_probes
+from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 
+from .full_size import random_prompt
 from .searching import SPEC
 
+STEPS = 8  # of real training, by which two speeds are compared
 EPSILON = 1e-3  # Adam's: with a smaller one a gradient of nearly nothing would take a step of either sign
+
+
+@contextmanager
+def atoms(base: Base, spec: AtomSpec, found: Calibration) -> Iterator[list[dict[str, Any]]]:
+    """Within: the base has atoms; yields parameter groups at the rates that were found."""
+    attached = attach(base.unet, spec)
+    rates = {"conv": found.learning_rate, "linear": found.linear_learning_rate}
+    try:
+        yield [{"params": own, "lr": rates[name]} for name, own in groups_of(attached).items()]
+    finally:
+        attached.detach()
+
+
+@contextmanager
+def lora(base: Base) -> Iterator[list[dict[str, Any]]]:
+    """Within: the base has the LoRA of diffusers' DreamBooth example, through PEFT."""
+    from peft import LoraConfig
+
+    targets = ["to_k", "to_q", "to_v", "to_out.0"]
+    torch.manual_seed(0)
+    base.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
+    trained = [parameter for parameter in base.unet.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    try:
+        yield [{"params": trained, "lr": LORA_RATE}]
+    finally:
+        base.unet.unload_lora()
+        gc.collect()
+
+
+def change_after(base: Base, groups: Sequence[dict[str, Any]], resolution: int) -> float:
+    """The relative change of the noise prediction that STEPS steps of AdamW make, on noise for pictures."""
+    prompt = random_prompt(base, 0)
+    probes, _ = denoising_probes(base, prompt, resolution)
+    before = noise_prediction(base, probes)
+    adam, generator = torch.optim.AdamW(groups, weight_decay=0.0), Generator().manual_seed(1)
+    side = resolution // base.vae_factor
+    for _ in range(STEPS):
+        picture = torch.randn(1, 4, side, side, generator=generator)
+        _step(base, adam, prompt, picture, resolution, generator)
+    return relative_change(noise_prediction(base, probes), before)
 
 
 def trained_atoms(base: Base, found: Calibration, steps: int) -> Tensor:
     """The conv atoms after `steps` steps on a picture of the base's own, all in one vector."""
-    hidden = encode_prompts(base, ["a dog"])
+    prompt = encode_prompts(base, ["a dog"])
     _, picture = denoising_probes(base, encode_prompts(base, [""]), base.resolution, seed=3)
-    attached, generator = attach(base.unet, SPEC), Generator().manual_seed(4)
-    rates = {"conv": found.learning_rate, "linear": found.linear_learning_rate}
-    groups = [{"params": own, "lr": rates[name]} for name, own in groups_of(attached).items()]
-    adam = torch.optim.AdamW(groups, weight_decay=0.0, eps=EPSILON)
-    try:
+    generator = Generator().manual_seed(4)
+    with atoms(base, SPEC, found) as groups:
+        adam = torch.optim.AdamW(groups, weight_decay=0.0, eps=EPSILON)
         for _ in range(steps):
-            noise = torch.randn(picture.shape, generator=generator)
-            time = torch.randint(1000, (1,), generator=generator)
-            loss = diffusion_loss(
-                base.unet, base.scheduler, picture, hidden.hidden, None, noise, time, instances=1
-            )  # fmt: skip
-            loss.total.backward()
-            adam.step()
-            adam.zero_grad()
-        layers = [layer for layer in attached.layers.values() if isinstance(layer, AtomConv2d)]
-        return torch.cat([layer.atoms.detach().flatten() for layer in layers])
-    finally:
-        attached.detach()
+            _step(base, adam, prompt, picture, base.resolution, generator)
+        return torch.cat([parameter.detach().flatten() for parameter in groups[0]["params"]])
+
+
+def _step(
+    base: Base,
+    adam: torch.optim.Optimizer,
+    prompt: PromptEmbeds,
+    picture: Tensor,
+    resolution: int,
+    generator: Generator,
+) -> None:
+    """One step on a picture, with noise and a time from the generator."""
+    noise = torch.randn(picture.shape, generator=generator)
+    time = torch.randint(1000, (1,), generator=generator)
+    added = added_conditions(base, prompt, resolution)
+    loss = diffusion_loss(
+        base.unet, base.scheduler, picture, prompt.hidden, added, noise, time, instances=1
+    )  # fmt: skip
+    loss.total.backward()
+    adam.step()
+    adam.zero_grad()
