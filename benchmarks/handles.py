@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.base.textual_inversion import TriggerToken
 from atomdiff.training.batches import Sampler
+from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import LiveTable
-from atomdiff.training.loop import TrainingData
 from atomdiff.training.objective import diffusion_loss
 
 TRIGGER = "sks"

@@ -21,8 +21,8 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
+from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import PromptTable, encode_pictures, encode_table
-from atomdiff.training.loop import TrainingData
 from atomdiff.training.prior_preservation import ClassRequest, class_pictures, default_folder
 
 from .handles import TRIGGER

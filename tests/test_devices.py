@@ -13,8 +13,8 @@ from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.pocket.recipe import denoiser, words
 from atomdiff.pocket.recipe.fitting import Schedule, Workshop
 from atomdiff.sampling.draw import draw
+from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import LatentCache, encode_table
-from atomdiff.training.loop import TrainingData
 from atomdiff.training.run import train
 from benchmarks import method, tasks
 from benchmarks.handles import fit

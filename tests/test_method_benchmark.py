@@ -13,8 +13,8 @@ from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.sampling.draw import draw
 from atomdiff.training import sizing
+from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import LatentCache, encode_table
-from atomdiff.training.loop import TrainingData
 from atomdiff.training.recipes import DEFAULT, LADDER
 from benchmarks import bench as runner
 from benchmarks import method, size, tables, tasks, tricks

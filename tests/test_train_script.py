@@ -79,7 +79,7 @@ def test_misspelt_and_wrong_flags_are_refused(refused):
     assert "unrecognized arguments: --zzzz" in refused("--zzzz")
     assert "argument --seed: invalid int value: 'x'" in refused("--seed", "x")
     assert "argument --lr_scheduler: invalid choice: 'step'" in refused("--lr_scheduler", "step")
-    assert "--seed must be at least 0, but -1 was given" in refused("--seed", "-1")
+    assert "--seed must be at least 0 and below 2^63, but -1 was given" in refused("--seed", "-1")
     assert "name their folder with --instance_dir" in refused()
 
 

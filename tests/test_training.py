@@ -13,7 +13,7 @@ from PIL import Image
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import ImageError, Interrupted, SettingsError, TrainingError
 from atomdiff.files.safetensors_file import load_concept, sha256
-from atomdiff.training import loop
+from atomdiff.training import forward
 from atomdiff.training import run as training
 from atomdiff.training.defaults import count_steps, name_everything, numerical, suit_base
 from atomdiff.training.objective import diffusion_loss
@@ -257,7 +257,7 @@ def test_too_little_memory_is_one_sentence_with_the_state_kept(run, tmp_path, mo
         return diffusion_loss(*args, **options)
 
     whole, _ = run(max_train_steps=4, num_atoms=4)
-    monkeypatch.setattr(loop, "diffusion_loss", tight)
+    monkeypatch.setattr(forward, "diffusion_loss", tight)
     with pytest.raises(TrainingError) as caught:
         run(max_train_steps=4, num_atoms=4)
     assert str(caught.value) == (
@@ -265,7 +265,7 @@ def test_too_little_memory_is_one_sentence_with_the_state_kept(run, tmp_path, mo
         "--gradient_accumulation_steps 2 or --mixed_precision bf16. The state before it is kept in "
         f"'{tmp_path / 'out' / 'checkpoint-2'}'; --resume_from_checkpoint latest goes on."
     )
-    monkeypatch.setattr(loop, "diffusion_loss", diffusion_loss)
+    monkeypatch.setattr(forward, "diffusion_loss", diffusion_loss)
     resumed, _ = run(max_train_steps=4, num_atoms=4, resume_from_checkpoint="latest", adam_epsilon=1e-8)
     assert same(whole, resumed)
 
@@ -334,7 +334,7 @@ def test_a_mask_weighs_the_loss_unless_it_is_not_to_be_used(base, tmp_path, monk
         seen.append(options["weights"])
         return diffusion_loss(*args, **options)
 
-    monkeypatch.setattr(loop, "diffusion_loss", kept)
+    monkeypatch.setattr(forward, "diffusion_loss", kept)
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
     mask.save(own / "0.mask.png")
@@ -466,12 +466,12 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(run, tm
         return losses if len(calls) < 4 else not_a_number(losses)
 
     good, _ = run(max_train_steps=2)
-    monkeypatch.setattr(loop, "diffusion_loss", broken)
+    monkeypatch.setattr(forward, "diffusion_loss", broken)
     with pytest.raises(
         TrainingError, match=r"not a number at step 4;.* kept in '.*checkpoint-2'\. Lower --learning"
     ):
         run(max_train_steps=9)
-    monkeypatch.setattr(loop, "diffusion_loss", diffusion_loss)
+    monkeypatch.setattr(forward, "diffusion_loss", diffusion_loss)
     kept, heard = run(max_train_steps=2, resume_from_checkpoint="checkpoint-2")
     assert heard.records == []
     assert same(good, kept)
@@ -482,7 +482,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(run, tm
 
 
 def test_not_a_number_at_the_first_step_blames_the_base(run, monkeypatch):
-    monkeypatch.setattr(loop, "diffusion_loss", lambda *a, **k: not_a_number(diffusion_loss(*a, **k)))
+    monkeypatch.setattr(forward, "diffusion_loss", lambda *a, **k: not_a_number(diffusion_loss(*a, **k)))
     with pytest.raises(TrainingError, match="of the first step is not a number, so the base"):
         run()
 
@@ -600,13 +600,20 @@ def test_kohyas_folders_say_trigger_and_class(folder, prompt):
         ({"snr_gamma": -1.0}, "--snr_gamma must be at least 0"),
         ({"adam_beta1": 1.0}, "--adam_beta1 must be at least 0 and below 1"),
         ({"lr_scheduler": "step"}, "--lr_scheduler must be one of constant, .*, but 'step'"),
-        ({"average_last": 1.5}, "--average_last must be a share of the steps, from 0 to 1, but 1.5"),
+        ({"average_last": 1.5}, "--average_last must be from 0 to 1, but 1.5"),
         ({"max_train_steps": 1, "num_train_epochs": 1}, "give one of them"),
+        ({"seed": 2**63}, "--seed must be at least 0 and below 2\\^63"),
+        ({"num_vectors": 17}, "--num_vectors must be from 1 to 16"),
+        ({"caption_separator": " "}, "--caption_separator must be a sign"),
+        ({"validation_prompts": (1,)}, "--validation_prompts must be a list of texts"),
         ({"prior_batch_size": 0}, "--prior_batch_size must be at least 1"),
         ({"trigger": "zwx", "instance_prompt": "a sks dog"}, "lacks the trigger 'zwx'"),
         ({"name": "a/b"}, "--name must be a plain file name"),
         ({"class_word": "a\nb"}, "--class_word must be one line of printable text"),
-        ({"instance_prompt": "x" * 1001}, "--instance_prompt is 1001 characters long"),
+        (
+            {"instance_prompt": "x" * 1001},
+            "--instance_prompt must be .* at most 1000 characters, but 'x+[.]{3} was",
+        ),
     ],
 )
 def test_settings_are_checked_where_they_are_made(wrong, message):

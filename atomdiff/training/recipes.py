@@ -102,3 +102,12 @@ def parse_size(size: str | int) -> int:
             f"--size must be a number of bytes, as 8KB, 256KB or 10000, but {size!r} was given."
         )
     return size_in_bytes
+
+
+def refuse_beside_size(given: Mapping[str, Any]) -> None:
+    """Among settings that were given, --size stands without those that it chooses. Raises SettingsError."""
+    chosen = [f"--{name}" for name in given if name in ("recipe", *CHOSEN)]
+    if chosen and given.get("size", "") != "":
+        raise SettingsError(
+            f"--size {given['size']} chooses {' and '.join(chosen)} by itself; drop --size to choose by hand."
+        )

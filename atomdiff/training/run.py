@@ -27,8 +27,9 @@ from atomdiff.training.checkpoint import require_writable
 from atomdiff.training.defaults import name_everything, spec_of, suit_base, suit_recipe
 from atomdiff.training.loop import MAY_CHANGE, Run
 from atomdiff.training.rates import open_rates
+from atomdiff.training.recipes import refuse_beside_size
 from atomdiff.training.reporting import Reporter, StepRecord
-from atomdiff.training.settings import TrainingSettings, refuse_beside_size
+from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.setup import prepare
 from atomdiff.training.sizing import recipe_of, suit_size, texts_of
 from atomdiff.training.start import Silent, accelerated, base_for, check_before
@@ -158,9 +159,11 @@ def timeline_path(settings: TrainingSettings) -> Path:
 def concept_of(run: Run) -> Concept:
     """The concept that a run has arrived at."""
     s, data = run.settings, run.data
-    atoms, token = run.read()
+    atoms, token = run.trained.read()
     texts = texts_of(s, run.done, len(data.instance), len(data.prior) if data.prior else 0)
-    return Concept.of(run.base.unet, run.attached.spec, atoms, run.base.passport, token=token, **texts)
+    return Concept.of(
+        run.base.unet, run.trained.attached.spec, atoms, run.base.passport, token=token, **texts
+    )
 
 
 # -------------------------------------------------------------------------------------------- running
@@ -210,7 +213,7 @@ def _recorder(run: Run, told: Reporter) -> Recorder:
     text = json.dumps(compared, sort_keys=True)
     known_as = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     recorder = Recorder(timeline_path(settings), settings.timeline_steps, run.done, known_as, told.warn)
-    recorder.require_room(run.total, sum(p.numel() for p in run.attached.parameters()))
+    recorder.require_room(run.total, sum(p.numel() for p in run.trained.attached.parameters()))
     return recorder
 
 

@@ -19,7 +19,8 @@ from atomdiff.training.batches import seeded
 from atomdiff.training.captions import Variation
 from atomdiff.training.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
 from atomdiff.training.defaults import count_steps, numerical, spec_of
-from atomdiff.training.loop import Run, TrainingData
+from atomdiff.training.forward import TrainingData
+from atomdiff.training.loop import Run
 from atomdiff.training.monitor import Watch
 from atomdiff.training.pictures import STEP, Picture, Reading, Skipped, load_folder
 from atomdiff.training.rates import saved_rates, suit_rates
