@@ -81,17 +81,17 @@ class WithWords(Handle):
         relative = dict.fromkeys(trigger.vectors, rate)
         both = dict(trigger.vectors) | self.other.trained
         super().__init__(base, self.other.kept, both, relative, trigger)
-        self.reading = trigger.reading()
+        self.learned = trigger.embedding()
 
     @contextmanager
     def filed(self, data: bytes) -> Iterator[None]:
-        vectors = {key: torch.from_numpy(load(data)[key]).float() for key in self.reading.vectors}
+        vectors = {key: torch.from_numpy(load(data)[key]).float() for key in self.learned.vectors}
         moved = {key: vector.to(self.base.device) for key, vector in vectors.items()}
-        with super().filed(data), added(self.base, [replace(self.reading, vectors=moved)]):
+        with super().filed(data), added(self.base, [replace(self.learned, vectors=moved)]):
             yield
 
     def asked(self, prompt: str) -> str:
-        return self.reading.spoken(prompt)
+        return self.learned.convert_prompt(prompt)
 
 
 def with_words(attach: Attach) -> Attach:

@@ -29,9 +29,9 @@ def _eps(base: Any, prompt: str = PROMPT) -> Tensor:
 
 def _wanted(base: Any, dog: Any, strength: float) -> Tensor:
     """The same with folded weights, and the learned word as `draw` has it read."""
-    known, unet = textual_inversion.readings(base, [(dog, strength)]), PlainUNet(plain_layers(base.unet))
+    known, unet = textual_inversion.embeddings_of(base, [(dog, strength)]), PlainUNet(plain_layers(base.unet))
     with fold(unet, [(dog.deltas(unet), strength)]), textual_inversion.added(base, known):
-        return _eps(base, textual_inversion.spoken(PROMPT, known))
+        return _eps(base, textual_inversion.convert_prompt(PROMPT, known))
 
 
 def _relative(made: Tensor, wanted: Tensor) -> float:
@@ -167,10 +167,10 @@ def test_a_copy_is_its_own(tiny_base: Callable[..., Any]) -> None:
     other = copy.deepcopy(base.unet)
     own = base.pipe.unet
     atomdiff.unload(base.pipe)
-    known = textual_inversion.readings(base, [(dog, 0.7)])
+    known = textual_inversion.embeddings_of(base, [(dog, 0.7)])
     base.pipe.unet = other
     with textual_inversion.added(base, known):
-        assert _relative(_eps(base, textual_inversion.spoken(PROMPT, known)), made) < 1e-5
+        assert _relative(_eps(base, textual_inversion.convert_prompt(PROMPT, known)), made) < 1e-5
     base.pipe.unet = own
     assert torch.equal(_eps(base), plain)
 

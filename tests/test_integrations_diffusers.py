@@ -190,11 +190,11 @@ def test_pipelines_draw_as_with_folded_weights(tiny_base: Callable[..., Any], ki
     pipe, given = _variant(base, name)
     pipe.set_progress_bar_config(disable=True)
     dog = concept(base)
-    known = textual_inversion.readings(base, [(dog, 0.7)])
+    learned = textual_inversion.embeddings_of(base, [(dog, 0.7)])
     plain_unet = PlainUNet(plain_layers(pipe.unet))
     plain = _latents(pipe, **given)
-    with fold(plain_unet, [(dog.deltas(plain_unet), 0.7)]), textual_inversion.added(base, known):
-        wanted = _latents(pipe, textual_inversion.spoken(PROMPT, known), **given)
+    with fold(plain_unet, [(dog.deltas(plain_unet), 0.7)]), textual_inversion.added(base, learned):
+        wanted = _latents(pipe, textual_inversion.convert_prompt(PROMPT, learned), **given)
     atomdiff.load(pipe, dog, 0.7)
     assert _relative(_latents(pipe, **given), wanted) < 1e-4 < 1e-3 < _relative(plain, wanted)
     atomdiff.unload(pipe)
@@ -265,9 +265,9 @@ def test_sdxl_still_finds_the_end_of_a_text(tiny_base: Callable[..., Any], end: 
         for part in encoder.modules():
             if hasattr(part, "eos_token_id"):
                 part.eos_token_id = end
-    known = textual_inversion.readings(base, [(dog, 1.0)])
-    with textual_inversion.added(base, known):
-        wanted = encode_prompts(base, [textual_inversion.spoken(PROMPT, known)])
+    learned = textual_inversion.embeddings_of(base, [(dog, 1.0)])
+    with textual_inversion.added(base, learned):
+        wanted = encode_prompts(base, [textual_inversion.convert_prompt(PROMPT, learned)])
     plain = encode_prompts(base, [PROMPT])
     atomdiff.load(base.pipe, dog)
     made = encode_prompts(base, [PROMPT])

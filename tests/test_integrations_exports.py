@@ -57,9 +57,9 @@ def test_an_embedding_is_diffusers_textual_inversion(
 ) -> None:
     base = tiny_base("sd1")
     dog = concept(base, vectors=vectors)
-    known = textual_inversion.readings(base, [(dog, 0.5)])
-    with textual_inversion.added(base, known):
-        wanted = encode_prompts(base, [textual_inversion.spoken(PROMPT, known)]).hidden
+    learned = textual_inversion.embeddings_of(base, [(dog, 0.5)])
+    with textual_inversion.added(base, learned):
+        wanted = encode_prompts(base, [textual_inversion.convert_prompt(PROMPT, learned)]).hidden
     tensors, _ = _exported(dog, base, tmp_path / "dog.safetensors", "embedding", strength=0.5)
     assert {key: tuple(values.shape) for key, values in tensors.items()} == {"sks": (vectors, 32)}
     base.pipe.load_textual_inversion(tmp_path, weight_name="dog.safetensors", token="zz-word")
@@ -71,9 +71,9 @@ def test_an_embedding_is_diffusers_textual_inversion(
 def test_an_embedding_of_sdxl_has_both_encoders(tiny_base: Callable[..., Any], tmp_path: Path) -> None:
     base = tiny_base("sdxl")
     dog = concept(base)
-    known = textual_inversion.readings(base, [(dog, 1.0)])
-    with textual_inversion.added(base, known):
-        wanted = encode_prompts(base, [textual_inversion.spoken(PROMPT, known)])
+    learned = textual_inversion.embeddings_of(base, [(dog, 1.0)])
+    with textual_inversion.added(base, learned):
+        wanted = encode_prompts(base, [textual_inversion.convert_prompt(PROMPT, learned)])
     tensors, _ = _exported(dog, base, tmp_path / "dog.safetensors", "embedding")
     assert set(tensors) == {"clip_l", "clip_g"}
     for key, number in (("clip_l", ""), ("clip_g", "_2")):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_concepts import concept
 
 import atomdiff
-from atomdiff.base.prompt_weights import Fragment, encode_weighted, is_plain, parse, plain_text, same_length
+from atomdiff.base.prompt_weights import Fragment, Prompt, encode_weighted, parse, plain_text, same_length
 from atomdiff.base.stable_diffusion import encode_prompts
 from atomdiff.sampling.draw import draw
 
@@ -48,18 +48,23 @@ def test_any_text_is_some_prompt(prompt: str) -> None:
     assert parts and all(part for part in parts)
     assert all(0 <= own.weight <= 10 for part in parts for own in part)
     if not set(prompt) & set("()[]\\") and "BREAK" not in prompt and prompt.strip():
-        assert parts == [[Fragment(prompt)]] and plain_text(prompt) == prompt
+        assert parts == [[Fragment(prompt)]] and plain_text(parts) == prompt
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
 def test_encoding(tiny_base: Callable[..., Any], kind: str) -> None:
     base = tiny_base(kind)
 
-    def hidden(prompt: str) -> torch.Tensor:
-        return encode_weighted(base, [prompt])[0].hidden
+    def read(text: str) -> Prompt:
+        return Prompt.of(base, text)
+
+    def hidden(text: str) -> torch.Tensor:
+        (made,) = encode_weighted(base, [read(text)])
+        assert made.hidden.shape[1] == read(text).length and made.hidden.dtype == plain.hidden.dtype
+        return made.hidden
 
     plain = encode_prompts(base, ["a dog sks"])
-    assert torch.equal(hidden("a dog sks"), plain.hidden) and is_plain(base, "a (dog:1.0) sks")
+    assert torch.equal(hidden("a dog sks"), plain.hidden) and read("a (dog:1.0) sks").plain
     more, much = hidden("a (dog:1.2) sks"), hidden("a (dog:1.4) sks")
     less = hidden("a (dog:0.5) sks")
     assert more.shape == plain.hidden.shape
@@ -70,12 +75,12 @@ def test_encoding(tiny_base: Callable[..., Any], kind: str) -> None:
     assert two.shape[1] == 2 * 77
     torch.testing.assert_close(two[:, :77], encode_prompts(base, ["a dog "]).hidden)
     torch.testing.assert_close(two[:, 77:], encode_prompts(base, [" a cat"]).hidden)
-    assert hidden(LONG).shape[1] == 2 * 77 and not is_plain(base, LONG)
-    same = same_length(base, [*encode_weighted(base, ["a dog", LONG])])
+    assert hidden(LONG).shape[1] == 2 * 77 and not read(LONG).plain
+    same = same_length(base, encode_weighted(base, [read("a dog"), read(LONG)]))
     assert same[0].hidden.shape == same[1].hidden.shape
     torch.testing.assert_close(same[0].hidden[:, 77:154], encode_prompts(base, [""]).hidden)
     if kind == "sdxl":
-        pooled = encode_weighted(base, ["a (dog:1.4) sks"])[0].pooled
+        pooled = encode_weighted(base, [read("a (dog:1.4) sks")])[0].pooled
         assert pooled is not None and torch.equal(pooled, plain.pooled)
 
 
@@ -112,5 +117,7 @@ def test_compel_in_a_stock_pipeline_reads_the_learned_word(tiny_base: Callable[.
     if kind == "sdxl":
         torch.testing.assert_close(made.pooled_embeds, wanted.pooled)
     weighted = reader("a (sks)1.3 dog").embeds
-    torch.testing.assert_close(weighted, encode_weighted(base, ["a (sks:1.3) dog"])[0].hidden)
+    torch.testing.assert_close(
+        weighted, encode_weighted(base, [Prompt.of(base, "a (sks:1.3) dog")])[0].hidden
+    )
     assert not torch.allclose(weighted, wanted.hidden)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from atomdiff.base.stable_diffusion import encode_prompts
-from atomdiff.base.textual_inversion import TriggerToken, added, readings, spoken
+from atomdiff.base.textual_inversion import TriggerToken, added, convert_prompt, embeddings_of
 from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
@@ -51,9 +51,9 @@ def test_a_token_is_what_writing_the_table_would_be(tiny_base: Callable[..., Any
     tables = [encoder.get_input_embeddings().weight for encoder in encoders]
     bits = [table.clone() for table in tables]
     concept = from_bytes(to_bytes(_concept(base, token), "fp32"))
-    with added(base, readings(base, [(concept, 0.5)])):
+    with added(base, embeddings_of(base, [(concept, 0.5)])):
         moved = encode_prompts(base, PROMPTS)
-    with added(base, readings(base, [(concept, 0.0)])):
+    with added(base, embeddings_of(base, [(concept, 0.0)])):
         assert torch.equal(encode_prompts(base, PROMPTS).hidden, before.hidden)
     assert all(torch.equal(table, kept) for table, kept in zip(tables, bits, strict=True))
     assert torch.equal(encode_prompts(base, PROMPTS).hidden, before.hidden)
@@ -76,17 +76,17 @@ def test_a_word_of_several_vectors_is_read_several_times(tiny_base: Callable[...
     base = tiny_base("sdxl")
     token = TriggerToken(base, trigger, vectors=6)
     length = len(token.ids["token"])
-    assert token.reading().times == 6 // length and length in (1, 2, 3)
+    assert token.embedding().repeats == 6 // length and length in (1, 2, 3)
     with torch.no_grad():
         for i, vector in enumerate(token.vectors.values()):
             vector.copy_(0.5 * torch.randn(vector.shape, generator=torch.Generator().manual_seed(i)))
     concept = from_bytes(to_bytes(_concept(base, token), "fp32"))
-    known = readings(base, [(concept, 1.0)])
-    said = " ".join([trigger] * token.reading().times)
-    assert spoken(f"a {trigger}, {trigger.upper()}'s x{trigger}", known) == (
+    learned = embeddings_of(base, [(concept, 1.0)])
+    said = " ".join([trigger] * token.embedding().repeats)
+    assert convert_prompt(f"a {trigger}, {trigger.upper()}'s x{trigger}", learned) == (
         f"a {said}, {said.upper()}'s x{trigger}"
     )
-    assert spoken(f"a {trigger}", [*known, *known]) == f"a {said}"  # two concepts of one word
+    assert convert_prompt(f"a {trigger}", [*learned, *learned]) == f"a {said}"  # two concepts of one word
     prompt = f"a {trigger} dog and {trigger} again"
     inputs: dict[str, Any] = {}
 
@@ -97,9 +97,9 @@ def test_a_word_of_several_vectors_is_read_several_times(tiny_base: Callable[...
         key: getattr(base.pipe, name).get_input_embeddings()
         for key, name in (("token", "text_encoder"), ("token2", "text_encoder_2"))
     }
-    with added(base, known):
+    with added(base, learned):
         handles = [table.register_forward_hook(seen(key)) for key, table in tables.items()]
-        encode_prompts(base, [spoken(prompt, known)])
+        encode_prompts(base, [convert_prompt(prompt, learned)])
     for handle in handles:
         handle.remove()
     for key, (ids, out) in inputs.items():
@@ -148,7 +148,7 @@ def test_it_travels_with_the_atoms(tiny_base: Callable[..., Any]) -> None:
     assert set(concept.bind(base.unet)) == set(concept.deltas(base.unet))
     with pytest.raises(ConceptError, match=r"learned trigger 'dog' .* use the base it was made for"):
         bad = _concept(base, _moved(base), trigger="dog", token={"token": torch.ones(3, 1, 8)})
-        readings(base, [(bad, 1.0)])
+        embeddings_of(base, [(bad, 1.0)])
 
 
 def test_refusals(tiny_base: Callable[..., Any]) -> None:

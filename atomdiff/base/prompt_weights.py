@@ -13,12 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from atomdiff.base.stable_diffusion import Base, PromptEmbeds, embed_prompts, encode_prompts
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from atomdiff.base.stable_diffusion import (
+    Base,
+    PromptEmbeds,
+    embed_prompts,
+    encode_prompts,
+    require_text_encoders,
+)
 
 STEP = 1.1  # what one pair of brackets is worth
 MOST = 10.0  # of a weight, beyond which a text means nothing
@@ -84,25 +87,44 @@ def _parts(fragments: Sequence[Fragment | None]) -> Parts:
     return [part for part in parts if any(own.text.strip() for own in part)] or [[Fragment("")]]
 
 
-def plain_text(prompt: str) -> str:
-    """The prompt's words without weights and parts."""
-    return " ".join("".join(own.text for own in part) for part in parse(prompt))
+def plain_text(parts: Parts) -> str:
+    """A prompt's words without weights and parts."""
+    return " ".join("".join(own.text for own in part) for part in parts)
 
 
-def is_plain(base: Base, prompt: str) -> bool:
-    """Whether the pipeline itself can encode a prompt in full: no weights or parts, not too long."""
-    parts = parse(prompt)
-    if len(parts) > 1 or any(own.weight != 1 for part in parts for own in part):
-        return False
-    tokenizer = base.pipe.tokenizer
-    return len(tokenizer(plain_text(prompt), truncation=False, verbose=False).input_ids) <= _room(base)
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text encoders take it. Where it is `plain`, with no weights or parts and not too long, the
+    pipeline itself can encode it in full."""
+
+    text: str  # its words
+    parts: Parts
+    plain: bool
+    length: int  # tokens of its embeddings, a multiple of what text encoders read at once
+
+    @classmethod
+    def of(cls, base: Base, written: str) -> Prompt:
+        """The prompt that somebody wrote, for a base."""
+        parts = parse(written)
+        text = plain_text(parts)
+        if len(parts) == 1 and all(own.weight == 1 for own in parts[0]):
+            count = len(base.pipe.tokenizer(text, truncation=False, verbose=False).input_ids)
+            if count <= _room(base):
+                return cls(text, parts, True, _room(base))
+        reader = _readers(base)[0]
+        chunks = [reader.get_token_ids_and_expand_weights(*_split(part), device="cpu")[0] for part in parts]
+        return cls(text, parts, False, sum(map(len, chunks)))
 
 
-def encode_weighted(base: Base, prompts: Sequence[str]) -> list[PromptEmbeds]:
-    """Each prompt's embeddings, (1, tokens, d) with tokens a multiple of what the text encoder reads at once,
-    and SDXL's summary (1, p), which knows no weights; no gradient. Plain ones are the pipeline's own."""
+def encode_weighted(base: Base, prompts: Sequence[Prompt]) -> list[PromptEmbeds]:
+    """Each prompt's embeddings, (1, tokens, d), and SDXL's summary (1, p), which knows no weights; no
+    gradient. Plain ones are the pipeline's own."""
     import torch
 
+    if all(prompt.plain for prompt in prompts):
+        hidden, pooled = encode_prompts(base, [prompt.text for prompt in prompts])
+        rows = range(len(prompts))
+        return [PromptEmbeds(hidden[i : i + 1], None if pooled is None else pooled[i : i + 1]) for i in rows]
     with torch.no_grad():
         return [_encode(base, prompt) for prompt in prompts]
 
@@ -119,34 +141,32 @@ def same_length(base: Base, some: Sequence[PromptEmbeds]) -> list[PromptEmbeds]:
     return made
 
 
-def batches(base: Base, texts: Mapping[int, str], limit: int) -> list[list[int]]:
-    """The places of texts, at most `limit` together, and only such that text encoders read in as many goes:
-    what a text is encoded to does not depend on its neighbours."""
+def batches(prompts: Mapping[int, Prompt], limit: int) -> list[list[int]]:
+    """The places of prompts, at most `limit` together, and only such that are of one length: what a prompt is
+    encoded to does not depend on its neighbours."""
     by_length: dict[int, list[int]] = {}
-    for place, text in texts.items():
-        plain = is_plain(base, text)
-        length = _room(base) if plain else encode_weighted(base, [text])[0].hidden.shape[1]
-        by_length.setdefault(length, []).append(place)
+    for place, prompt in prompts.items():
+        by_length.setdefault(prompt.length, []).append(place)
     return [some[i : i + limit] for some in by_length.values() for i in range(0, len(some), limit)]
 
 
-def prompt_arguments(base: Base, prompts: Sequence[str], avoided: Mapping[str, Any]) -> dict[str, Any]:
+def prompt_arguments(base: Base, prompts: Sequence[Prompt], avoided: Mapping[str, Any]) -> dict[str, Any]:
     """What a Stable Diffusion pipeline is told of prompts, and of negative ones, which are `negative_prompt`
     texts or embedded already: the texts where it can encode them itself."""
-    negative = avoided.get("negative_prompt", [])
+    texts = avoided.get("negative_prompt", [])
     embedded = avoided.get("negative_prompt_embeds")
+    negative = {text: Prompt.of(base, text) for text in dict.fromkeys(texts)}
     short = embedded is None or embedded.shape[1] == _room(base)
-    if short and all(is_plain(base, text) for text in {*prompts, *negative}):
-        texts = {"negative_prompt": [plain_text(text) for text in negative]} if negative else {}
-        return {"prompt": [plain_text(text) for text in prompts], **avoided, **texts}
-    asked = encode_weighted(base, prompts)
+    if short and all(prompt.plain for prompt in (*prompts, *negative.values())):
+        told = {"negative_prompt": [negative[text].text for text in texts]} if texts else {}
+        return {"prompt": [prompt.text for prompt in prompts], **avoided, **told}
     if embedded is not None:
         against = [PromptEmbeds(embedded, avoided.get("negative_pooled_prompt_embeds"))]
     else:
-        known = {text: encode_weighted(base, [text])[0] for text in dict.fromkeys(negative)}
-        against = [known[text] for text in negative]
-    same = same_length(base, [*asked, *against])
-    return pipeline_arguments(same[: len(asked)], same[len(asked) :])
+        known = {text: encode_weighted(base, [prompt])[0] for text, prompt in negative.items()}
+        against = [known[text] for text in texts]
+    same = same_length(base, [*encode_weighted(base, prompts), *against])
+    return pipeline_arguments(same[: len(prompts)], same[len(prompts) :])
 
 
 def pipeline_arguments(asked: Sequence[PromptEmbeds], avoided: Sequence[PromptEmbeds]) -> dict[str, Any]:
@@ -162,42 +182,42 @@ def pipeline_arguments(asked: Sequence[PromptEmbeds], avoided: Sequence[PromptEm
     return given
 
 
-def _encode(base: Base, prompt: str) -> PromptEmbeds:
+def _encode(base: Base, prompt: Prompt) -> PromptEmbeds:
     import torch
 
-    whole = embed_prompts(base, [plain_text(prompt)])
-    if is_plain(base, prompt):
-        return whole
-    parts = [_hidden(base, part) for part in parse(prompt)]
-    return PromptEmbeds(torch.cat(parts, 1).to(whole.hidden), whole.pooled)
+    if prompt.plain:
+        return embed_prompts(base, [prompt.text])
+    readers = _readers(base)
+    pooled = embed_prompts(base, [prompt.text]).pooled if len(readers) > 1 else None
+    parts = []
+    for part in prompt.parts:
+        texts, weights = _split(part)
+        made = [
+            reader.get_embeddings_for_weighted_prompt_fragments([texts], [weights], device=base.device)
+            for reader in readers
+        ]
+        parts.append(torch.cat(made, -1))  # (1, tokens, d), of all text encoders side by side
+    return PromptEmbeds(torch.cat(parts, 1), pooled)
 
 
-def _hidden(base: Base, part: Sequence[Fragment]) -> Tensor:
-    """One part (1, tokens, d), of all text encoders side by side."""
-    import torch
+def _split(part: Sequence[Fragment]) -> tuple[list[str], list[float]]:
+    return [own.text for own in part], [own.weight for own in part]
+
+
+def _readers(base: Base) -> list[Any]:
+    """What reads fragments with weights, for each text encoder."""
     from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType
 
-    pipe: Any = base.pipe
-    double = getattr(pipe, "text_encoder_2", None) is not None
-    kinds = ReturnedEmbeddingsType
+    pipe: Any = require_text_encoders(base).pipe
+    kind = ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
     encoders = [(pipe.tokenizer, pipe.text_encoder)]
-    if double:
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        kind = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
         encoders.append((pipe.tokenizer_2, pipe.text_encoder_2))
-    found = []
-    for tokenizer, encoder in encoders:
-        provider = EmbeddingsProvider(
-            tokenizer,
-            encoder,
-            truncate=False,
-            returned_embeddings_type=kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
-            if double
-            else kinds.LAST_HIDDEN_STATES_NORMALIZED,
-            device=base.device,
-        )
-        texts, weights = [own.text for own in part], [own.weight for own in part]
-        made = provider.get_embeddings_for_weighted_prompt_fragments([texts], [weights], device=base.device)
-        found.append(made)
-    return torch.cat(found, -1)
+    return [
+        EmbeddingsProvider(*both, truncate=False, returned_embeddings_type=kind, device=base.device)
+        for both in encoders
+    ]
 
 
 def _room(base: Base) -> int:

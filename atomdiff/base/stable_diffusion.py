@@ -143,15 +143,20 @@ def encode_prompts(base: Base, prompts: list[str]) -> PromptEmbeds:
 
 def embed_prompts(base: Base, prompts: list[str]) -> PromptEmbeds:
     """The same with gradients, for where the text encoders are changed by something that learns."""
+    with loading.quiet():
+        made = require_text_encoders(base).pipe.encode_prompt(
+            list(prompts), device=base.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+    return PromptEmbeds(made[0], made[2] if len(made) == 4 else None)
+
+
+def require_text_encoders(base: Base) -> Base:
+    """The base. Raises BaseError where its text encoders were dropped, as training does to make room."""
     if base.pipe.text_encoder is None:
         raise BaseError(
             f"The text encoders of the base {base.name!r} were already dropped: load the base again."
         )
-    with loading.quiet():
-        made = base.pipe.encode_prompt(
-            list(prompts), device=base.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    return PromptEmbeds(made[0], made[2] if len(made) == 4 else None)
+    return base
 
 
 def truncated_part(base: Base, prompt: str) -> str:

@@ -61,9 +61,9 @@ class TriggerToken:
             for key, own in self.ids.items()
         }
 
-    def reading(self) -> Reading:
-        """How prompts are read while it is trained."""
-        return Reading(self.trigger, self.ids, self.vectors)
+    def embedding(self) -> LearnedEmbedding:
+        """As prompts take it while it is trained."""
+        return LearnedEmbedding(self.trigger, self.ids, self.vectors)
 
     def read(self) -> Vectors:
         """A copy on the CPU."""
@@ -75,8 +75,8 @@ class TriggerToken:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How prompts with a trigger are read: its t different tokens and its n = r t vectors for each encoder.
+class LearnedEmbedding:
+    """A trigger in prompts: its t different tokens and its n = r t vectors for each text encoder.
 
     The word is said r times in succession, and the k-th time that a token of it stands in a prompt, it takes
     the vector of repetition k mod r.
@@ -88,23 +88,23 @@ class Reading:
     strength: float = 1.0
 
     @property
-    def times(self) -> int:
+    def repeats(self) -> int:
         """r, how often the word is said."""
         return next((len(self.vectors[key]) // len(own) for key, own in self.ids.items()), 1)
 
-    def spoken(self, prompt: str) -> str:
+    def convert_prompt(self, prompt: str) -> str:
         """The prompt with the trigger said r times wherever it stands, letters of other words apart."""
-        if self.times == 1:
+        if self.repeats == 1:
             return prompt
-        return _word(self.trigger).sub(lambda found: " ".join([found[0]] * self.times), prompt)
+        return _word(self.trigger).sub(lambda found: " ".join([found[0]] * self.repeats), prompt)
 
 
-def calls(prompt: str, trigger: str) -> bool:
-    """Whether a prompt says a trigger, be it in capitals, letters of other words apart; "" is always said."""
+def has_trigger(prompt: str, trigger: str) -> bool:
+    """Whether a prompt has a trigger, be it in capitals, letters of other words apart; "" it always has."""
     return not trigger or _word(trigger).search(prompt) is not None
 
 
-def readings(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[Reading]:
+def embeddings_of(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[LearnedEmbedding]:
     """Of the concepts that have a learned trigger and a strength other than 0. Raises ConceptError where the
     vectors do not fit the base."""
     found = []
@@ -122,28 +122,28 @@ def readings(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[Read
                 f"The learned trigger {concept.trigger!r} of {concept.title!r} has the shapes {shapes}, but "
                 f"the text encoders of {base.name!r} need {wanted}: use the base it was made for."
             )
-        found.append(Reading(concept.trigger, ids, vectors, strength))
+        found.append(LearnedEmbedding(concept.trigger, ids, vectors, strength))
     return found
 
 
-def spoken(prompt: str, known: Sequence[Reading]) -> str:
+def convert_prompt(prompt: str, learned: Sequence[LearnedEmbedding]) -> str:
     """The prompt as text encoders must be given it within `added`. A word that several concepts are called by
     is said as often as the one that needs it most."""
-    by_times = sorted(known, key=lambda reading: reading.times)
-    for reading in {reading.trigger.lower(): reading for reading in by_times}.values():
-        prompt = reading.spoken(prompt)
+    by_repeats = sorted(learned, key=lambda one: one.repeats)
+    for one in {one.trigger.lower(): one for one in by_repeats}.values():
+        prompt = one.convert_prompt(prompt)
     return prompt
 
 
 @contextlib.contextmanager
-def added(base: Base, known: Sequence[Reading]) -> Iterator[None]:
+def added(base: Base, learned: Sequence[LearnedEmbedding]) -> Iterator[None]:
     """Within: strength · Δv is added to the embeddings of the tokens of each trigger. Prompts must be given
-    as they are `spoken`."""
+    as `convert_prompt` makes them."""
     handles = []
     try:
-        for reading in known:
-            for key, own in reading.ids.items():
-                hook = _adder(own, reading.vectors[key], reading.strength)
+        for one in learned:
+            for key, own in one.ids.items():
+                hook = _adder(own, one.vectors[key], one.strength)
                 handles.append(_table(base, key).register_forward_hook(hook))
         yield
     finally:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from atomdiff.base import textual_inversion
 from atomdiff.base.architectures import ARCHITECTURES
-from atomdiff.base.prompt_weights import batches, prompt_arguments
+from atomdiff.base.prompt_weights import Prompt, batches, prompt_arguments
 from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.textual_inversion import convert_prompt, embeddings_of
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, of_words
 from atomdiff.errors import SettingsError
@@ -157,18 +157,18 @@ def _draw_once(
     if starts:
         base, settings = img2img.with_pipeline(base, mask is not None), replace(settings, size=starts[0].size)
     settings, weighted = settings.filled(base), settings.concepts
-    plans: list[tuple[Concepts, list[list[int]]]] = []
+    plans: list[tuple[Concepts, dict[int, Prompt], list[list[int]]]] = []
     for called, those in groups(prompts, [concept for concept, _ in weighted], settings.acting).items():
         some = [weighted[i] for i in called]
-        known = textual_inversion.readings(base, [(concept, of_words(own)) for concept, own in some])
-        spoken = {i: textual_inversion.spoken(prompts[i], known) for i in those}
-        plans.append((some, batches(base, spoken, how.limit)))
-    made = Batches(base, settings, sum(len(planned) for _, planned in plans), how.callback, starts)
+        learned = embeddings_of(base, [(concept, of_words(own)) for concept, own in some])
+        converted = {i: Prompt.of(base, convert_prompt(prompts[i], learned)) for i in those}
+        plans.append((some, converted, batches(converted, how.limit)))
+    made = Batches(base, settings, sum(len(planned) for *_, planned in plans), how.callback, starts)
     with with_scheduler(base, settings, how.preview):
-        for own, planned in plans:
-            with concepts_acting(base, own, settings.negative, settings.acting) as (known, avoided):
+        for own, converted, planned in plans:
+            with concepts_acting(base, own, settings.negative, settings.acting) as avoided:
                 for batch in planned:
-                    texts = [textual_inversion.spoken(prompts[i], known) for i in batch]
+                    texts = [converted[i] for i in batch]
                     made.draw(batch, prompt_arguments(base, texts, avoided(len(batch))))
     return made.finished(prompts, [weighted] * len(prompts))
 

@@ -22,10 +22,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from atomdiff.base import textual_inversion
-from atomdiff.base.prompt_weights import encode_weighted
+from atomdiff.base.prompt_weights import Prompt, encode_weighted
 from atomdiff.base.stable_diffusion import Base
-from atomdiff.base.textual_inversion import Reading, calls, spoken
+from atomdiff.base.textual_inversion import (
+    LearnedEmbedding,
+    added,
+    convert_prompt,
+    embeddings_of,
+    has_trigger,
+)
 from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.inject import DeltaOf, fold
 from atomdiff.sampling.settings import USUAL
@@ -47,7 +52,7 @@ def groups(
     plain = how == "plain"
     found: dict[tuple[int, ...], list[int]] = {}
     for place, prompt in enumerate(prompts):
-        called = (i for i, concept in enumerate(concepts) if plain or calls(prompt, concept.trigger))
+        called = (i for i, concept in enumerate(concepts) if plain or has_trigger(prompt, concept.trigger))
         found.setdefault(tuple(called), []).append(place)
     return found
 
@@ -55,27 +60,25 @@ def groups(
 @contextlib.contextmanager
 def acting(
     base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, how: str
-) -> Iterator[tuple[list[Reading], Negatives]]:
-    """Within: these concepts act. Yields how prompts must be spoken, and the negative prompt.
-
-    Raises ConceptError for a concept of another base.
-    """
+) -> Iterator[Negatives]:
+    """Within: these concepts act, on prompts that are converted for their learned words. Yields the negative
+    prompt. Raises ConceptError for a concept of another base."""
     deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
     words = [(concept, of_words(strength)) for concept, strength in weighted]
-    known = textual_inversion.readings(base, words)
+    learned = embeddings_of(base, words)
     # The base alone is drawn in one way, bit for bit.
     gated = how == "gated" and any(strength for _, strength in [*deltas, *words])
-    avoided = negatives(base, negative, gated, known)
-    with folded(base, deltas, gated), textual_inversion.added(base, known):
-        yield known, avoided
+    avoided = negatives(base, negative, gated, learned)
+    with folded(base, deltas, gated), added(base, learned):
+        yield avoided
 
 
-def negatives(base: Base, prompt: str, gated: bool, known: Sequence[Reading]) -> Negatives:
+def negatives(base: Base, prompt: str, gated: bool, learned: Sequence[LearnedEmbedding]) -> Negatives:
     """The negative prompt for any number of pictures, as triggers are read. To be asked while the text
     encoders are the base's own: gated it is encoded at once, as it stands."""
     if not gated:
-        return lambda count: {"negative_prompt": [spoken(prompt, known)] * count}
-    hidden, pooled = encode_weighted(base, [prompt])[0]
+        return lambda count: {"negative_prompt": [convert_prompt(prompt, learned)] * count}
+    hidden, pooled = encode_weighted(base, [Prompt.of(base, prompt)])[0]
 
     def repeated(count: int) -> dict[str, Any]:
         told = {"negative_prompt_embeds": hidden.repeat(count, 1, 1)}

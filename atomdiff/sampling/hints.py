@@ -31,14 +31,14 @@ class Hint:
 
 def before_drawing(base: Base, prompt: str, weighted: Weighted, how: str = USUAL) -> Iterator[Hint]:
     """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
-    from atomdiff.base.textual_inversion import calls
+    from atomdiff.base.textual_inversion import has_trigger
 
-    acting = [item for item in weighted if how == "plain" or calls(prompt, item[0].trigger)]
+    acting = [item for item in weighted if how == "plain" or has_trigger(prompt, item[0].trigger)]
     for concept, _ in weighted:
         cousin = concept.check_base(base.passport)
         if cousin:
             yield Hint(cousin)
-        if not calls(prompt, concept.trigger):
+        if not has_trigger(prompt, concept.trigger):
             then = "does not act on it" if how == "gated" else "will show but little"
             yield Hint(
                 f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "

@@ -14,15 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from atomdiff.base import textual_inversion
-from atomdiff.base.prompt_weights import (
-    encode_weighted,
-    is_plain,
-    pipeline_arguments,
-    plain_text,
-    same_length,
-)
-from atomdiff.base.stable_diffusion import Base, PromptEmbeds, encode_prompts
+from atomdiff.base.prompt_weights import Prompt, encode_weighted, pipeline_arguments, same_length
+from atomdiff.base.stable_diffusion import Base, PromptEmbeds
+from atomdiff.base.textual_inversion import added, convert_prompt, embeddings_of
 from atomdiff.core.blocks import Strength, by_strength, of_words
 from atomdiff.core.mixed import common
 from atomdiff.core.mixing import LayerMaps, Mixing, mixing
@@ -74,14 +68,10 @@ def mixer(base: Base) -> Iterator[Mixer]:
 def read(base: Base, texts: Sequence[str], concepts: Sequence[Weighted]) -> list[PromptEmbeds]:
     """Embeddings of texts, a row each, as they are read with the learned words of some concepts."""
     worded: list[tuple[Any, float]] = [(r, of_words(strength)) for r, strength in concepts]
-    known = textual_inversion.readings(base, worded)
-    with textual_inversion.added(base, known):
-        spoken = [textual_inversion.spoken(text, known) for text in texts]
-        if not all(is_plain(base, text) for text in spoken):
-            return same_length(base, encode_weighted(base, spoken))
-        hidden, pooled = encode_prompts(base, [plain_text(text) for text in spoken])
-    rows = range(len(texts))
-    return [PromptEmbeds(hidden[i : i + 1], None if pooled is None else pooled[i : i + 1]) for i in rows]
+    learned = embeddings_of(base, worded)
+    with added(base, learned):
+        prompts = [Prompt.of(base, convert_prompt(text, learned)) for text in texts]
+        return same_length(base, encode_weighted(base, prompts))
 
 
 def mixed_maps(concepts: Sequence[Weighted]) -> LayerMaps:

@@ -108,13 +108,13 @@ def with_triggers(prompt: str, before: Sequence[tuple[str, str]], now: Sequence[
     A word already there is left where it stands; those of concepts that were put away go, if they are where
     this function put them; "a dog" becomes "a sks dog" for a concept of a dog.
     """
-    from atomdiff.base.textual_inversion import calls
+    from atomdiff.base.textual_inversion import has_trigger
 
     for trigger, word in before:
         if trigger and (trigger, word) not in now:
             prompt = re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)\s*", "", prompt)
     for trigger, word in now:
-        if calls(prompt, trigger):
+        if has_trigger(prompt, trigger):
             continue
         called = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE) if word else None
         if called:

@@ -88,9 +88,9 @@ class LiveTable:
         live = sorted(self._live & set(numbers))
         if not live:
             return PromptEmbeds(hidden, pooled)
-        reading = self._token.reading()
-        with textual_inversion.added(self._base, [reading]):
-            made = embed_prompts(self._base, [reading.spoken(self._table.prompts[i]) for i in live])
+        learned = self._token.embedding()
+        with textual_inversion.added(self._base, [learned]):
+            made = embed_prompts(self._base, [learned.convert_prompt(self._table.prompts[i]) for i in live])
         places = [n for n, i in enumerate(numbers) if i in self._live]
         chosen = [live.index(numbers[n]) for n in places]
         hidden = _put(hidden, places, made.hidden[chosen])

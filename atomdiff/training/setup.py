@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from atomdiff.base.stable_diffusion import Base, truncated_part
-from atomdiff.base.textual_inversion import TriggerToken, calls
+from atomdiff.base.textual_inversion import TriggerToken, has_trigger
 from atomdiff.concept.passport import BasePassport
 from atomdiff.errors import SettingsError, TrainingError
 from atomdiff.training import latents, masks, prior_preservation
@@ -77,7 +77,7 @@ def _tell_pictures(
     usual = f"as '{settings.instance_prompt}'" if len(captions) < len(pictures) else ""
     prompts = "; the others ".join(filter(None, (own, usual)))
     told.notice("; ".join([f"Pictures: {len(pictures)}, {prompts}", *_shapes(pictures, settings)]))
-    silent = [caption for caption in captions if not calls(caption, settings.trigger)]
+    silent = [caption for caption in captions if not has_trigger(caption, settings.trigger)]
     if silent:
         told.warn(
             f"{len(silent)} of {len(captions)} texts beside the pictures do not say '{settings.trigger}', "
@@ -170,7 +170,7 @@ def _encode(
     prompts = list(dict.fromkeys([*prompts, *extra]))
     token = _token(settings, base, told)
     for prompt in prompts:
-        cut = truncated_part(base, token.reading().spoken(prompt) if token else prompt)
+        cut = truncated_part(base, token.embedding().convert_prompt(prompt) if token else prompt)
         if cut:
             told.warn(
                 f"The prompt '{prompt}' is longer than the text encoder takes; this was cut off: '{cut}'"
