@@ -215,7 +215,7 @@ def _family_of_tensors(shapes: dict[str, tuple[int, ...]], ref: str) -> str:
             f"perhaps a LoRA, a VAE or a concept): give the base's own checkpoint, or {GO_ON}."
         )
     if first[1] != 4:
-        raise _wrong_channels(ref, first[1])
+        raise wrong_channels(ref, first[1])
     family = architectures.of_checkpoint(shapes)
     if family != "sdxl" and any(name.startswith("conditioner.embedders.0.") for name in shapes):
         raise BaseError(
@@ -293,7 +293,7 @@ def _no_unet(ref: str, kind: str) -> BaseError:
     )
 
 
-def _wrong_channels(ref: str, channels: int) -> BaseError:
+def wrong_channels(ref: str, channels: int) -> BaseError:
     return BaseError(
         f"The base {ref!r} takes {channels} input channels where text to picture takes 4 (it is made for "
         "inpainting or editing): use the plain text-to-picture model of its family."

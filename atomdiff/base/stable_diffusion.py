@@ -233,7 +233,7 @@ def _check_parts(pipe: Any, ref: str) -> None:
     if 2 ** (len(pipe.vae.config.block_out_channels) - 1) != pipe.vae_scale_factor:
         raise BaseError(f"The autoencoder is not one for the base {ref!r}: give one of the same family.")
     if pipe.unet.config.in_channels != latents:
-        raise loading._wrong_channels(ref, pipe.unet.config.in_channels)
+        raise loading.wrong_channels(ref, pipe.unet.config.in_channels)
     prediction = pipe.scheduler.config.get("prediction_type", "flow matching")
     if prediction not in ("epsilon", "v_prediction"):
         raise BaseError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, linear
 
 from atomdiff.core import subspace
-from atomdiff.core.functional import _moved, forward_map
+from atomdiff.core.functional import forward_map, moved_weight
 from atomdiff.core.mixed import shifts
 from atomdiff.core.subspace import Window
 from atomdiff.errors import ConceptError
@@ -74,7 +74,7 @@ class FieldMaps:
         where = self.masks.of_tokens(x[0, ..., 0].numel()).view(-1, *x.shape[1:-1], 1).to(x.dtype)
         b = None if bias is None else bias.to(x.dtype)
         y = [
-            m * linear(x, _moved(weight, subspace.apply_block_map(weight, M[0]), x.dtype), b)
+            m * linear(x, moved_weight(weight, subspace.apply_block_map(weight, M[0]), x.dtype), b)
             for M, m in zip(self.maps, where, strict=True)
         ]
         return torch.stack(y).sum(0)

@@ -222,7 +222,7 @@ class _MovedProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *parameters)
         ctx.delta, ctx.weight, ctx.window, ctx.groups = delta, weight, window, groups
-        moved = _moved(weight, delta(weight), x.dtype)
+        moved = moved_weight(weight, delta(weight), x.dtype)
         if bias is not None:
             bias = bias.to(x.dtype)
         if window is None:
@@ -238,7 +238,7 @@ class _MovedProduct(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             with torch.enable_grad():
                 change = ctx.delta(weight)
-            moved = _moved(weight, change.detach(), grad.dtype)
+            moved = moved_weight(weight, change.detach(), grad.dtype)
             grad_x, grad_weight = _product_grads(
                 grad, x, moved, ctx.window, ctx.groups, (need_x, any(wanted))
             )
@@ -249,7 +249,7 @@ class _MovedProduct(torch.autograd.Function):
         return grad_x, None, None, None, None, None, *found
 
 
-def _moved(weight: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+def moved_weight(weight: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
     """W + ΔW, summed in fp32 and rounded once."""
     return (weight.to(torch.promote_types(weight.dtype, torch.float32)) + change).to(dtype)
 

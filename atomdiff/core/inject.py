@@ -8,6 +8,7 @@ same objects.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
 
 __all__ = [
     "AtomSpec", "Attached", "DeltaOf", "Folded", "Selection",
-    "attach", "basis_for", "delta_functions", "detach", "entry", "fold", "has_coefficients", "layer_digest",
-    "select",
+    "attach", "attached_to", "basis_for", "delta_functions", "detach", "entry", "fold", "folded_into",
+    "has_coefficients", "layer_digest", "mark_folded", "refuse_if_busy", "select",
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------------- attach and detach
@@ -98,7 +99,7 @@ class Attached:
     def reattach(self) -> None:
         """After `detach`: the same layers with the same numbers are in the model again. Raises AtomdiffError
         if others are in it meanwhile."""
-        _refuse_if_busy(self.model)
+        refuse_if_busy(self.model)
         self._was_trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.requires_grad_(False)
         _replace(self.model, {id(layer.base_layer): layer for layer in self.layers.values()})
@@ -106,7 +107,7 @@ class Attached:
 
     def detach(self) -> None:
         """Put the base layers back, with their old `requires_grad`. Doing it twice is harmless."""
-        if getattr(self.model, _ATTACHED, None) is not self:
+        if attached_to(self.model) is not self:
             return
         _replace(self.model, {id(layer): layer.base_layer for layer in self.layers.values()})
         for parameter in self._was_trainable:
@@ -116,6 +117,25 @@ class Attached:
 
 _ATTACHED = "_atomdiff_attached"
 _FOLDED = "_atomdiff_folded"
+
+
+def attached_to(model: nn.Module) -> Attached | None:
+    """The atoms in a model."""
+    return getattr(model, _ATTACHED, None)
+
+
+def folded_into(model: nn.Module) -> Any:
+    """Whatever changes a model's weights: a `Folded`, or what `mark_folded` was given."""
+    return getattr(model, _FOLDED, None)
+
+
+def mark_folded(model: nn.Module, by: object | None) -> None:
+    """Note that `by` changes a model's weights, so that nothing else is attached or folded; None: nothing
+    does any more."""
+    if by is not None:
+        setattr(model, _FOLDED, by)
+    elif hasattr(model, _FOLDED):
+        delattr(model, _FOLDED)
 
 
 def attach(
@@ -134,7 +154,7 @@ def attach(
     selected, and then leaves the model as it was.
     """
     spec = AtomSpec() if spec is None else spec
-    _refuse_if_busy(model)
+    refuse_if_busy(model)
     if form not in FORMS:
         raise SettingsError(f"form is one of {', '.join(FORMS)}, not {form!r}.")
     selection = select(model, spec)
@@ -160,8 +180,7 @@ def attach(
 
 def detach(model: nn.Module) -> None:
     """Take the atoms out: the very same base modules are back. A model without atoms is left alone."""
-    attached = getattr(model, _ATTACHED, None)
-    if attached is not None:
+    if attached := attached_to(model):
         attached.detach()
 
 
@@ -175,10 +194,11 @@ def _replace(model: nn.Module, new: dict[int, nn.Module]) -> None:
                 parent._modules[name] = new[id(child)]
 
 
-def _refuse_if_busy(model: nn.Module) -> None:
-    if getattr(model, _ATTACHED, None) is not None or any(isinstance(m, AtomLayer) for m in model.modules()):
+def refuse_if_busy(model: nn.Module) -> None:
+    """Raises AtomdiffError for a model with atoms or folded concepts."""
+    if attached_to(model) is not None or any(isinstance(m, AtomLayer) for m in model.modules()):
         raise AtomdiffError("The model carries atoms already; call detach(model) first.")
-    if getattr(model, _FOLDED, None) is not None:
+    if folded_into(model) is not None:
         raise AtomdiffError(
             "The model has concepts folded into its weights; call remove() on them first, or "
             "atomdiff.unload(pipe) if they were loaded into a pipeline."
@@ -209,15 +229,13 @@ class Folded:
             layer = self.model.get_submodule(name)
             now = layer._parameters["weight"]
             assert now is not None
-            if (now.device, now.dtype) != (
-                parameter.device,
-                parameter.dtype,
-            ):  # the model was moved meanwhile
+            # The model may have been moved meanwhile.
+            if (now.device, now.dtype) != (parameter.device, parameter.dtype):
                 parameter.data = parameter.data.to(now.device, now.dtype)
             layer._parameters["weight"] = parameter
         self._pristine = {}
-        if getattr(self.model, _FOLDED, None) is self:
-            delattr(self.model, _FOLDED)
+        if folded_into(self.model) is self:
+            mark_folded(self.model, None)
 
     def __enter__(self) -> Folded:
         return self
@@ -235,7 +253,7 @@ def fold(model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor]
     layer whose strengths are all 0 keeps its weight. Raises AtomdiffError if the model has atoms or folded
     concepts, ConceptError if a layer does not exist or a ΔW has the wrong shape; then no weight has changed.
     """
-    _refuse_if_busy(model)
+    refuse_if_busy(model)
     terms: dict[str, list[tuple[DeltaOf | Tensor, float]]] = {}
     for layers, strength in deltas:
         if _finite(strength) != 0:
@@ -248,7 +266,7 @@ def fold(model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor]
         pristine[name] = modules[name]._parameters["weight"]
         modules[name]._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     folded = Folded(model, pristine)
-    setattr(model, _FOLDED, folded)
+    mark_folded(model, folded)
     return folded
 
 

@@ -118,7 +118,7 @@ class AtomConv2d(AtomLayer):
 
     def _adapted(self, x: Tensor) -> Tensor:
         base = self.base_layer
-        batched = _padded(x, base, self._margins)
+        batched = padded(x, base, self._margins)
         M = self.family()
         if M is None:
             y = self._moved(batched, self._window, base.groups)
@@ -160,7 +160,7 @@ class AtomLinear(AtomLayer):
         if self._sliding is None:
             return self._moved(x, None, 1)
         window, margins = self._sliding
-        batched = _padded(x, base, margins)
+        batched = padded(x, base, margins)
         y = self._moved(batched, window, base.groups)
         return y if x.ndim == 4 else y.squeeze(0)
 
@@ -168,7 +168,7 @@ class AtomLinear(AtomLayer):
         return f"atoms={tuple(self.atoms.shape)}, strength={self.strength}"
 
 
-def _padded(x: Tensor, conv: nn.Conv2d, margins: tuple[int, int, int, int]) -> Tensor:
+def padded(x: Tensor, conv: nn.Conv2d, margins: tuple[int, int, int, int]) -> Tensor:
     """x as a batch (b, c, h, w), padded by what the window cannot pad by itself."""
     x = x if x.ndim == 4 else x.unsqueeze(0)
     if not any(margins):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atomdiff.core.layers import _padded, sliding_window
+from atomdiff.core.layers import padded, sliding_window
 from atomdiff.core.mixed import RowMaps, common
 from atomdiff.errors import ConceptError
 
@@ -148,7 +148,7 @@ class _MixedLayer:
         module, own = self._module, self._own
         if self._window is not None:
             window, margins = self._window
-            x = _padded(x, module, margins)  # type: ignore[arg-type]
+            x = padded(x, module, margins)  # type: ignore[arg-type]
             return own.conv(x, module, window)
         if isinstance(module, nn.Linear):
             return own.linear(x, module.weight, module.bias)

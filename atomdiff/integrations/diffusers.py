@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from atomdiff.concept.passport import passport_of
-from atomdiff.core import inject
 from atomdiff.core.blocks import Strength, by_strength, check_strength, of_words
+from atomdiff.core.inject import folded_into, mark_folded, refuse_if_busy
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
 from atomdiff.integrations.changes import Change, LayerChange, changes_of
 from atomdiff.integrations.fusing import Fused
@@ -189,9 +189,7 @@ def _act(pipe: Any, unet: nn.Module, entries: dict[str, Entry]) -> None:
         vocabulary.set(words[key])
         vocabulary.users[unet] = entries
     loaded.entries = entries
-    setattr(unet, inject._FOLDED, loaded)
-    if not entries:
-        delattr(unet, inject._FOLDED)
+    mark_folded(unet, loaded if entries else None)
 
 
 def _vocabularies(pipe: Any) -> dict[str, Vocabulary]:
@@ -249,10 +247,10 @@ def _unet(pipe: Any) -> nn.Module:
 
 def _loaded(unet: nn.Module) -> Loaded:
     """What is loaded into a UNet. Raises AtomdiffError where atoms or folded concepts are in it."""
-    there = getattr(unet, inject._FOLDED, None)
+    there = folded_into(unet)
     if isinstance(there, Loaded):
         return there
-    inject._refuse_if_busy(unet)
+    refuse_if_busy(unet)
     return Loaded()
 
 

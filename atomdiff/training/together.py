@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from atomdiff.base import loading
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
-from atomdiff.core.inject import Attached
+from atomdiff.core.inject import Attached, attached_to
 from atomdiff.core.mixed import RowMaps
 from atomdiff.core.mixing import Mixing
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
@@ -224,7 +224,7 @@ class _Meeting:
         inputs: list[Any] = [asked.inputs for asked in calls]
         counts = [len(own[0]) for own in inputs]
         owners = [i for i, count in enumerate(counts) for _ in range(count)]
-        layers = row_maps([asked.unet._atomdiff_attached for asked in calls], owners)
+        layers = row_maps([own for asked in calls if (own := attached_to(asked.unet))], owners)
         sample, timestep, text = (torch.cat([own[part] for own in inputs]) for part in range(3))
         added = None
         if inputs[0][3]:
