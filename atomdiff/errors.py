@@ -49,6 +49,30 @@ def sentence_of(error: BaseException) -> str | None:
     return None
 
 
+def reason_of(error: BaseException) -> str:
+    """What a library says of its own error, on one line and not endless; its kind where it says nothing."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def refused_by_hub(error: BaseException, what: str) -> str | None:
+    """A sentence for what the Hugging Face hub refuses of `what`, "dataset 'user/name'" say; None where the
+    error is another. By name: this module loads no client."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "GatedRepoError" in kinds:
+        return (
+            f"The {what} asks for its terms to be accepted on its hub page: accept them there and log in "
+            "with `hf auth login`."
+        )
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            f"The hub has no {what} that you may see: check the name, or log in with `hf auth login` if it "
+            "is private."
+        )
+    if "RevisionNotFoundError" in kinds:
+        return f"The hub has no such revision of the {what}: check the revision."
+    return None
+
+
 def refused_by_system(error: OSError) -> str:
     """A sentence for a file or folder that the system refuses: no permission, a name too long, a full disk.
 

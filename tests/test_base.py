@@ -40,10 +40,10 @@ def test_prompts_become_what_the_unet_takes(tiny_base, kind):
     base = tiny_base(kind)
     embeds = encode_prompts(base, ["a sks dog", ""])
     assert embeds.hidden.shape == (2, 77, base.unet.config.cross_attention_dim)
-    added = added_conditions(base, embeds, resolution=48, crop=(1, 2))
+    added = added_conditions(base, embeds, resolution=48)
     if kind == "sdxl":
         assert embeds.pooled.shape == (2, tiny_models.WIDTH)
-        assert added["time_ids"].tolist() == [[48, 48, 1, 2, 48, 48]] * 2
+        assert added["time_ids"].tolist() == [[48, 48, 0, 0, 48, 48]] * 2
         assert added["text_embeds"] is embeds.pooled
     else:
         assert embeds.pooled is None

@@ -185,7 +185,7 @@ def test_what_is_not_there_is_said(hub):
     with pytest.raises(ConceptError, match="no repository 'ada/none' that you may see"):
         pull("ada/none")
     hub.repos["ada/biscuit"] = Repo(commits=[{"biscuit.safetensors": DOG}])
-    with pytest.raises(ConceptError, match=r"no such revision: 'ada/biscuit@v9'"):
+    with pytest.raises(ConceptError, match=r"no such revision of the repository 'ada/biscuit@v9'"):
         pull("ada/biscuit@v9")
 
 

@@ -16,8 +16,9 @@ from atomdiff.core.inject import attach, fold
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import Interrupted, SettingsError
 from atomdiff.training import calibration, rates
-from atomdiff.training.calibration import CHANGE, AdamMove, LoraProbe, calibrate, groups_of, solve, word_rate
+from atomdiff.training.calibration import CHANGE, AdamMove, LoraProbe, calibrate, solve, word_rate
 from atomdiff.training.monitor import SLOWER, Brake, Watch
+from atomdiff.training.optimiser import groups_of
 from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import train

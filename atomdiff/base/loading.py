@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.base import architectures, overrides
-from atomdiff.errors import BaseError
+from atomdiff.errors import BaseError, reason_of, refused_by_hub
 
 if TYPE_CHECKING:
     import torch
@@ -260,22 +260,13 @@ def _download(repo: str, dtype: torch.dtype, ref: str, revision: str | None, var
                 folder = DiffusionPipeline.download(repo, use_safetensors=True, **options, **left_out)
                 if not missing_weights(Path(folder), parts):
                     return Path(folder)
-    except errors.GatedRepoError as error:
-        raise BaseError(
-            f"The base {ref!r} asks for a licence to be accepted on its hub page: accept it there and log in "
-            f"with 'hf auth login', or {GO_ON}."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise BaseError(
-            f"The hub has no public model called {repo!r}: check the name, or {GO_ON}."
-        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise BaseError(refused_by_hub(error, f"model {repo!r}")) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise BaseError(
             f"The base {ref!r} is not on this machine and the hub cannot be reached: go online once to "
             f"download it, or {GO_ON}."
         ) from error
-    except errors.RevisionNotFoundError as error:
-        raise BaseError(f"The hub model {repo!r} has no revision {revision!r}: check --revision.") from error
     except errors.EntryNotFoundError as error:
         raise BaseError(
             f"The hub model {repo!r} is not in diffusers' layout (it has no model_index.json): {GO_ON}."
@@ -308,6 +299,5 @@ def _as_base_error(ref: str, hint: str = "") -> Iterator[None]:
     except (BaseError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         remedy = hint or f"get the model again, or {GO_ON}"
-        raise BaseError(f"The base {ref!r} could not be loaded ({reason}): {remedy}.") from error
+        raise BaseError(f"The base {ref!r} could not be loaded ({reason_of(error)}): {remedy}.") from error

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.errors import BaseError
+from atomdiff.errors import BaseError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +32,8 @@ def autoencoder(ref: str, dtype: torch.dtype) -> Any:
     except Exception as error:  # whatever a third-party loader raises on somebody's files
         if isinstance(error, MemoryError):
             raise
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise BaseError(
-            f"The autoencoder {ref!r} could not be loaded ({reason}): give a diffusers folder, a "
+            f"The autoencoder {ref!r} could not be loaded ({reason_of(error)}): give a diffusers folder, a "
             ".safetensors file or a hub id to --vae."
         ) from error
 

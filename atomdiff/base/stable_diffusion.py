@@ -169,17 +169,12 @@ def truncated_part(base: Base, prompt: str) -> str:
 
 
 def added_conditions(
-    base: Base,
-    embeds: PromptEmbeds,
-    resolution: int | tuple[int, int] | None = None,
-    original: tuple[int, int] | None = None,
-    crop: tuple[int, int] = (0, 0),
+    base: Base, embeds: PromptEmbeds, resolution: int | tuple[int, int] | None = None
 ) -> dict[str, Tensor] | None:
     """SDXL's `added_cond_kwargs` (pooled text and size conditioning); None for bases that take none.
 
-    Sizes are (height, width) in pixels and `crop` is (top, left). `original`, the size before cropping,
-    equals `resolution` (native if not given) unless told: a concept should not learn that its pictures were
-    small.
+    `resolution` is (height, width) or a side in pixels, native if not given. The size before cropping is told
+    to be the same: a concept should not learn that its pictures were small.
     """
     import torch
 
@@ -187,7 +182,7 @@ def added_conditions(
         return None
     side = resolution or base.resolution
     target = (side, side) if isinstance(side, int) else side
-    numbers = [*(original or target), *crop, *target]
+    numbers = [*target, 0, 0, *target]  # size before cropping, top and left of the crop, size
     time_ids = torch.tensor([numbers], dtype=embeds.pooled.dtype, device=embeds.pooled.device)
     return {"text_embeds": embeds.pooled, "time_ids": time_ids.repeat(len(embeds.pooled), 1)}
 

@@ -13,6 +13,7 @@ from atomdiff.errors import (
     ImageError,
     Interrupted,
     SettingsError,
+    reason_of,
     sentence_of,
 )
 from atomdiff.training import accelerate_launch
@@ -94,9 +95,8 @@ def _repository(settings: TrainingSettings) -> str:
     try:
         user = HfApi().whoami()["name"]
     except Exception as error:  # the client's own and its HTTP library's
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConceptError(
-            f"The hub does not say who you are ({reason}): go online, or name the repository with "
+            f"The hub does not say who you are ({reason_of(error)}): go online, or name the repository with "
             "--hub_model_id user/name."
         ) from error
     return f"{user}/{settings.name}"

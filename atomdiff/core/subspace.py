@@ -130,11 +130,6 @@ def apply_block_map(weight: Tensor, M: Tensor) -> Tensor:
     return from_blocks(to_blocks(weight.float(), kc) @ M.float(), kc)
 
 
-def block_map_grad(weight: Tensor, grad_weight: Tensor, kc: int) -> Tensor:
-    """Adjoint of `apply_block_map` in M: (out, in), (out, in) -> (kc², kc²) fp32."""
-    return to_blocks(weight.float(), kc).flatten(0, 1).T @ to_blocks(grad_weight.float(), kc).flatten(0, 1)
-
-
 def coarser_block_map(maps: Tensor, kc: int) -> Tensor:
     """Maps (L, side², side²) of side × side blocks as maps (L, kc², kc²) of kc × kc blocks, kc a multiple of
     side: the same on each part. Raises SettingsError for another kc."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
-from atomdiff.errors import ImageError, SettingsError
+from atomdiff.errors import ImageError, SettingsError, reason_of
 from atomdiff.evaluation.dreambench import PICTURES, Subject
 from atomdiff.evaluation.towers import LPIPS, Tower
 from atomdiff.files import atomic
@@ -170,8 +170,7 @@ def _ready(base: Base, method: Method, file: Path | None) -> Iterator[list[Conce
     try:
         base.pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0][:160]
-        raise SettingsError(f"'{file}' is no LoRA for the base '{base.name}' ({reason}).") from None
+        raise SettingsError(f"'{file}' is no LoRA for the base '{base.name}' ({reason_of(error)}).") from None
     try:
         yield []
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atomdiff.base.loading import quiet
-from atomdiff.errors import SettingsError
+from atomdiff.errors import SettingsError, reason_of
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -88,9 +88,8 @@ def load_tower(folder: str | Path, device: str = "cpu") -> Tower:
     except (OSError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
-        reason = str(error).strip().split("\n")[0][:160]
         raise SettingsError(
-            f"The model in '{folder}' cannot be loaded ({reason}); get it again, as safetensors."
+            f"The model in '{folder}' cannot be loaded ({reason_of(error)}); get it again, as safetensors."
         ) from None
 
 
@@ -129,7 +128,7 @@ class LPIPS(nn.Module):
                 made.weights[i].data.copy_(found[f"lin{i}.model.1.weight"])
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise SettingsError(
-                f"'{file}' is not LPIPS with AlexNet as safetensors ({str(error)[:120]}); save "
+                f"'{file}' is not LPIPS with AlexNet as safetensors ({reason_of(error)}); save "
                 'lpips.LPIPS(net="alex").state_dict() there.'
             ) from None
         return made.eval().requires_grad_(False)

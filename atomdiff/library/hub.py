@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
+from atomdiff.errors import AtomdiffError, ConceptError, SettingsError, reason_of, refused_by_hub
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -231,25 +231,13 @@ def _unreachable(error: BaseException) -> bool:
 @contextlib.contextmanager
 def _told(repo: str) -> Iterator[None]:
     """What the hub or its client refuses becomes one sentence."""
-    from huggingface_hub import errors
-
     try:
         yield
     except (AtomdiffError, MemoryError):
         raise
-    except errors.GatedRepoError as error:
-        raise ConceptError(
-            f"{repo!r} asks for its terms to be accepted on its hub page: accept them there and log in with "
-            "`hf auth login`."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ConceptError(
-            f"The hub has no repository {repo!r} that you may see: check the name, or log in with `hf auth "
-            "login` if it is private."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ConceptError(f"The hub has no such revision: {repo!r}; check what follows the @.") from error
     except Exception as error:  # the client raises its own, its HTTP library's and ValueErrors
+        if sentence := refused_by_hub(error, f"repository {repo!r}"):
+            raise ConceptError(sentence) from error
         if _unreachable(error):
             raise ConceptError(
                 f"The hub cannot be reached for {repo!r}, and nothing of it is kept on this machine: go "
@@ -261,5 +249,6 @@ def _told(repo: str) -> Iterator[None]:
                 f"The hub does not let you write to {repo!r}: log in with `hf auth login` and a token that "
                 "has the right to write, under your own name or an organisation of yours."
             ) from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConceptError(f"The hub refuses {repo!r} ({reason}): see its page, or try later.") from error
+        raise ConceptError(
+            f"The hub refuses {repo!r} ({reason_of(error)}): see its page, or try later."
+        ) from error

@@ -26,10 +26,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions
-from atomdiff.core.inject import Attached, attach
-from atomdiff.core.layers import AtomConv2d
+from atomdiff.core.inject import attach
 from atomdiff.core.spec import AtomSpec
 from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.optimiser import groups_of
 from atomdiff.training.probes import Probes, denoising_probes, noise_prediction, relative_change, repeated
 
 VERSION = 1  # to be raised when the same base would get other rates
@@ -74,8 +74,8 @@ class LoraProbe:
     a normalisation's gain or the next layer's scale moved into W, is moved by the same share of itself.
     """
 
-    def __init__(self, unet: nn.Module, rank: int = 4, seed: int = 0) -> None:
-        generator = Generator().manual_seed(seed)
+    def __init__(self, unet: nn.Module) -> None:
+        generator, rank = Generator().manual_seed(0), 4
         self.up: list[nn.Parameter] = []
         self.gains: dict[str, Tensor] = {}
         self._handles = []
@@ -121,16 +121,13 @@ def calibrate(
     probes, _ = denoising_probes(base, prompt, resolution)
     _, pictures = denoising_probes(base, empty, resolution, PICTURES, seed=1)
     # A learned dictionary takes minutes, and its atoms move a layer as those of the closed form do.
-    sparse = spec.conv_family == "sparse"
-    closed = (
-        replace(spec, conv_family="atoms", sparsity=AtomSpec.sparsity, num_atoms=min(spec.num_atoms, 9))
-        if sparse
-        else spec
-    )
-    attached = attach(base.unet, closed)
+    if spec.conv_family == "sparse":
+        atoms = min(spec.num_atoms, 9)
+        spec = replace(spec, conv_family="atoms", sparsity=AtomSpec.sparsity, num_atoms=atoms)
+    attached = attach(base.unet, spec)
     lora = LoraProbe(base.unet)
     try:
-        groups = {**groups_of(attached), "lora": lora.up}
+        groups = groups_of(attached) | {"lora": lora.up}
         before = noise_prediction(base, probes)
         with _own_forward(base.unet):
             moves = adam_moves(base, groups, pictures, prompt, resolution, progress)
@@ -141,15 +138,6 @@ def calibrate(
     of = {name: rounded(rate / rates["lora"] * lora_rate) for name, rate in rates.items()}
     speed = CHANGE / STEPS * lora_rate / rates["lora"]
     return Calibration(of.get("conv", 0.0), of.get("linear", 0.0), lora_rate, rounded(speed))
-
-
-def groups_of(attached: Attached) -> dict[str, list[nn.Parameter]]:
-    """What the optimiser gives one rate each: all of the convolutions, all of the linear layers."""
-    found: dict[str, dict[nn.Parameter, None]] = {"conv": {}, "linear": {}}
-    for layer in attached.layers.values():
-        kind = found["conv" if isinstance(layer, AtomConv2d) else "linear"]
-        kind |= dict.fromkeys(layer.family.trained().values())
-    return {name: list(parameters) for name, parameters in found.items() if parameters}
 
 
 def adam_moves(
@@ -177,8 +165,8 @@ def adam_moves(
 class AdamMove:
     """Adam (Kingma & Ba 2015, algorithm 1) for a parameter that stays where it is: its moves, summed."""
 
-    def __init__(self, parameter: Tensor, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.beta1, self.beta2, self.steps = beta1, beta2, 0
+    def __init__(self, parameter: Tensor) -> None:
+        self.beta1, self.beta2, self.steps = 0.9, 0.999, 0
         self.mean, self.square, self.total = (torch.zeros_like(parameter.detach()) for _ in range(3))
 
     def step(self, gradient: Tensor | None) -> None:
@@ -213,9 +201,9 @@ def matched_rates(
 START = {"conv": 5e-3, "linear": 1e-2, "lora": 2e-3}  # first guesses of η
 
 
-def solve(change: Callable[[float], float], rate: float, tries: int = 8) -> float:
+def solve(change: Callable[[float], float], rate: float) -> float:
     """The rate at which `change`, about proportional to it, is CHANGE."""
-    for _ in range(tries):
+    for _ in range(8):
         found = change(rate)
         if not math.isfinite(found):
             rate /= 10

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from atomdiff.errors import AtomdiffError, SettingsError
+from atomdiff.errors import AtomdiffError, SettingsError, reason_of, refused_by_hub
 from atomdiff.training.captions import COLUMNS, LIST
 from atomdiff.training.prior_preservation import default_folder
 from atomdiff.training.settings import TrainingSettings
@@ -164,26 +164,15 @@ def _check_count(repo: str, count: int) -> None:
 @contextlib.contextmanager
 def _told(repo: str) -> Iterator[None]:
     """What the hub or its client refuses becomes one sentence."""
-    from huggingface_hub import errors
-
     try:
         yield
-    except (AtomdiffError, MemoryError, KeyboardInterrupt):
+    except (AtomdiffError, MemoryError):
         raise
-    except errors.GatedRepoError as error:
-        raise SettingsError(
-            f"The dataset '{repo}' asks for its terms to be accepted on its hub page: accept them there and "
-            "log in with `hf auth login`."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise SettingsError(
-            f"The hub has no dataset '{repo}' that you may see: check the name, or log in with `hf "
-            "auth login`."
-        ) from error
     except Exception as error:  # the client raises its own, its HTTP library's and ValueErrors
         if isinstance(error, OSError) and error.errno and error.filename:
             raise
-        why = " ".join(str(error).split())[:160] or type(error).__name__
         raise SettingsError(
-            f"The dataset '{repo}' cannot be had from the hub ({why}): go online, or give a folder."
+            refused_by_hub(error, f"dataset '{repo}'")
+            or f"The dataset '{repo}' cannot be had from the hub ({reason_of(error)}): go online, or give a "
+            "folder."
         ) from error

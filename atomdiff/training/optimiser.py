@@ -32,21 +32,27 @@ def optimiser_for(
     """The optimiser, in which conv atoms, linear atoms and the vectors of a learned trigger have a rate
     each; of Prodigy, which knows one rate, that of the atoms. Raises SettingsError where its package is
     missing."""
-    conv: dict[nn.Parameter, None] = {}  # in order, and once where layers share one
-    linear: dict[nn.Parameter, None] = {}
-    for layer in attached.layers.values():
-        kind = conv if isinstance(layer, AtomConv2d) else linear
-        kind |= dict.fromkeys(layer.family.trained().values())
-    scale = _scale(settings, processes)
-    rates = [settings.learning_rate, settings.linear_learning_rate, settings.token_learning_rate]
-    if settings.optimizer == "prodigy":
-        rates = [settings.learning_rate] * 3
-    groups: list[dict[str, Any]] = [
-        {"params": parameters, "base_lr": (rate or 0.0) * scale, "lr": (rate or 0.0) * scale}
-        for parameters, rate in zip((list(conv), list(linear), list(vectors)), rates, strict=True)
-        if parameters
-    ]
+    rates = {
+        "conv": settings.learning_rate,
+        "linear": settings.linear_learning_rate,
+        "token": settings.token_learning_rate,
+    }
+    groups: list[dict[str, Any]] = []
+    for name, parameters in (groups_of(attached) | {"token": list(vectors)}).items():
+        rate = settings.learning_rate if settings.optimizer == "prodigy" else rates[name]
+        scaled = (rate or 0.0) * _scale(settings, processes)
+        if parameters:
+            groups.append({"params": parameters, "base_lr": scaled, "lr": scaled})
     return _made(settings, groups)
+
+
+def groups_of(attached: Attached) -> dict[str, list[nn.Parameter]]:
+    """What has one rate each: "conv" and "linear" atoms, where there are any; what layers share only once."""
+    found: dict[str, dict[nn.Parameter, None]] = {"conv": {}, "linear": {}}
+    for layer in attached.layers.values():
+        kind = found["conv" if isinstance(layer, AtomConv2d) else "linear"]
+        kind |= dict.fromkeys(layer.family.trained().values())
+    return {name: list(parameters) for name, parameters in found.items() if parameters}
 
 
 def _made(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

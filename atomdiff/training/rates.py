@@ -6,13 +6,12 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from atomdiff.base.stable_diffusion import Base, encode_prompts
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import SettingsError
 from atomdiff.files.atomic import write_atomically
 from atomdiff.training.calibration import LORA_RATE, VERSION, Calibration, calibrate, rounded, word_rate
+from atomdiff.training.exchange import averaged
 from atomdiff.training.prior_preservation import default_folder
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.settings import TrainingSettings
@@ -66,7 +65,10 @@ def suit_rates(
         settings.match_lora_rate or LORA_RATE,
         told,
     )
-    learning_rate, linear = _agreed([found.learning_rate, found.linear_learning_rate], accelerator)
+    # Of several processes the mean, since their machines may round differently.
+    learning_rate, linear = map(
+        rounded, averaged((), [found.learning_rate, found.linear_learning_rate], accelerator)
+    )
     told.notice(
         f"Learning rates: {found}; {settings.token_learning_rate:g} for the word. --learning_rate sets them "
         "by hand, --match_lora_rate by the rate at which LoRA is known to learn well on this base"
@@ -94,11 +96,3 @@ def cached(
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
         write_atomically(path, json.dumps(asdict(made)).encode())
     return made
-
-
-def _agreed(rates: list[float], accelerator: Any) -> list[float]:
-    """The mean over the processes, whose machines may round differently."""
-    if accelerator.num_processes == 1:
-        return rates
-    shared = torch.tensor(rates, dtype=torch.float32, device=accelerator.device)
-    return [rounded(float(rate)) for rate in accelerator.reduce(shared, reduction="mean")]

@@ -23,8 +23,8 @@ PLAIN_EVERY = 25  # steps between lines where the output is no terminal
 class Terminal(Reporter, contextlib.AbstractContextManager):
     """Use as a context manager. Into a file or a pipe it writes a line now and then instead of bars."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.errors import SettingsError, TrainingError
+from atomdiff.errors import SettingsError, TrainingError, reason_of
 from atomdiff.sampling.sheets import contact_sheet
 from atomdiff.training.reporting import Reporter, StepRecord
 from atomdiff.training.settings import TRACKERS, TrainingSettings
@@ -46,7 +46,7 @@ class Logs:
                 log.write(figures, sheet, record.step)
             except Exception as error:  # every service raises its own
                 self._logs.remove(log)
-                reason = " ".join(str(error).split())[:160] or type(error).__name__
+                reason = reason_of(error)
                 self._told.warn(f"The log in {log.name} broke off at step {record.step} ({reason}).")
 
     def close(self) -> None:
@@ -131,9 +131,8 @@ def _opened(name: str, settings: TrainingSettings, folder: Path, first_step: int
 
 
 def _unreachable(name: str, error: Exception) -> SettingsError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
     return SettingsError(
-        f"--report_to {name} cannot be used ({reason}); log in to it, go online, or drop the flag."
+        f"--report_to {name} cannot be used ({reason_of(error)}); log in to it, go online, or drop the flag."
     )
 
 

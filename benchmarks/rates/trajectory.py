@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions, encode_prompts
 from atomdiff.core.inject import attach
 from atomdiff.core.spec import AtomSpec
-from atomdiff.training.calibration import LORA_RATE, Calibration, groups_of
+from atomdiff.training.calibration import LORA_RATE, Calibration
 from atomdiff.training.objective import diffusion_loss
+from atomdiff.training.optimiser import groups_of
 from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 
 from .full_size import random_prompt

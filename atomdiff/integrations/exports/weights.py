@@ -8,7 +8,7 @@ layer and in what the UNet predicts, and told.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +106,6 @@ def lora(
     dtype: torch.dtype,
     rank: int | None = None,
     max_error: float | None = None,
-    progress: Callable[[str], None] = lambda layer: None,
 ) -> Lora:
     """The concept's changes as a LoRA in kohya's form, which diffusers, A1111 and ComfyUI read, each layer of
     this rank or of the least that keeps its own relative error at most `max_error`.
@@ -123,7 +122,6 @@ def lora(
     made: dict[str, Tensor] = {}
     ranks, lost, whole = {}, 0.0, 0.0
     for name, change in changes:
-        progress(name)
         part = low_rank(change, rank, max_error)
         up, down = part.up.to(dtype), part.down.to(dtype)
         made[name] = (up.float() @ down.float()).view(change.shape)
