@@ -1,6 +1,6 @@
 """The one runner of every benchmark that trains: methods on tasks, judged from their files, kept in a ledger.
 
-Recipes of the tool are trained by the tool, peers by `handles.fit`. What is finished is in OUT/results.jsonl,
+Recipes of the tool are trained by the tool, peers by `peers.fit`. What is finished is in OUT/results.jsonl,
 so that a run goes on where it was ended and others may go on beside it; trained numbers are in OUT/concepts,
 so that a change of the judging costs no training. `publish` puts the outcomes into benchmarks/results, from
 where a run goes on in any clone.
@@ -8,8 +8,8 @@ where a run goes on in any clone.
 
 from __future__ import annotations
 
-import argparse
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -27,17 +27,18 @@ import atomdiff
 from atomdiff import pocket
 from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.concept.concept import Concept
-from atomdiff.errors import ConceptError, SettingsError, TrainingError
+from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.evaluation.drift import drift
+from atomdiff.evaluation.pocket_figures import CONTEXTS, Drawing, Figures, StyleJudge, SubjectJudge
 from atomdiff.files import safetensors_file
 from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.defaults import POCKET, suit_base, suit_recipe
 from atomdiff.training.settings import TrainingSettings
 
-from .handles import Handle, fingerprint, fit
-from .judging import CONTEXTS, Drawing, Figures, StyleJudge, SubjectJudge
 from .ledger import PUBLISHED, Case, Ledger, Outcome
+from .peers import Handle, fit
+from .report import command
 from .tasks import Task, prepare
 
 VERSION = 6  # to be raised when the training or the figures change what a result means
@@ -83,19 +84,15 @@ class Method:
 BASE = Method("base")
 
 
-def parser(name: str, about: str | None, page: str = "docs/results.md") -> argparse.ArgumentParser:
+def parser(name: str, about: str | None, seeds: int = 1, docs: str = "docs/results.md") -> ArgumentParser:
     """The command line of a benchmark that trains, with the options that all of them have."""
-    made = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=about,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = command(name, about, docs)
     add = made.add_argument
     add("--each", type=int, default=4, help="pictures of each prompt, in each of the 8 contexts")
     add("--draw-steps", type=int, default=12)
+    add("--seeds", type=int, default=seeds)
+    add("--report", action="store_true", help="train nothing: the tables of what is known")
     add("--out", type=Path, default=Path("outputs") / name)
-    add("--docs", action="store_true", help=f"publish the outcomes, and write the section of {page}")
-    add("--check", action="store_true", help="exit 1 if a target is missed")
     return made
 
 
@@ -108,23 +105,35 @@ class Bench:
     drawing: Drawing = field(default_factory=Drawing)
     seeds: int = 1
     pocket: Path = field(default_factory=pocket.path)
+    given: Base | None = None
+    """A base made of the pocket, which its judge then judges."""
+    trains: bool = True
 
     def __post_init__(self) -> None:
         weights = self.pocket / "judge.safetensors"
         bundled = self.pocket == pocket.path()
-        self.base, self.judge = load_base("pocket" if bundled else str(self.pocket)), Judge.load(weights)
+        self.base = self.given or load_base("pocket" if bundled else str(self.pocket))
+        self.judge = Judge.load(weights)
         setup = {"version": VERSION, "drawing": [self.drawing.each, self.drawing.steps]}
         setup |= {"base": self.base.passport.sketch_text(), "judge": sha256(weights.read_bytes()).hexdigest()}
         self.ledger = Ledger(self.out / "results.jsonl", setup, PUBLISHED / f"{self.name}.jsonl")
         self._judges: dict[str, SubjectJudge | StyleJudge] = {}
 
+    @classmethod
+    def of(cls, a: Namespace, name: str, folder: Path | None = None) -> Bench:
+        """As the command line says, on another pocket where its folder is given."""
+        made = cls(name, a.out, Drawing(a.each, a.draw_steps), a.seeds, folder or pocket.path())
+        made.trains = not a.report
+        return made
+
     # ----------------------------------------------------------------------------------------- running
 
     def run(self, methods: Sequence[Method], tasks: Sequence[Task]) -> None:
-        """Everything that is missing: seed by seed all tasks with the base and all methods."""
+        """Everything that is missing, unless nothing is to be trained: seed by seed all tasks with the base
+        and all methods."""
         work = [
             (method, task, seed)
-            for seed in range(self.seeds)
+            for seed in range(self.seeds if self.trains else 0)
             for task in tasks
             for method in (BASE, *methods)
             if method.case(task, seed) not in self.ledger.outcomes
@@ -166,21 +175,17 @@ class Bench:
 
     def _peer(self, method: Method, task: Task, seed: int, judge: SubjectJudge | StyleJudge) -> Outcome:
         assert method.attach
-        was, data = fingerprint(self.base.unet), prepare(self.base, task, POCKET.num_class_images)
+        data = prepare(self.base, task, POCKET.num_class_images)
         start, handle = time.process_time(), method.attach(self.base)
         try:
             data = data if method.prior else replace(data, prior=None)
             fit(handle, data, method.steps, POCKET.train_batch_size, seed, method.rate)
             seconds, file = time.process_time() - start, handle.to_bytes()
             with handle.filed(file):
-                figures, pictures = judge.judge_all(self.base, [], handle.asked(task.asked))
+                figures, pictures = judge.judge_all(handle.base, [], handle.asked(task.asked))
             self._keep(method, task, seed, pictures)
         except (ConceptError, SettingsError):  # numbers that cannot be written, pictures of NaN
             return Outcome(dict.fromkeys(("colour", "second", "pattern", "identity", "context", "leak"), 0.0))
-        finally:
-            handle.detach()
-        if fingerprint(self.base.unet) != was:
-            raise TrainingError(f"{method.name} did not give the base back as it was; its result is void.")
         return Outcome(figures, {}, len(file), handle.numbers(), 0.0, seconds)
 
     def _judge(self, task: Task) -> SubjectJudge | StyleJudge:

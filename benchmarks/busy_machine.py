@@ -10,9 +10,7 @@ take far more. With --check the exit status is 1 if ours takes more than 2 times
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
 import subprocess
 import sys
 
@@ -66,13 +64,10 @@ def beside(others: int, way: str, steps: int, rounds: int) -> tuple[float, float
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.command("busy_machine", __doc__)
     parser.add_argument("--others", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--check", action="store_true", help="exit 1 if the target is missed")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows, ratios = [], {}
@@ -80,7 +75,7 @@ def main() -> None:
         alone = drawn(way, options.steps, options.rounds)
         busy = beside(options.others, way, options.steps, options.rounds)
         fair = max(1.0, (options.others + busy[2]) / cores)
-        ratios[way] = statistics.mean([busy[1] / alone[0] / fair])
+        ratios[way] = busy[1] / alone[0] / fair
         cells = (f"{alone[0]:.2f} s", f"{busy[1]:.2f} s", str(busy[2]), f"{ratios[way]:.2f}")
         rows.append((way, *cells))
     title = f"4 pocket pictures of {options.steps} steps beside {options.others} ({report.machine()})"

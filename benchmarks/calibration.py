@@ -11,7 +11,6 @@ finished is kept in OUT/results.jsonl, so that a run goes on where it was ended.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from atomdiff import pocket
 
 from . import peers
 from .bench import BASE, Bench, Method, parser
-from .judging import Drawing
 from .ledger import Outcome
-from .report import Target, machine, markdown, one_sentence, show, verdict, write_section
+from .report import Target, one_sentence, verdict
+from .tables import Table, tell
 from .tasks import Task, subjects, tuning_subjects
 
 LONGER = 3  # times the steps, to see it overfit
@@ -114,8 +113,7 @@ def _share(part: float, whole: float) -> float:
     return max(part, 0.0) / whole if whole > 0 else 1.0
 
 
-def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(headers, cells)."""
+def table(rows: Sequence[Row]) -> Table:
     cells = [
         (row.name, f"{row.rate:g}", f"{row.likeness:.2f}", *(f"{row.mean(f):.2f}" for f in FIGURES))
         for row in rows
@@ -124,24 +122,7 @@ def table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    a = parse(arguments)
-    bench = Bench("calibration", a.out, Drawing(a.each, a.draw_steps), pocket=a.base)
-    size = bench.base.resolution
-    rows = climb(bench, a.steps, subjects(a.subjects, size), tuning_subjects(a.search_on, size))
-    headers, cells = table(rows)
-    setup = f"{a.subjects} subjects, {a.steps} steps, {a.each} pictures a prompt"
-    show(setup, headers, cells)
-    print(f"{machine()}; pictures in {bench.out}")
-    if a.docs:
-        bench.ledger.publish()
-        write_section(
-            Path("docs/pocket.md"), "calibration", markdown(headers, cells) + f"\n{setup}; {machine()}."
-        )
-    verdict(targets(rows), a.check)
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    command = parser("calibration", __doc__, "docs/pocket.md")
+    command = parser("calibration", __doc__, docs="docs/pocket.md")
     command.set_defaults(draw_steps=25)
     add = command.add_argument
     add("--base", type=Path, default=pocket.path(), help="a folder in the pocket's layout, its judge within")
@@ -151,7 +132,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     a = command.parse_args(arguments)
     if min(a.subjects, a.search_on, a.steps, a.each, a.draw_steps) < 1:
         command.error("subjects, search-on, steps, each and draw-steps are at least 1")
-    return a
+    bench = Bench.of(a, "calibration", a.base)
+    size = bench.base.resolution
+    rows = climb(bench, a.steps, subjects(a.subjects, size), tuning_subjects(a.search_on, size))
+    setup = f"{a.subjects} subjects, {a.steps} steps, {a.each} pictures a prompt"
+    tell(bench, "calibration", "Calibration", [(setup, table(rows))], a.docs, "docs/pocket.md")
+    verdict(targets(rows), a.check)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from atomdiff.evaluation.pocket_figures import Figures, overall
 from atomdiff.files.atomic import write_atomically
-
-from .judging import Figures, likeness
 
 PUBLISHED = Path(__file__).parent / "results"
 DIGITS = 5  # of the figures that are published
@@ -45,12 +44,12 @@ class Outcome:
 
     @property
     def likeness(self) -> float:
-        return likeness(self.figures)
+        return overall(self.figures)
 
     @property
     def likeness_gated(self) -> float | None:
         """None where none was drawn."""
-        return likeness(self.gated) if self.gated else None
+        return overall(self.gated) if self.gated else None
 
     @property
     def drift(self) -> float:

@@ -16,8 +16,7 @@ from atomdiff.training.recipes import DEFAULT, RECIPES
 
 from . import peers
 from .bench import BASE, Bench, Method, mean, parser
-from .judging import Drawing
-from .report import Target, machine, one_sentence, verdict
+from .report import Target, one_sentence, verdict
 from .size import bytes_on_sd15
 from .tables import LEGEND, likeness_table, style_table, subject_table, tell
 from .tasks import Task, styles, subjects, tuning_subjects
@@ -97,33 +96,28 @@ def targets(bench: Bench, tasks: Sequence[Task], styled: Sequence[Task]) -> list
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser("method", __doc__)
+    command = parser("method", __doc__, seeds=2)
     add = command.add_argument
     add("--methods", nargs="+", default=[], metavar="NAME", help="or patterns: 'LoRA*' (default all)")
     add("--subjects", type=int, default=8, help="held-out subjects")
     add("--styles", type=int, default=1, choices=(0, 1, 2), help="held-out styles")
     add("--search", metavar="NAME", help="a peer at several rates, on tuning subjects")
-    add("--seeds", type=int, default=2)
-    add("--report", action="store_true", help="train nothing: the tables of what is known")
     a = command.parse_args(arguments)
-    bench = Bench("method", a.out, Drawing(a.each, a.draw_steps), a.seeds)
+    bench = Bench.of(a, "method")
     if a.search:
         methods, tasks = [m for one in chosen([a.search]) for m in at_rates(one)], tuning_subjects(2)
-        if not a.report:
-            bench.run(methods, tasks)
+        bench.run(methods, tasks)
         told = [("On tuning subjects", likeness_table(bench, methods, tasks))]
         tell(bench, "rates", "Rates of the peers", told, a.docs)
         return
     methods, tasks, styled = chosen(a.methods), subjects(a.subjects), styles(a.styles)
-    if not a.report:
-        bench.run(methods, [*tasks, *styled])
+    bench.run(methods, [*tasks, *styled])
     tables = []
     if tasks:
         tables += [(f"{a.subjects} subjects", likeness_table(bench, methods, tasks))]
         tables += [("Plain likeness, subject by subject", subject_table(bench, methods, tasks, TOOL))]
     tables += [(f"The style {task.name}", style_table(bench, methods, task)) for task in styled]
     tell(bench, "method", f"The method\n\n{LEGEND}", tables, a.docs)
-    print(machine())
     verdict(targets(bench, tasks, styled), a.check)
 
 

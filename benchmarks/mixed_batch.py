@@ -9,13 +9,12 @@ of processor seconds, since others may run beside. With --check the exit status 
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import contextlib
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import passport_of
-from atomdiff.core import inject
+from atomdiff.core import inject, subspace
 from atomdiff.core.inject import AtomSpec
 from atomdiff.core.mixing import Mixing, mixing
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
@@ -32,24 +31,17 @@ from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
 from atomdiff.sampling.resident import Resident, Residents
 from atomdiff.training.together import row_maps, unet_like
 
-from .report import Target, machine, markdown, show, verdict, write_section, written
-from .step_time import DTYPES, sd15_shaped_unet
+from .report import Target, command, machine, markdown, show, verdict, write_section, written
+from .shapes import DTYPES, SD15, Asked, Clock, asked, random_unet
 
 SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
 TRAININGS = 4
 HEADERS = ("", "seconds", "×")
 
 
-@dataclasses.dataclass
-class Pipe:
-    """As much of a pipeline as `Residents` needs."""
-
-    unet: Any
-
-
 def base_of(unet: Any) -> Base:
-    """The UNet as a base without text encoders."""
-    return Base("random", "sd1", Pipe(unet), passport_of(unet, "sd1", "random"))
+    """The UNet as a base without text encoders, as much as `Residents` needs."""
+    return Base("random", "sd1", SimpleNamespace(unet=unet), passport_of(unet, "sd1", "random"))
 
 
 def random_concepts(base: Base, count: int, precision: str = "int8") -> list[Concept]:
@@ -67,83 +59,39 @@ def random_concepts(base: Base, count: int, precision: str = "int8") -> list[Con
     return made
 
 
-class Clock:
-    """Seconds of a call: of the processor on a CPU, on the wall elsewhere."""
-
-    def __init__(self, device: str) -> None:
-        self.cuda = device.startswith("cuda")
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        now = time.perf_counter if self.cuda else time.process_time
-        self._wait()
-        start = now()
-        call()
-        self._wait()
-        return now() - start
-
-    def _wait(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
-
-
 # ------------------------------------------------------------------------------------------- drawing
 
 
-def steps(base: Base, held: list[Resident], size: int, rounds: int, clock: Clock) -> dict[str, float]:
+def steps(unet: Any, held: list[Resident], call: Asked, rounds: int, clock: Clock) -> dict[str, float]:
     """Seconds of one step of a batch: of the base, of one concept folded into the weights, of one concept and
     of different ones by their maps; and of taking others into the batch."""
-    unet, count = base.unet, len(held)
-    g = torch.Generator().manual_seed(0)
+    several = f"{len(held)} concepts"
+    one, each = mixed_maps([(held[0], 1.0)]), [mixed_maps([(r, 1.0)]) for r in held]
+    parts = [({name: _delta(M) for name, M in held[0].layer_maps().items()}, 1.0)]
+    step = lambda: call.of(unet)  # noqa: E731
+    found: dict[str, list[float]] = {}
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=g).to(base.device, base.dtype)
+    def timed(name: str, what: Callable[[], object]) -> None:
+        found.setdefault(name, []).append(clock(what))
 
-    latents, text = normal(count, 4, size // 8, size // 8), normal(count, 77, 768)
-    step = lambda: unet(latents, 500, text)  # noqa: E731
-    found: dict[str, float] = {}
-    folds: list[float] = []
-
-    def folded() -> None:
-        maps = held[0].layer_maps()
-        deltas = {name: _delta(M) for name, M in maps.items()}
-        inside: list[Any] = []
-        folds.append(clock(lambda: inside.append(inject.fold(unet, [(deltas, 1.0)]))))
-        try:
-            times["one concept, folded"].append(clock(step))
-        finally:
-            inside[0].remove()
-
-    times: dict[str, list[float]] = {
-        "the base": [],
-        "one concept, folded": [],
-        "one concept, by its maps": [],
-        f"{count} concepts, first step": [],
-        f"{count} concepts": [],
-        "swap of all": [],
-        "swap of one": [],
-    }
     step()
     for _ in range(rounds):
-        times["the base"].append(clock(step))
-        folded()
+        timed("the base", step)
+        with contextlib.ExitStack() as stack:
+            timed("folding one, for comparison", lambda: stack.enter_context(inject.fold(unet, parts)))
+            timed("one concept, folded", step)
         with mixing(unet, lambda name: ASKED_AGAIN.search(name) is not None) as layers:
-            layers.rows([mixed_maps([(held[0], 1.0)])] * count)
-            times["one concept, by its maps"].append(clock(step))
-            each = [mixed_maps([(r, 1.0)]) for r in held]
+            layers.rows([one] * len(held))
+            timed("one concept, by its maps", step)
             layers.rows(each)
-            times[f"{count} concepts, first step"].append(clock(step))
-            times[f"{count} concepts"].append(clock(step))
-            swap = lambda: layers.rows([mixed_maps([(r, 1.0)]) for r in held[::-1]])  # noqa: E731
-            one = lambda own=each: layers.rows([mixed_maps([(held[1], 1.0)]), *own[1:]])  # noqa: E731
-            times["swap of all"].append(clock(swap))
-            times["swap of one"].append(clock(one))
-    found = {name: statistics.median(seconds) for name, seconds in times.items()}
-    return found | {"folding one, for comparison": statistics.median(folds)}
+            timed(f"{several}, first step", step)
+            timed(several, step)
+            timed("swap of all", lambda: layers.rows([mixed_maps([(r, 1.0)]) for r in held[::-1]]))
+            timed("swap of one", lambda: layers.rows([mixed_maps([(held[1], 1.0)]), *each[1:]]))
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 def _delta(M: Tensor) -> Callable[[Tensor], Tensor]:
-    from atomdiff.core import subspace
-
     def delta(weight: Tensor) -> Tensor:
         if weight.ndim == 4:
             return subspace.apply_spatial_map(weight, M[0])
@@ -172,48 +120,37 @@ def _resident_set() -> int:
 # ------------------------------------------------------------------------------------------- training
 
 
-def trainings(unet: Any, size: int, rounds: int, clock: Clock, count: int = TRAININGS) -> dict[str, float]:
-    """Seconds of a step of `count` trainings, a picture each: one after another as each trains alone, and in
-    one batch."""
-    device, dtype = unet.device, unet.dtype
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=g).to(device, dtype)
-
-    latents, text = normal(count, 4, size // 8, size // 8), normal(count, 77, 768)
-    target = normal(count, 4, size // 8, size // 8)
-    times = torch.arange(100, 100 * count + 1, 100, device=device)
+def trainings(unet: Any, call: Asked, rounds: int, clock: Clock, spec: AtomSpec = SPEC) -> dict[str, float]:
+    """Seconds of a step of as many trainings as `call` has samples, a picture each: one after another as each
+    trains alone, and in one batch."""
+    count = len(call.times)
+    found: dict[str, list[float]] = {"alone": [], "together": []}
 
     def alone() -> None:
         for k in range(count):
-            one = slice(k, k + 1)
-            error = unet(latents[one], times[one], text[one]).sample.float() - target[one].float()
-            error.square().mean().backward()
+            call.rows(slice(k, k + 1)).of(unet).float().square().mean().backward()
             adam.step()
             adam.zero_grad()
 
     def together() -> None:
         joint.set(row_maps(several, range(count)))
-        error = unet(latents, times, text).sample.float() - target.float()
-        error.square().mean((1, 2, 3)).sum().backward()
+        call.of(unet).float().square().mean((1, 2, 3)).sum().backward()
         adam.step()
         adam.zero_grad()
 
-    found: dict[str, list[float]] = {"alone": [], "together": []}
     with torch.no_grad():
-        unet(latents, times, text)
+        call.of(unet)
     for _ in range(rounds):
-        attached = inject.attach(unet, SPEC)
+        attached = inject.attach(unet, spec)
         adam = torch.optim.AdamW(attached.parameters(), lr=1e-3)
         found["alone"].append(clock(alone))
         attached.detach()
-        several = [inject.attach(unet_like(unet), SPEC) for _ in range(count)]
+        several = [inject.attach(unet_like(unet), spec) for _ in range(count)]
         joint = Mixing(unet)
         adam = torch.optim.AdamW([p for own in several for p in own.parameters()], lr=1e-3)
         found["together"].append(clock(together))
         joint.close()
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+    return {name: median(seconds) for name, seconds in found.items()}
 
 
 # --------------------------------------------------------------------------------------------- report
@@ -241,18 +178,15 @@ def targets_of(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed_batch", description=__doc__)
+    parser = command("mixed_batch", __doc__, docs="docs/scale.md")
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     parser.add_argument("--batch", type=int, default=8, help="pictures of different concepts in a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    parser.add_argument("--docs", action="store_true", help="write the section of docs/scale.md")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args(arguments)
-    clock = Clock(a.device)
-    unet = sd15_shaped_unet(a.device, DTYPES[a.dtype]).eval().requires_grad_(False)
+    clock, unet = Clock(a.device), random_unet(SD15, a.device, DTYPES[a.dtype])
     base = base_of(unet)
     drawn: dict[str, float] = {}
     train: dict[str, float] = {}
@@ -263,15 +197,14 @@ def main(arguments: list[str] | None = None) -> None:
         held = Residents(base)
         resident = [held.add(concept) for concept in random_concepts(base, a.batch)]
         with torch.no_grad():
-            drawn = steps(base, resident, a.size, a.rounds, clock)
+            drawn = steps(unet, resident, asked(unet, a.batch, a.size), a.rounds, clock)
     if "training" in a.only:
-        train = trainings(unet, a.size, a.rounds, clock)
+        train = trainings(unet, asked(unet, TRAININGS, a.size), a.rounds, clock)
+    told = ((f"batch of {a.batch}", drawn, "one concept, folded"), (f"{TRAININGS} trainings", train, "alone"))
     rows = [
-        (f"batch of {a.batch}: {n}", f"{s:.4f}", f"{s / drawn['one concept, folded']:.4f}")
-        for n, s in drawn.items()
-    ]
-    rows += [
-        (f"{TRAININGS} trainings {n}", f"{s:.3f}", f"{s / train['alone']:.3f}") for n, s in train.items()
+        (f"{what}: {name}", f"{s:.4f}", f"{s / times[one]:.4f}")
+        for what, times, one in told
+        for name, s in times.items()
     ]
     if numbers:
         rows.append(

@@ -1,34 +1,78 @@
 """The peers: LoRA and Uni-LoRA through PEFT, each with a learned word, and DreamBooth, which trains every
-weight. (Textual inversion is the tool's own recipe `word`.)"""
+weight. (Textual inversion with its class pictures is the tool's own recipe `word`.)
+
+A peer is put into a copy of the UNet, trained in the benchmark's own loop, filed in fp16 as its library would
+and drawn from. Every peer sees the pictures, noise and timesteps that the tool's own training would see at
+the same step, as DreamBooth trains: class pictures beside the subject's, a constant rate.
+"""
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 from torch import nn
 
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.base.textual_inversion import TriggerToken, added
+from atomdiff.training.batches import Sampler
+from atomdiff.training.latents import LiveTable
+from atomdiff.training.forward import TrainingData
+from atomdiff.training.objective import diffusion_loss
 
-from .handles import TRIGGER, Handle, Kept
-
+TRIGGER = "sks"
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
 WORDS = 1.25  # the rate of embeddings, as a multiple of LoRA's; searched with it
+
+
+class Handle:
+    """A base of its own with a peer in it: the numbers that are trained, by name. `adapter` is the library's
+    object, which nothing else may hold."""
+
+    words: TriggerToken | None = None
+
+    def __init__(self, base: Base, trained: Mapping[str, nn.Parameter], adapter: object = None) -> None:
+        self.base, self.trained, self.adapter = base, dict(trained), adapter
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser."""
+        return [{"params": list(self.trained.values()), "lr": rate}]
+
+    def numbers(self) -> int:
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.trained.values())
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file in fp16, under the library's names, as peers are shared."""
+        return save({name: p.detach().half().cpu().numpy() for name, p in self.trained.items()})
+
+    @contextmanager
+    def filed(self, data: bytes) -> Iterator[None]:
+        """Within: the base draws what the file says."""
+        with torch.no_grad():
+            for name, values in load(data).items():
+                self.trained[name].copy_(torch.from_numpy(values))
+        yield
+
+    def asked(self, prompt: str) -> str:
+        """The prompt as the base must be given it within `filed`."""
+        return prompt
+
+
 Attach = Callable[[Base], Handle]
 
 
-class Adapted(Handle):
-    """A base with a library's adapter in it; `adapter` is the library's object, which nothing else holds."""
-
-    def __init__(self, base: Base, kept: Kept, trained: dict[str, nn.Parameter], adapter: nn.Module) -> None:
-        super().__init__(base, kept, trained)
-        self.adapter = adapter
+def copied(base: Base) -> Base:
+    """The same base with a UNet of its own."""
+    pipe = copy.copy(base.pipe)
+    pipe.unet = copy.deepcopy(base.unet)
+    return replace(base, pipe=pipe)
 
 
 def peft(config: str, targets: str, **options: Any) -> Attach:
@@ -37,14 +81,13 @@ def peft(config: str, targets: str, **options: Any) -> Attach:
     def attach(base: Base) -> Handle:
         import peft
 
-        kept, before = Kept(base.unet), set(base.unet.parameters())
+        own = copied(base)
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on options, which a benchmark sets on purpose
             torch.manual_seed(0)
             made = getattr(peft, config)(target_modules=targets, **options)
-            model = peft.get_peft_model(base.unet, made)  # also holds what the layers share
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in before}
-        return Adapted(base, kept, trained, model)
+            model = peft.get_peft_model(own.unet, made)  # also holds what the layers share
+        return Handle(own, {n: p for n, p in model.named_parameters() if p.requires_grad}, model)
 
     return attach
 
@@ -58,30 +101,26 @@ def uni_lora(numbers: int) -> Attach:
 
 
 def full(base: Base) -> Handle:
-    """Every weight of the UNet, where it is."""
-    kept = Kept(base.unet)
-    trained = dict(base.unet.named_parameters())
-    kept.values_of(list(trained.values()))
-    base.unet.requires_grad_(True)
-    return Handle(base, kept, trained)
-
-
-def nothing(base: Base) -> Handle:
-    """No weight: for words alone."""
-    return Handle(base, Kept(base.unet), {})
+    """Every weight of the UNet."""
+    own = copied(base)
+    return Handle(own, dict(own.unet.requires_grad_(True).named_parameters()))
 
 
 class WithWords(Handle):
-    """A peer together with two embeddings of the trigger, as advanced trainers of peers do it."""
+    """A peer together with embeddings of the trigger, as advanced trainers of peers do it; or those alone."""
 
-    def __init__(self, base: Base, attach: Attach, rate: float = WORDS, vectors: int = 2) -> None:
+    def __init__(self, base: Base, attach: Attach | None, rate: float = WORDS, vectors: int = 2) -> None:
         """`rate`: that of the embeddings, as a multiple of the peer's."""
-        self.other = attach(base)
-        trigger = TriggerToken(base, TRIGGER, vectors=vectors)
-        relative = dict.fromkeys(trigger.vectors, rate)
-        both = dict(trigger.vectors) | self.other.trained
-        super().__init__(base, self.other.kept, both, relative, trigger)
-        self.learned = trigger.embedding()
+        other = attach(base) if attach else Handle(copied(base), {})
+        self.words, self.rate = TriggerToken(other.base, TRIGGER, vectors=vectors), rate
+        super().__init__(other.base, dict(self.words.vectors) | other.trained, other.adapter)
+        self.learned = self.words.embedding()
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        words = self.learned.vectors
+        others = [parameter for name, parameter in self.trained.items() if name not in words]
+        both = [([self.trained[name] for name in words], self.rate * rate), (others, rate)]
+        return [{"params": some, "lr": own} for some, own in both if some]
 
     @contextmanager
     def filed(self, data: bytes) -> Iterator[None]:
@@ -100,4 +139,37 @@ def with_words(attach: Attach) -> Attach:
 
 def textual_inversion(base: Base) -> Handle:
     """One embedding of the trigger alone."""
-    return WithWords(base, nothing, rate=1.0, vectors=1)
+    return WithWords(base, None, rate=1.0, vectors=1)
+
+
+def fit(handle: Handle, data: TrainingData, steps: int, batch: int, seed: int, rate: float) -> float:
+    """Trains what the handle trains, on so many pictures a step and as many of the class, at a constant rate;
+    returns the last loss. A loss that is no number ends it: what is there then is judged."""
+    base, trained = handle.base, list(handle.trained.values())
+    table = LiveTable(data.table, base, handle.words) if handle.words else data.table  # type: ignore[arg-type]
+    adam = torch.optim.AdamW(handle.groups(rate), weight_decay=0.0)
+    times = int(base.scheduler.config.num_train_timesteps)
+    caches = ((data.instance, "instance"), (data.prior, "class"))
+    samplers = [Sampler(cache, seed, name, times) for cache, name in caches if cache]
+    loss = 0.0
+    for step in range(steps):
+        parts = [sampler.batch(step * batch, batch) for sampler in samplers]
+        rows = [row for part in parts for row in part.prompts]
+        total = diffusion_loss(
+            base.unet,
+            base.scheduler,
+            torch.cat([part.latents for part in parts]).to(base.device),
+            table.rows(rows, base.device).hidden,
+            None,
+            torch.cat([part.noise for part in parts]).to(base.device),
+            torch.cat([part.timesteps for part in parts]).to(base.device),
+            instances=batch,
+            prior_weight=1.0,
+        ).total
+        total.backward()
+        if not nn.utils.clip_grad_norm_(trained, 1.0).isfinite():
+            break
+        adam.step()
+        adam.zero_grad()
+        loss = float(total.detach())
+    return loss

@@ -7,7 +7,6 @@ itself examined on unseen renders, as they are and as the autoencoder gives them
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from atomdiff.pocket.recipe import autoencoder
 from atomdiff.sampling.draw import draw
 from atomdiff.sampling.sheets import contact_sheet, save_picture
 
-from .report import Target, machine, markdown, one_sentence, show, verdict
+from .report import Target, command, machine, markdown, one_sentence, show, verdict
 
 STEPS, GUIDANCE = 25, 4.0
 LOWEST = {"class": 0.97, "context": 0.97, "colour": 0.97, "pattern": 0.92, "accessory": 0.92, "second": 0.85}
@@ -184,12 +183,10 @@ class Examined:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pocket_quality", description=__doc__)
+    parser = command("pocket_quality", __doc__, docs="docs/pocket.md")
     parser.add_argument("--prompts", type=int, default=512)
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     parser.add_argument("--base", type=Path, default=pocket.path(), help="another folder in its layout")
     parser.add_argument("--judge", type=Path, help="a judge's weights (default: the base's own)")
-    parser.add_argument("--docs", action="store_true", help="write docs/pocket.md and its picture")
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket_quality"))
     a = parser.parse_args()
     base, judge = load_base(str(a.base)), Judge.load(a.judge or a.base / "judge.safetensors")

@@ -12,7 +12,6 @@ missed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.draw import draw
 from atomdiff.sampling.regions import Region, draw_regions
 
-from .report import Target, machine, markdown, one_sentence, show, verdict, write_section, written
+from .report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 PLACES = ("beach", "forest", "snow", "city")
@@ -136,13 +135,11 @@ def pictures_of(base: Base, two: Sequence[Subject], count: int, steps: int) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.regions", description=__doc__)
+    parser = command("regions", __doc__, docs="docs/scale.md")
     parser.add_argument("--subject", action="append", default=[], metavar="CONCEPT=PICTURES")
     parser.add_argument("--pictures", type=int, default=16, help="of each way")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sheet", type=Path, default=Path("outputs/regions/sheet.png"))
-    parser.add_argument("--docs", action="store_true", help="write the section of docs/scale.md")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     base, judge = load_base("pocket"), Judge.load(pocket.path() / "judge.safetensors")
     two = subjects(base, judge, a.subject, judge.net.side)

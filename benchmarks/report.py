@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import re
 import shlex
@@ -38,6 +39,19 @@ class Target:
     @property
     def wanted(self) -> str:
         return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
+
+
+def command(name: str, about: str | None, docs: str = "") -> argparse.ArgumentParser:
+    """The command line of a benchmark: --check, and --docs where it writes a section of the page `docs`."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    if docs:
+        made.add_argument("--docs", action="store_true", help=f"write the section of {docs}")
+    return made
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from atomdiff.training.settings import TrainingSettings
 from atomdiff.training.sizing import MANY, file_size, texts_of
 
 from .bench import Bench, Method, mean, parser
-from .judging import Drawing
-from .report import Target, machine, one_sentence, verdict
+from .report import Target, one_sentence, verdict
 from .shapes import SD15, empty_unet
 from .tables import Table, likeness_table, tell
 from .tasks import Task, tuning_subjects
@@ -58,16 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [recipe.name for recipe in LADDER]
     add("--recipes", nargs="+", default=names, choices=names, metavar="NAME", help="; ".join(names))
     add("--subjects", type=int, default=4, choices=(1, 2, 3, 4), help="tuning subjects")
-    add("--seeds", type=int, default=1)
-    add("--report", action="store_true", help="train nothing: the tables of what is known")
     a = command.parse_args(arguments)
-    bench, tasks = Bench("size", a.out, Drawing(a.each, a.draw_steps), a.seeds), tuning_subjects(a.subjects)
+    bench, tasks = Bench.of(a, "size"), tuning_subjects(a.subjects)
     recipes = [recipe for recipe in LADDER if recipe.name in a.recipes]
-    if not a.report:
-        bench.run([method_of(recipe) for recipe in recipes], tasks)
+    bench.run([method_of(recipe) for recipe in recipes], tasks)
     told = [("Recipes, the best first, on tuning subjects", table(bench, recipes, tasks))]
     tell(bench, "size", "What bytes buy", told, a.docs)
-    print(machine())
     known = [found for recipe in recipes if (found := bench.outcomes(method_of(recipe), tasks))]
     behind = out_of_order([mean(found, "likeness") for found in known]) if len(known) > 1 else None
     verdict([Target("plain likeness behind a smaller recipe", behind, high=NOISE)], a.check)

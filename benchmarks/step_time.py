@@ -11,44 +11,39 @@ and the last line names those.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from atomdiff.core.inject import AtomSpec, attach
 from atomdiff.training.recipes import DEFAULT
 
-from .report import markdown, show, write_section, written
-from .shapes import SD15, empty_unet, fill
+from .report import Target, command, machine, markdown, show, verdict, write_section, written
+from .shapes import DTYPES, SD15, Asked, Clock, asked, random_unet
 
-STEP_TARGET, MEMORY_TARGET, ATTACH_TARGET = 1.15, 1.10, 2.0  # × floor at 256 px, × floor, seconds
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONV_ATOMS = AtomSpec(linear_atoms="none")
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
 SPATIAL = r".*(conv1|conv2|samplers\.0\.conv)|conv_in|conv_out"
-
-# ------------------------------------------------------------------------------------------ variants
+Variant = Callable[[Any], AbstractContextManager[list[nn.Parameter]]]
+"""Within, a UNet has something to train, which is given."""
 
 
 @contextmanager
 def _floor(unet: Any) -> Iterator[list[nn.Parameter]]:
-    unet.requires_grad_(False)
     yield []
 
 
-def atoms(spec: AtomSpec, form: str) -> Callable[[Any], AbstractContextManager[list[nn.Parameter]]]:
+def atoms(spec: AtomSpec, form: str = "auto") -> Variant:
     @contextmanager
     def variant(unet: Any) -> Iterator[list[nn.Parameter]]:
         attached = attach(unet, spec, form)
@@ -60,12 +55,11 @@ def atoms(spec: AtomSpec, form: str) -> Callable[[Any], AbstractContextManager[l
     return variant
 
 
-def lora(targets: str) -> Callable[[Any], AbstractContextManager[list[nn.Parameter]]]:
+def lora(targets: str) -> Variant:
     @contextmanager
     def variant(unet: Any) -> Iterator[list[nn.Parameter]]:
         from peft import LoraConfig
 
-        unet.requires_grad_(False)
         unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
         try:
             yield [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -78,62 +72,29 @@ def lora(targets: str) -> Callable[[Any], AbstractContextManager[list[nn.Paramet
 TOOL, LORA = f"{DEFAULT.name} (default)", "LoRA r=4, attention"
 VARIANTS = {
     "floor": _floor,
-    "atoms": atoms(CONV_ATOMS, "auto"),
+    "atoms": atoms(CONV_ATOMS),
     "atoms, map form": atoms(CONV_ATOMS, "map"),
     "atoms, weight form": atoms(CONV_ATOMS, "weight"),
-    TOOL: atoms(DEFAULT.spec, "auto"),
+    TOOL: atoms(DEFAULT.spec),
     LORA: lora(ATTENTION),
     "LoRA r=4, convs": lora(SPATIAL),
 }
 
-# ------------------------------------------------------------------------------------------ one step
-
-
-def sd15_shaped_unet(device: str, dtype: torch.dtype) -> Any:
-    """A UNet of SD 1.5's shape with random weights, made without a second copy in memory."""
-    unet = nn.Module.to(empty_unet(SD15), dtype)  # diffusers' own `to` warns about a dtype, loaded or not
-    fill(unet, device)
-    return unet.train()
-
-
-@dataclass
-class Batch:
-    """What one step sees: one picture of `size` pixels a side as a latent, and a prompt of 77 tokens."""
-
-    latent: Tensor
-    prompt: Tensor
-    timestep: Tensor
-    target: Tensor
-
-    @staticmethod
-    def random(size: int, device: str, dtype: torch.dtype) -> Batch:
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(device, dtype)
-
-        side = size // 8
-        latent, prompt, target = normal(1, 4, side, side), normal(1, 77, 768), normal(1, 4, side, side)
-        return Batch(latent, prompt, torch.tensor([500], device=device), target)
-
-
-def step(
-    unet: Any, batch: Batch, trained: list[nn.Parameter], optimizer: torch.optim.Optimizer | None
-) -> None:
-    """One training step; with nothing trained, forward and the gradient of the latent."""
-    latent = batch.latent if trained else batch.latent.clone().requires_grad_()
-    prediction = unet(latent, batch.timestep, batch.prompt).sample
-    torch.nn.functional.mse_loss(prediction.float(), batch.target.float()).backward()
-    if optimizer is not None:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
-def _optimizer(trained: list[nn.Parameter]) -> torch.optim.Optimizer | None:
-    return torch.optim.AdamW(trained, lr=1e-4) if trained else None
-
-
 # --------------------------------------------------------------------------------------- measurement
+
+
+def stepper(unet: Any, call: Asked, trained: list[nn.Parameter]) -> Callable[[], None]:
+    """A function that trains for a step; with nothing trained, forward and the gradient of the latent."""
+    adam = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+
+    def step() -> None:
+        own = call if trained else replace(call, latents=call.latents.clone().requires_grad_())
+        own.of(unet).float().square().mean().backward()
+        if adam:
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+
+    return step
 
 
 @dataclass
@@ -146,69 +107,56 @@ class Measured:
     numbers: int = 0
 
 
-def measure_times(args: argparse.Namespace, console: Console) -> dict[str, Measured]:
+def measure_times(a: argparse.Namespace, measured: dict[str, Measured]) -> None:
     """Interleaved rounds on one UNet: in each, every variant is attached, warmed up by a step, timed and
     detached."""
-    unet = sd15_shaped_unet(args.device, DTYPES[args.dtype])
-    batch = Batch.random(args.size, args.device, DTYPES[args.dtype])
-    measured = {name: Measured() for name in args.variants}
-    with console.status("") as status:
-        for round_ in range(args.rounds):
-            for name, found in measured.items():
-                status.update(f"timing: round {round_ + 1} of {args.rounds}, {name}")
-                start = time.perf_counter()
-                with VARIANTS[name](unet) as trained:
-                    found.attach_seconds.append(time.perf_counter() - start)
-                    found.numbers = sum(parameter.numel() for parameter in trained)
-                    optimizer = _optimizer(trained)
-                    step(unet, batch, trained, optimizer)
-                    found.seconds.append(_timed_step(args, unet, batch, trained, optimizer))
-    return measured
+    unet, call = _unet_and_call(a)
+    clock = Clock(a.device, wall=a.clock == "wall")
+    for _ in range(a.rounds):
+        for name, found in measured.items():
+            start = time.perf_counter()
+            with VARIANTS[name](unet) as trained:
+                found.attach_seconds.append(time.perf_counter() - start)
+                found.numbers = sum(parameter.numel() for parameter in trained)
+                step = stepper(unet, call, trained)
+                step()
+                found.seconds.append(clock(step))
 
 
-def _timed_step(args: argparse.Namespace, *parts: Any) -> float:
-    clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    _synchronise(args.device)
-    start = clock()
-    step(*parts)
-    _synchronise(args.device)
-    return clock() - start
+def _unet_and_call(a: argparse.Namespace) -> tuple[Any, Asked]:
+    unet = random_unet(SD15, a.device, DTYPES[a.dtype]).train()
+    return unet, asked(unet, 1, a.size)
 
 
-def _synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def measure_peak(args: argparse.Namespace, name: str) -> int:
+def measure_peak(a: argparse.Namespace, name: str) -> int:
     """Peak bytes of two steps of one variant, in a process of its own: one process's high-water mark never
     falls."""
-    command = [sys.executable, "-m", "benchmarks.step_time", "--peak-of", name, "--size", str(args.size)]
-    command += ["--device", args.device, "--dtype", args.dtype]
+    command = [sys.executable, "-m", "benchmarks.step_time", "--peak-of", name, "--size", str(a.size)]
+    command += ["--device", a.device, "--dtype", a.dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"The memory run of {name!r} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])["peak"]
+    return int(done.stdout.splitlines()[-1])
 
 
-def _report_peak(args: argparse.Namespace) -> None:
-    unet = sd15_shaped_unet(args.device, DTYPES[args.dtype])
-    batch = Batch.random(args.size, args.device, DTYPES[args.dtype])
-    with VARIANTS[args.peak_of](unet) as trained:
-        optimizer = _optimizer(trained)
-        for _ in range(2):
-            step(unet, batch, trained, optimizer)
-    if args.device.startswith("cuda"):
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"peak": peak}))
+def own_peak(a: argparse.Namespace) -> int:
+    unet, call = _unet_and_call(a)
+    with VARIANTS[a.peak_of](unet) as trained:
+        step = stepper(unet, call, trained)
+        step()
+        step()
+    if a.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # -------------------------------------------------------------------------------------------- report
 
 
 HEADERS = ("trained", "numbers", "step s", "× floor", "from-to", "peak GB", "× floor", "attach s")
+LEGEND = """One picture, forward, backward and AdamW, on a random-weight UNet of Stable Diffusion 1.5's
+shape. The floor is the same UNet frozen, with the gradient of its input alone. Times are medians of
+interleaved rounds, peaks are those of a process of its own each."""
 
 
 def rows_of(measured: dict[str, Measured]) -> list[tuple[str, ...]]:
@@ -217,108 +165,62 @@ def rows_of(measured: dict[str, Measured]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, found in measured.items():
         ratios = [a / b for a, b in zip(found.seconds, floor.seconds, strict=True)]
-        rows.append(
-            (
-                name,
-                f"{found.numbers:,}",
-                f"{statistics.median(found.seconds):.2f}",
-                f"{step_ratio(measured, name):.2f}",
-                f"{min(ratios):.2f}-{max(ratios):.2f}",
-                f"{found.peak / 1e9:.2f}" if found.peak else "",
-                f"{found.peak / floor.peak:.3f}" if found.peak else "",
-                f"{statistics.median(found.attach_seconds):.2f}",
-            )
-        )
+        peak = (f"{found.peak / 1e9:.2f}", f"{found.peak / floor.peak:.3f}") if found.peak else ("", "")
+        step, range_ = median(found.seconds), f"{min(ratios):.2f}-{max(ratios):.2f}"
+        ratio = f"{step / median(floor.seconds):.2f}"
+        attach_s = f"{median(found.attach_seconds):.2f}"
+        rows.append((name, f"{found.numbers:,}", f"{step:.2f}", ratio, range_, *peak, attach_s))
     return rows
 
 
-LEGEND = """One picture, forward, backward and AdamW, on a random-weight UNet of Stable Diffusion 1.5's
-shape. The floor is the same UNet frozen, with the gradient of its input alone. Times are medians of
-interleaved rounds, peaks are those of a process of its own each."""
+def targets_of(measured: dict[str, Measured], size: int) -> list[Target]:
+    """What is asked of the default; its times are for 256 pixels."""
+    tool, floor, own = measured[TOOL], measured["floor"], median(measured[TOOL].seconds)
+    targets = [Target("attaching", median(tool.attach_seconds), high=2, unit="s")]
+    if tool.peak:
+        targets.append(Target("memory, × floor", tool.peak / floor.peak, high=1.10))
+    if size == 256:
+        targets.append(Target("step, × floor", own / median(floor.seconds), high=1.15))
+        if LORA in measured:
+            targets.append(Target("step, × LoRA", own / median(measured[LORA].seconds), high=1.15))
+    return targets
 
 
-def write_docs(title: str, rows: Sequence[tuple[str, ...]], size: int) -> None:
-    told = f"{written()}."
-    text = f"## {title}\n\n{told}\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
-    write_section(Path("docs/results.md"), f"step time {size}", text)
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command("step_time", __doc__, docs="docs/results.md")
+    add = parser.add_argument
+    add("--size", type=int, default=256, help="pixels a side; a multiple of 64 (default 256)")
+    add("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
+    add("--device", default="cpu")
+    add("--dtype", choices=DTYPES, default="fp32", help="of the UNet (default fp32)")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: fairer on a busy machine")
+    add("--no-memory", action="store_true", help="times only")
+    add("--only", nargs="*", choices=VARIANTS, help="variants beside the floor and the default")
+    add("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
+    a = parser.parse_args(arguments)
+    if a.size < 64 or a.size % 64 or a.rounds < 1:
+        parser.error(f"--size must be a multiple of 64 and --rounds at least 1, not {a.size} and {a.rounds}")
+    chosen = VARIANTS if a.only is None else ("floor", TOOL, *a.only)
+    a.variants = [name for name in VARIANTS if name in chosen]
+    return a
 
 
-def step_ratio(measured: dict[str, Measured], name: str) -> float:
-    """Median step of a variant over the floor's median step."""
-    return statistics.median(measured[name].seconds) / statistics.median(measured["floor"].seconds)
-
-
-def missed_targets(measured: dict[str, Measured], size: int) -> list[str]:
-    """The targets of the default that were missed, in words; the time targets are for 256 pixels."""
-    tool, floor = measured[TOOL], measured["floor"]
-    missed = []
-    ratio = step_ratio(measured, TOOL)
-    if size == 256 and ratio > STEP_TARGET:
-        missed.append(f"step {ratio:.2f} × floor (target {STEP_TARGET:.2f})")
-    if size == 256 and LORA in measured and ratio / step_ratio(measured, LORA) > STEP_TARGET:
-        missed.append(f"step {ratio / step_ratio(measured, LORA):.2f} × LoRA (target {STEP_TARGET:.2f})")
-    if tool.peak and (ratio := tool.peak / floor.peak) > MEMORY_TARGET:
-        missed.append(f"memory {ratio:.2f} × floor (target {MEMORY_TARGET:.2f})")
-    if (seconds := statistics.median(tool.attach_seconds)) > ATTACH_TARGET:
-        missed.append(f"attaching {seconds:.1f} s (target {ATTACH_TARGET:.0f} s)")
-    return missed
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step_time", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--size", type=int, default=256, help="pixels a side; a multiple of 64 (default 256)")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the UNet (default fp32)")
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: fairer on a busy machine"
-    )
-    parser.add_argument("--no-memory", action="store_true", help="times only")
-    parser.add_argument("--docs", action="store_true", help="write the section of docs/results.md")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
-    parser.add_argument(
-        "--only", nargs="*", choices=VARIANTS, help="variants beside the floor and the default"
-    )
-    parser.add_argument("--peak-of", choices=VARIANTS, help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
-    if args.size < 64 or args.size % 64 or args.rounds < 1:
-        parser.error(
-            f"--size must be a multiple of 64 and --rounds at least 1, not {args.size} and {args.rounds}"
-        )
-    chosen = VARIANTS if args.only is None else ("floor", TOOL, *args.only)
-    args.variants = [name for name in VARIANTS if name in chosen]
-    return args
-
-
-def main(arguments: list[str] | None = None) -> int:
-    args = parse(arguments)
-    if args.peak_of:
-        _report_peak(args)
-        return 0
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    peaks = {}
-    if not args.no_memory:  # before the times, so that never two UNets are in memory at once
-        for name in args.variants:
-            with console.status(f"memory: {name}"):
-                peaks[name] = measure_peak(args, name)
-    measured = measure_times(args, console)
-    for name, peak in peaks.items():
-        measured[name].peak = peak
-    where = (
-        torch.cuda.get_device_name()
-        if args.device.startswith("cuda")
-        else f"{torch.get_num_threads()} threads"
-    )
-    title, rows = f"One training step, {args.size} px, {args.dtype}", rows_of(measured)
-    show(f"{title}, {where}", HEADERS, rows)
-    if args.docs:
-        write_docs(title, rows, args.size)
-    missed = missed_targets(measured, args.size)
-    console.print(f"missed: {'; '.join(missed)}" if missed else "all targets met", soft_wrap=True)
-    return 1 if args.check and missed else 0
+def main(arguments: Sequence[str] | None = None) -> None:
+    a = parse(arguments)
+    if a.peak_of:
+        print(own_peak(a))
+        return
+    measured = {name: Measured() for name in a.variants}
+    for name, found in measured.items():  # before the times, so that never two UNets are in memory at once
+        found.peak = 0 if a.no_memory else measure_peak(a, name)
+    measure_times(a, measured)
+    title, rows = f"One training step, {a.size} px, {a.dtype}", rows_of(measured)
+    show(f"{title}, {machine()}", HEADERS, rows)
+    if a.docs:
+        text = f"## {title}\n\n{written()}.\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
+        write_section(Path("docs/results.md"), f"step time {a.size}", text)
+    verdict(targets_of(measured, a.size), a.check)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -184,12 +184,9 @@ def _timed(visitor: Visitor, ends: bool = False) -> float:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.command("studio_load", __doc__)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     options = parser.parse_args()
     if options.clients < 2 or options.minutes <= 0:
         parser.error("--clients is at least 2 and --minutes more than 0.")

@@ -7,9 +7,10 @@ from math import isnan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
+from atomdiff.evaluation.pocket_figures import CONTEXTS
+
 from .bench import BASE, Bench, Method, mean
-from .judging import CONTEXTS
-from .report import markdown, show, write_section, written
+from .report import machine, markdown, show, write_section, written
 from .tasks import Task
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -83,16 +84,24 @@ def style_table(bench: Bench, methods: Sequence[Method], task: Task) -> Table:
     return headers, rows
 
 
-def tell(bench: Bench, section: str, title: str, tables: Sequence[tuple[str, Table]], docs: bool) -> None:
-    """Prints the tables; with `docs` publishes the outcomes and writes them into docs/results.md."""
+def tell(
+    bench: Bench,
+    section: str,
+    title: str,
+    tables: Sequence[tuple[str, Table]],
+    docs: bool,
+    page: str = "docs/results.md",
+) -> None:
+    """Prints the tables; with `docs` publishes the outcomes and writes the tables into a page."""
     for name, (headers, rows) in tables:
         show(name, headers, rows)
+    print(f"{machine()}; pictures in {bench.out}")
     if docs:
         bench.ledger.publish()
         drawn = f"{len(CONTEXTS)} contexts × {bench.drawing.each} pictures of {bench.drawing.steps} steps"
         parts = [f"## {title}", f"{written()}: {drawn}."]
         parts += [f"### {name}\n\n{markdown(*table)}" for name, table in tables]
-        write_section(Path("docs/results.md"), section, "\n\n".join(parts))
+        write_section(Path(page), section, "\n\n".join(parts))
 
 
 def _error(values: Sequence[float]) -> str:

@@ -18,6 +18,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from atomdiff.base.stable_diffusion import Base
+from atomdiff.evaluation.pocket_figures import (
+    CONTEXTS,
+    KINDS,
+    OTHERS,
+    Drawing,
+    Figures,
+    StyleJudge,
+    SubjectJudge,
+    style_figures,
+)
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
@@ -25,8 +35,7 @@ from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import PromptTable, encode_pictures, encode_table
 from atomdiff.training.prior_preservation import ClassRequest, class_pictures, default_folder
 
-from .handles import TRIGGER
-from .judging import CONTEXTS, KINDS, OTHERS, Drawing, Figures, StyleJudge, SubjectJudge, style_figures
+from .peers import TRIGGER
 
 PLACES = ("meadow", "room", "desert", "sunset", "blue")
 INK, PAPER = (28, 20, 92), (255, 176, 128)

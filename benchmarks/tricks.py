@@ -12,8 +12,7 @@ from typing import Any
 from atomdiff.training.defaults import POCKET_RATES
 
 from .bench import Bench, Method, parser
-from .judging import Drawing
-from .report import Target, machine, one_sentence, verdict
+from .report import Target, one_sentence, verdict
 from .tables import likeness_table, subject_table, tell
 from .tasks import Task, tuning_subjects
 
@@ -71,20 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [trick.name for trick in TRICKS]
     add("--tricks", nargs="+", default=names, choices=names, metavar="NAME", help="; ".join(names))
     add("--subjects", nargs="+", type=int, default=[1, 2], choices=(1, 2, 3, 4), help="tuning subjects")
-    add("--seeds", type=int, default=1)
-    add("--report", action="store_true", help="train nothing: the tables of what is known")
     a = command.parse_args(arguments)
-    bench = Bench("tricks", a.out, Drawing(a.each, a.draw_steps), a.seeds)
+    bench = Bench.of(a, "tricks")
     tricks = [trick for trick in TRICKS if trick is TOOL or trick.name in a.tricks]
     tasks = [task for number, task in enumerate(tuning_subjects(4), 1) if number in a.subjects]
-    if not a.report:
-        bench.run(tricks, tasks)
+    bench.run(tricks, tasks)
     told = [
         ("On tuning subjects", likeness_table(bench, tricks, tasks)),
         ("Plain likeness, subject by subject", subject_table(bench, tricks, tasks, TOOL)),
     ]
     tell(bench, "tricks", "What else was tried", told, a.docs)
-    print(machine())
     verdict(targets(bench, tricks, tasks), a.check)
 
 

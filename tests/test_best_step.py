@@ -9,18 +9,8 @@ import torch
 from PIL import Image
 
 from atomdiff.evaluation import best_step
-from atomdiff.evaluation.best_step import CONTEXTS, Judged, PocketEyes, best, judge_steps, spread
+from atomdiff.evaluation.best_step import CONTEXTS, Judged, PocketEyes, best, judge_steps
 from atomdiff.pocket.corpus import HEADS
-
-
-def test_spread_is_the_mean_distance_over_pairs_of_different_contexts():
-    vectors = torch.nn.functional.normalize(
-        torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    pairs = [(i, j) for i in range(6) for j in range(6) if i // 2 != j // 2]
-    wanted = 1 - np.mean([float(vectors[i] @ vectors[j]) for i, j in pairs])
-    assert spread(vectors, 2) == pytest.approx(wanted, abs=1e-6)
-    assert spread(torch.ones(4, 1), 1) == pytest.approx(0.0)
 
 
 def test_the_best_is_alike_and_keeps_its_contexts_and_of_equals_the_first():

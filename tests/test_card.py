@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile.concept_files import IDAT, IEND, IHDR, chunk
+from hostile.concept_files import png as joined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,18 +53,7 @@ def png(size: tuple[int, int] = (8, 8)) -> bytes:
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-IHDR = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
-IDAT = chunk(b"IDAT", zlib.compress(b"\0\0\0\0"))
-IEND = chunk(b"IEND")
 CARRIED = chunk(b"atOm", CONCEPT)
-
-
-def joined(*parts: bytes) -> bytes:
-    return card.SIGNATURE + b"".join(parts)
 
 
 def run(*arguments: str | Path):

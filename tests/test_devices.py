@@ -9,6 +9,7 @@ import tiny_models
 import torch
 from accelerate import Accelerator
 
+from atomdiff.evaluation.pocket_figures import Drawing
 from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.pocket.recipe import denoiser, words
 from atomdiff.pocket.recipe.fitting import Schedule, Workshop
@@ -17,8 +18,7 @@ from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.run import train
 from benchmarks import method, tasks
-from benchmarks.handles import fit
-from benchmarks.judging import Drawing
+from benchmarks.peers import fit
 
 FAMILIES = {
     "atoms+dc": {"average_last": 0.7, "gradient_checkpointing": True},
@@ -132,11 +132,8 @@ def test_a_peer_is_trained_and_judged_there(peer, tiny_base, away):
         data = TrainingData(*parts, encode_table(base, ["a sks dog", "a dog"]))
         judge = task.judge(base, Judge(JudgeNet()), Drawing(1, 1, 32))
         handle = peer.attach(base)
-        try:
-            fit(handle, data, 2, 1, 0, peer.rate)
-            with handle.filed(handle.to_bytes()):
-                return judge.judge_all(base, [], handle.asked(task.asked))[0]
-        finally:
-            handle.detach()
+        fit(handle, data, 2, 1, 0, peer.rate)
+        with handle.filed(handle.to_bytes()):
+            return judge.judge_all(handle.base, [], handle.asked(task.asked))[0]
 
     assert away(tiny_base(), judged)["drift"] >= 0

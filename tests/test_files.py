@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile.concept_files import join, parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
@@ -40,16 +41,6 @@ def concept(**changes) -> Concept:
         "training": {"steps": 300, "learning_rate": 0.001, "prompt": "a sks dog & co = 5%", "seed": "0"},
     }
     return Concept(**(values | changes))
-
-
-def parts(data: bytes) -> tuple[dict, bytes]:
-    (size,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + size]), data[8 + size :]
-
-
-def join(header: dict | str, data: bytes) -> bytes:
-    text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    return struct.pack("<Q", len(text)) + text + data
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)

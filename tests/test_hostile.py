@@ -1,4 +1,4 @@
-"""No bytes from a stranger crash, hang, fill the memory or are run: a slice of `benchmarks.hostile`."""
+"""No bytes from a stranger crash, hang, fill the memory or are run: a slice of the campaign."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hostile.carriers import SUFFIXES
 
 from atomdiff.errors import ConceptError
 from atomdiff.files import card, text
 from atomdiff.files.safetensors_file import load_concept
-from benchmarks.hostile.others import SUFFIXES
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_a_slice_of_the_campaign():
     """A process of its own, since an audit hook stays for good."""
-    command = [sys.executable, "-m", "benchmarks.hostile", "--cases", "5000", "--seed", "11", "--check"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "hostile", "--cases", "5000", "--seed", "11", "--check"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.splitlines()[-1] == "all targets met"
@@ -31,8 +31,8 @@ def test_a_slice_of_the_campaign():
 
 def test_the_audit_hook_would_see_a_pickle():
     code = (
-        "import pickle, sys; sys.path.insert(0, '.')\n"
-        "from benchmarks.hostile.campaign import Campaign, Watch\n"
+        "import pickle, sys; sys.path.insert(0, 'tests')\n"
+        "from hostile.campaign import Campaign, Watch\n"
         "campaign = Campaign(Watch())\n"
         "campaign.judge('x', 'file', pickle.loads, pickle.dumps(print))\n"
         "print(campaign.faults)"
@@ -42,7 +42,7 @@ def test_the_audit_hook_would_see_a_pickle():
 
 
 def test_the_campaign_finds_what_breaks_its_rules(monkeypatch):
-    from benchmarks.hostile import campaign as hostile
+    from hostile import campaign as hostile
 
     class Never:  # a hook would stay in this process
         on, seen = False, []

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import SettingsError
+from atomdiff.evaluation.pocket_figures import Drawing
 from atomdiff.pocket import world
 from atomdiff.pocket.judge import Judge, JudgeNet
 from atomdiff.sampling.draw import draw
@@ -19,12 +19,16 @@ from atomdiff.training.recipes import DEFAULT, LADDER
 from benchmarks import bench as runner
 from benchmarks import method, size, tables, tasks, tricks
 from benchmarks.bench import BASE, Bench, Method, mean
-from benchmarks.handles import fingerprint, fit
-from benchmarks.judging import Drawing, diversity, likeness
 from benchmarks.ledger import Case, Ledger, Outcome
+from benchmarks.peers import fit
 from benchmarks.report import write_section
 
 QUICK = Drawing(1, 1, 32)
+
+
+def fingerprint(model: torch.nn.Module) -> list[tuple[str, int]]:
+    """Every weight and its name, to see that a model is what it was."""
+    return [(name, hash(values.detach().numpy().tobytes())) for name, values in model.state_dict().items()]
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +55,16 @@ def test_a_peer_comes_trains_is_filed_and_goes(peer, base, data):
     was, words = fingerprint(base.unet), fingerprint(base.pipe.text_encoder)
     plain = draw(base, "a sks cat", steps=1)[0].tobytes()
     handle = peer.attach(base)
-    try:
-        first = {name: p.detach().clone() for name, p in handle.trained.items()}
-        assert math.isfinite(fit(handle, data, 2, 1, 0, 1e-2))
-        assert any(not torch.equal(p, first[name]) for name, p in handle.trained.items())
-        file = handle.to_bytes()
-        assert 2 * handle.numbers() < len(file)
-        with torch.no_grad():
-            for parameter in handle.trained.values():
-                parameter.zero_()
-        with handle.filed(file):
-            assert draw(base, handle.asked("a sks cat"), steps=1)[0].tobytes() != plain
-    finally:
-        handle.detach()
+    first = {name: p.detach().clone() for name, p in handle.trained.items()}
+    assert math.isfinite(fit(handle, data, 2, 1, 0, 1e-2))
+    assert any(not torch.equal(p, first[name]) for name, p in handle.trained.items())
+    file = handle.to_bytes()
+    assert 2 * handle.numbers() < len(file)
+    with torch.no_grad():
+        for parameter in handle.trained.values():
+            parameter.zero_()
+    with handle.filed(file):
+        assert draw(handle.base, handle.asked("a sks cat"), steps=1)[0].tobytes() != plain
     assert fingerprint(base.unet) == was and fingerprint(base.pipe.text_encoder) == words
     assert not any(p.requires_grad for p in base.unet.parameters())
 
@@ -74,7 +75,6 @@ def test_the_same_seed_trains_the_same(base, data):
         handle = method.LORA.attach(base)
         fit(handle, data, 2, 2, 3, 1e-2)
         files.append(handle.to_bytes())
-        handle.detach()
     assert files[0] == files[1]
 
 
@@ -245,8 +245,7 @@ def test_recipes_are_out_of_order_by_what_they_fall_behind():
 
 def test_the_ladder_and_the_tricks_are_run_as_they_are_asked_for(bench, capsys, monkeypatch):
     monkeypatch.setattr(size, "bytes_on_sd15", lambda recipe: 1000)
-    monkeypatch.setattr(size, "Drawing", lambda *given: QUICK)
-    monkeypatch.setattr(tricks, "Drawing", lambda *given: QUICK)
+    monkeypatch.setattr(runner, "Drawing", lambda *given: QUICK)
     for _ in range(2):  # the second time everything is known
         size.main(["--recipes", "word", "atoms", "--subjects", "1", "--out", str(bench.out)])
         assert capsys.readouterr().out.count("1,000") == 2
@@ -292,18 +291,6 @@ def test_duotone_is_told_from_colour():
     plain = [world.render(scene) for scene in (world.Scene(s, "meadow") for s in world.benchmark_subjects(3))]
     assert not tasks.in_duotone(plain).any()
     assert tasks.in_duotone([tasks.duotone(p) for p in plain]).all()
-
-
-def test_diversity_is_the_difference_within_a_prompt():
-    black, white = (Image.new("RGB", (8, 8), value) for value in ("black", "white"))
-    assert diversity([black, white], 2) == pytest.approx(1.0)
-    assert diversity([black, black, white, white], 2) == 0.0
-    assert diversity([black, white], 1) == 0.0
-
-
-def test_likeness_leaves_out_what_a_plain_coat_hides():
-    assert likeness({"colour": 1.0, "pattern": 0.5, "identity": 0.0, "class": 9.0}) == 0.5
-    assert likeness({"style": 0.25, "class": 1.0}) == 0.25
 
 
 # ------------------------------------------------------------------------------------------- the ledger

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from screenshots import TABS, open_tab
 from test_studio_api import folder, url  # noqa: F401 - fixtures
 
 from atomdiff.files.safetensors_file import load_concept, save_concept
-from benchmarks.screenshots import TABS, open_tab
 from benchmarks.serving import served
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

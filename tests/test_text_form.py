@@ -8,10 +8,11 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from hostile.concept_files import join, parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from test_files import concept, join, parts
+from test_files import concept
 from typer.testing import CliRunner
 
 from atomdiff import cli

@@ -4,8 +4,8 @@ import argparse
 
 import pytest
 import torch
+from test_method_benchmark import fingerprint
 
-from benchmarks.handles import fingerprint
 from benchmarks.transfer import fitting
 from benchmarks.transfer.__main__ import order, table
 from benchmarks.transfer.networks import METHODS, NETWORKS, atom_share, resnet

@@ -23,8 +23,9 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.timeline import Timeline
 from atomdiff.errors import SettingsError
+from atomdiff.evaluation.likeness import likeness, spread
+from atomdiff.evaluation.pocket_figures import in_context
 from atomdiff.evaluation.towers import Tower
-from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.draw import draw
 
@@ -64,9 +65,7 @@ class PocketEyes:
         return self.judge(pictures).identity
 
     def contexts(self, pictures: Sequence[Image.Image], each: int) -> float:
-        wanted = [where.split()[-1] for where in CONTEXTS for _ in range(each)]
-        answers = self.judge(pictures).answers["context"].tolist()
-        return sum(HEADS["context"][a] == w for a, w in zip(answers, wanted, strict=True)) / len(wanted)
+        return in_context(self.judge(pictures), [where.split()[-1] for where in CONTEXTS])
 
 
 @dataclass(frozen=True)
@@ -110,17 +109,10 @@ def judge_steps(
         progress(number, len(steps))
         pictures = drawn([timeline.at(step)], f"{last.trigger} {last.class_word}".strip())
         kept = min(1.0, eyes.contexts(pictures, each) / max(usual, 1e-6))
-        found.append(Judged(step, float((eyes.images(pictures) @ real.T).mean()), kept))
+        found.append(Judged(step, likeness(eyes.images(pictures), real), kept))
     return found
 
 
 def best(judged: Sequence[Judged]) -> Judged:
     """The step with the greatest score; of equal ones the earliest, which has moved least."""
     return max(judged, key=lambda one: (round(one.score, 6), -one.step))
-
-
-def spread(vectors: Tensor, each: int) -> float:
-    """Mean distance of pictures of different contexts; vectors (contexts · each, d)."""
-    groups = vectors.unflatten(0, (-1, each)).mean(1)  # (contexts, d): pairs of all pictures, summed
-    cosines, n = groups @ groups.T, len(groups)
-    return float(1 - (cosines.sum() - cosines.trace()) / (n * (n - 1)))

@@ -21,6 +21,7 @@ from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import ImageError, SettingsError, reason_of
 from atomdiff.evaluation.dreambench import PICTURES, Subject
+from atomdiff.evaluation.likeness import agreement, drift, likeness
 from atomdiff.evaluation.towers import LPIPS, Tower
 from atomdiff.files import atomic
 from atomdiff.files.images import check_folder, open_picture
@@ -209,16 +210,15 @@ def _judged(
     real, figures = photographs(given), {}
     for name, tower in (("DINO", judges.dino), ("CLIP-I", judges.clip)):
         if tower:
-            figures[name] = float((tower.images(drawn) @ tower.images(real).T).mean())
+            figures[name] = likeness(tower.images(drawn), tower.images(real))
     if judges.clip:
         wanted = judges.clip.texts(subject.prompts("")[:prompts]).repeat_interleave(protocol.pictures, 0)
-        figures["CLIP-T"] = float((judges.clip.images(drawn) * wanted).sum(1).mean())
+        figures["CLIP-T"] = agreement(judges.clip.images(drawn), wanted)
     if judges.lpips:
         figures["LPIPS"] = sum(map(judges.lpips.diversity, by_prompt)) / prompts
     tower = judges.dino or judges.clip
     if tower:
-        old, new = (tower.images(_opened(place, "class", protocol)) for place in (before, folder))
-        figures["drift"] = 1 - float((old * new).sum(1).mean())
+        figures["drift"] = drift(*(tower.images(_opened(f, "class", protocol)) for f in (before, folder)))
     return figures
 
 

@@ -10,7 +10,6 @@ system may drop again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from ..report import Target, machine, one_sentence, show, verdict
+from ..report import Target, command, machine, one_sentence, show, verdict
 from .building import build, build_single_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,13 +53,12 @@ class Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
+    parser = command("full_size", __doc__)
     parser.add_argument("--models", nargs="+", default=["sd15", "sd21", "sdxl"])
     parser.add_argument("--forms", nargs="+", default=["folder", "variant", "hub", "file"])
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "atomdiff-full-size")
     parser.add_argument("--keep", action="store_true", help="leave the models on the disk")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     found = [json.loads(text) for text in _kept()]
     for model in a.models:

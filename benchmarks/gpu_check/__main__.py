@@ -81,7 +81,7 @@ def run(setup: Any, checks: dict[str, Any], out: Path, seconds: float) -> list[d
             file.flush()
             print(json.dumps(line, indent=1), flush=True)
 
-        device = torch.cuda.get_device_name() if setup.cuda else platform.machine()
+        device = torch.cuda.get_device_name() if setup.clock.cuda else platform.machine()
         write({"check": "machine", "device": device, "torch": torch.__version__, "toy": setup.toy})
         for name, check in checks.items():
             start = time.monotonic()
@@ -109,8 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     if a.wheels:
         wheels(a.wheels)
         return 0
-    from .checks import CHECKS
-    from .setup import Setup
+    from .checks import CHECKS, Setup
 
     unknown = set(a.only or ()) - CHECKS.keys()
     if unknown:

@@ -15,27 +15,35 @@ import argparse
 import gc
 import math
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from atomdiff.base.stable_diffusion import Base, encode_prompts
 from atomdiff.training.calibration import LORA_RATE, Calibration, calibrate
 
-from ..report import Target, machine, one_sentence, show, verdict
-from .full_size import full_size_base, random_prompt
-from .searching import HAND, SPEC, Trial, Trials, alone, by_hand
-from .trajectory import atoms, change_after, lora, trained_atoms
+from ..bench import Bench, Method
+from ..report import Target, command, machine, one_sentence, show, verdict
+from ..shapes import DTYPES
+from ..tasks import tuning_subjects
+from .speed import SPEC, atoms, change_after, full_size_base, lora, random_prompt, trained_atoms
 from .variants import pocket_variant
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FACTOR = 1.5  # within which the atoms are as fast as LoRA
 WITHIN = 0.03  # of the best likeness of five rates
 SAME = ("pocket", "same function", "widened")
 JUDGED = ("pocket", "epsilon")
-SUBJECT = "tuning 1 rabbit"
+HAND = (
+    6.25e-4,
+    1.25e-3,
+    2.5e-3,
+    5e-3,
+    1e-2,
+)  # of conv atoms, tried by hand; linear ones learn LINEAR times as fast
+LINEAR = 2.0
+COURSE: dict[str, Any] = {
+    "recipe": "atoms+dc", "num_class_images": 16, "max_train_steps": 100, "train_batch_size": 2,
+    "token_learning_rate": 1e-2, "max_drift": 0.0,
+}  # fmt: skip
 
 
 def speed(args: argparse.Namespace) -> list[Target]:
@@ -48,7 +56,7 @@ def speed(args: argparse.Namespace) -> list[Target]:
         seconds = time.process_time() - start
         with lora(base) as groups:
             wanted = change_after(base, groups, args.size)
-        with atoms(base, SPEC, found) as groups:
+        with atoms(base, found) as groups:
             reached = change_after(base, groups, args.size)
         ratio = reached / wanted
         rates = f"{found.learning_rate:g}", f"{found.linear_learning_rate:g}"
@@ -85,31 +93,30 @@ def same(args: argparse.Namespace) -> list[Target]:
 
 def likeness(args: argparse.Namespace) -> list[Target]:
     """The reference is found once, on the pocket: the LoRA rate that its best rate by hand comes to."""
-    trials = Trials(args.out, partial(pocket_variant, out=args.out))
-    rows, targets, lora_rate = [], [], 0.0
+    rows, targets, lora_rate, tasks = [], [], 0.0, tuning_subjects(1)
     for name in args.bases:
-        scores: dict[Trial, dict[str, float]] = {}
-        for trial in by_hand(name, SUBJECT):
-            with alone(args.lock):
-                scores[trial] = trials.run(trial)
-        best = max(scores, key=lambda trial: scores[trial]["likeness"])
+        base = pocket_variant(name, args.out)
+        bench = Bench("rates", args.out / name.replace(" ", "-"), given=base)
+
+        def told(rate: float, linear: float, bench: Bench = bench) -> tuple[float, str]:
+            """The plain likeness of the concept at these rates, and its cell."""
+            method = Method(f"{rate:g}", COURSE | {"learning_rate": rate, "linear_learning_rate": linear})
+            bench.run([method], tasks)
+            (outcome,) = bench.outcomes(method, tasks)
+            return outcome.likeness, f"{outcome.likeness:.2f} ({outcome.figures['drift']:.2f})"
+
+        by_hand = {rate: told(rate, LINEAR * rate) for rate in HAND}
+        best = max(by_hand, key=lambda rate: by_hand[rate])
         if not lora_rate:  # of the first base, the pocket
-            found = rates_on(trials.base(name), LORA_RATE)
-            lora_rate = LORA_RATE * best.rate / found.learning_rate
-        found = rates_on(trials.base(name), lora_rate)
-        with alone(args.lock):
-            rule = trials.run(Trial(name, SUBJECT, found.learning_rate, found.linear_learning_rate))
-        shown = [f"{scores[trial]['likeness']:.2f} ({scores[trial]['class drift']:.2f})" for trial in scores]
+            lora_rate = LORA_RATE * best / rates_on(base, LORA_RATE).learning_rate
+        found = rates_on(base, lora_rate)
+        rule = told(found.learning_rate, found.linear_learning_rate)
         rates = f"{found.learning_rate:g}, {found.linear_learning_rate:g}"
-        rows.append((name, *shown, rates, f"{rule['likeness']:.2f} ({rule['class drift']:.2f})"))
-        lead = rule["likeness"] - scores[best]["likeness"]
+        rows.append((name, *(cell for _, cell in by_hand.values()), rates, rule[1]))
+        lead = rule[0] - by_hand[best][0]
         targets.append(Target(f"{name}: likeness beside the best by hand", lead, low=-WITHIN))
-    headers = (
-        "base",
-        *(f"{rate:g}" for rate in HAND),
-        f"as LoRA at {lora_rate:.2g}",
-        "likeness (class drift)",
-    )
+    hand = (f"{rate:g}" for rate in HAND)
+    headers = ("base", *hand, f"as LoRA at {lora_rate:.2g}", "likeness (class drift)")
     show("Likeness (and drift of the class) by rate of conv atoms, plainly drawn", headers, rows)
     return targets
 
@@ -123,16 +130,14 @@ PARTS: dict[str, Any] = {"speed": speed, "same": same, "likeness": likeness}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rates", description=__doc__)
+    parser = command("rates", __doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--shapes", nargs="+", choices=("sd15", "sdxl"), default=["sd15", "sdxl"])
     parser.add_argument("--size", type=int, default=128, help="pixels a side on the full-size shapes")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the full-size UNets")
     parser.add_argument("--bases", nargs="+", default=list(JUDGED), help="for likeness, the pocket first")
     parser.add_argument("--steps", type=int, default=20, help="of training where concepts must be the same")
-    parser.add_argument("--lock", type=Path, help="hold this file's lock during each training")
     parser.add_argument("--out", type=Path, default=Path("outputs/rates"))
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     if unknown := set(a.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}: give some of {', '.join(PARTS)}")

@@ -22,7 +22,7 @@ from rich.progress import track
 from atomdiff.files.atomic import write_atomically
 
 from .. import ledger
-from ..report import Target, machine, markdown, one_sentence, show, verdict, write_section, written
+from ..report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet
 from .tasks import TASKS
@@ -48,16 +48,12 @@ Shown = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.transfer", description=__doc__.splitlines()[0]
-    )
+    parser = command("transfer", __doc__, docs="docs/results.md")
     parser.add_argument("--quick", action="store_true", help="the ResNet, two tasks, one seed, few epochs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--epochs", type=int, default=30, help="of each training (default 30)")
     parser.add_argument("--out", type=Path, default=Path("outputs/transfer"))
-    parser.add_argument("--docs", action="store_true", help="write the section of docs/results.md")
-    parser.add_argument("--check", action="store_true", help="exit 1 if the paper's order does not hold")
     a = parser.parse_args(arguments)
     networks, names, count = a.networks, list(TASKS), 9600
     a.train, a.rates, pretraining = TRAIN, RATES, 12

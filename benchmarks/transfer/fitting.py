@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from torch.nn.functional import cross_entropy
 from atomdiff.files.atomic import write_atomically
 from atomdiff.pocket import corpus, world
 
-from ..handles import Kept
 from .networks import METHODS, NETWORKS, features
 from .tasks import Data, task_data
 
@@ -87,15 +87,11 @@ def transfer(
     tried = []
     for rate in a.rates:
         torch.manual_seed(seed)
-        kept = Kept(network)
-        parameters = METHODS[method](network)
-        kept.values_of([p for p in network.parameters() if method == "full"])
-        head = nn.Linear(len(features(network, x[:1])[0]), int(y.max()) + 1)
-        try:
-            fit(network, head, [*parameters, *head.parameters()], train, a.epochs, rate, seed)
-            scores = [accuracy(network, head, part) for part in (valid, test, train)]
-        finally:
-            kept.restore()
+        own = copy.deepcopy(network)
+        parameters = METHODS[method](own)
+        head = nn.Linear(len(features(own, x[:1])[0]), int(y.max()) + 1)
+        fit(own, head, [*parameters, *head.parameters()], train, a.epochs, rate, seed)
+        scores = [accuracy(own, head, part) for part in (valid, test, train)]
         found = {"test": scores[1], "gap": scores[2] - scores[1], "rate": rate}
         tried.append((scores[0], found | {"numbers": sum(p.numel() for p in parameters)}))
     return max(tried, key=lambda pair: pair[0])[1]

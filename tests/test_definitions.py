@@ -4,17 +4,15 @@ Every family is put on convolutions of many kernel sizes, strides, dilations, pa
 depthwise (or on linear and 1×1 layers), with random numbers for what it trains. Output, gradient of the input
 and gradients of what is trained are compared with those that autograd finds through the plain definition,
 relative to their size.
-
-    python -m benchmarks.reference --check
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +24,6 @@ from atomdiff.core.families import (
     SpatialAtoms,
 )
 from atomdiff.core.layers import AtomConv2d, AtomLayer, AtomLinear
-from benchmarks.report import Target, show, verdict
 
 Definition = Callable[..., Tensor]
 """From what is trained to ΔW, by the definition."""
@@ -43,51 +40,47 @@ LAYOUTS: list[dict[str, Any]] = [  # of a convolution of 8 by 16 channels
 ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the largest difference of each family; with --check, exits 1 if one is over the limit."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 if a difference is over the limit")
-    check = parser.parse_args(arguments).check
-    worst: dict[str, list[float]] = {}
-    cases: dict[str, int] = {}
-    for name, layer, definition, x in itertools.chain(_convolutions(), _linears()):
-        found = _differences(layer, definition, x)
-        worst[name] = [max(pair) for pair in zip(found, worst.get(name, found), strict=True)]
-        cases[name] = cases.get(name, 0) + 1
-    rows = [(name, cases[name], *(f"{value:.1e}" for value in values)) for name, values in worst.items()]
-    show("Largest difference, relative", ("family", "cases", "output", "∂ input", "∂ trained"), rows)
-    verdict([Target(name, max(values), high=LIMIT) for name, values in worst.items()], check)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_family_of_convolutions_is_its_definition(kernel: tuple[int, int]) -> None:
+    for layout in LAYOUTS:
+        for name, layer, definition, x in _convolutions(kernel, layout):
+            assert max(_differences(layer, definition, x)) < LIMIT, (name, layout)
 
 
-def _convolutions() -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
-    seeded = torch.Generator().manual_seed(0)
-    for kernel, layout in itertools.product(KERNELS, LAYOUTS):
-        k2 = kernel[0] * kernel[1]
-        conv = _frozen(nn.Conv2d(8, 16, kernel, **layout))
-        c_in, x = 8 // conv.groups, torch.randn(2, 8, 14, 13, generator=seeded)
-        for m in sorted({1, k2 // 2 + 1, k2}):
-            basis = subspace.dct_basis(kernel, m)
-            for form in ("map", "weight"):
-                yield "atoms", AtomConv2d(conv, SpatialAtoms(basis), form), _closed(conv, basis), x
-            for G in sorted({1, min(3, c_in), c_in}):
-                recursive = RecursiveAtoms(basis, G, 3, seeded)
-                yield "recursive atoms", AtomConv2d(conv, recursive), _recursive(conv, basis, G), x
-            if c_in % 2 == 0:
-                both = Coefficients(SpatialAtoms(basis), 2)
-                yield "atoms and coefficients", AtomConv2d(conv, both), _coefficients(conv, basis), x
-        for m in (k2, 2 * k2):
-            D = torch.nn.functional.normalize(torch.randn(m, k2, generator=seeded))
-            yield "sparse-coded atoms", AtomConv2d(conv, SparseAtoms(D, 0.1)), _sparse(conv, D), x
-
-
-def _linears() -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
-    seeded = torch.Generator().manual_seed(1)
+def test_blocks_of_linear_layers_are_their_definition() -> None:
     for kc, groups in itertools.product((1, 2, 4), (0, 1, 2)):
-        base: nn.Linear | nn.Conv2d = _frozen(nn.Linear(16, 8))
-        x = torch.randn(2, 5, 16, generator=seeded)
-        if groups:
-            base, x = _frozen(nn.Conv2d(16, 8, 1, groups=groups)), torch.randn(2, 16, 4, 3, generator=seeded)
-        yield "linear atoms (Dc)", AtomLinear(base, kc), _blocks(base, kc), x
+        assert max(_differences(*_linear(kc, groups))) < LIMIT, (kc, groups)
+
+
+def _convolutions(
+    kernel: tuple[int, int], layout: dict[str, Any]
+) -> Iterator[tuple[str, AtomLayer, Definition, Tensor]]:
+    seeded, k2 = torch.Generator().manual_seed(0), kernel[0] * kernel[1]
+    conv = _frozen(nn.Conv2d(8, 16, kernel, **layout))
+    c_in, x = 8 // conv.groups, torch.randn(2, 8, 14, 13, generator=seeded)
+    for m in sorted({1, k2 // 2 + 1, k2}):
+        basis = subspace.dct_basis(kernel, m)
+        for form in ("map", "weight"):
+            yield "atoms", AtomConv2d(conv, SpatialAtoms(basis), form), _closed(conv, basis), x
+        for G in sorted({1, min(3, c_in), c_in}):
+            recursive = RecursiveAtoms(basis, G, 3, seeded)
+            yield "recursive atoms", AtomConv2d(conv, recursive), _recursive(conv, basis, G), x
+        if c_in % 2 == 0:
+            both = Coefficients(SpatialAtoms(basis), 2)
+            yield "atoms and coefficients", AtomConv2d(conv, both), _coefficients(conv, basis), x
+    for m in (k2, 2 * k2):
+        D = torch.nn.functional.normalize(torch.randn(m, k2, generator=seeded))
+        yield "sparse-coded atoms", AtomConv2d(conv, SparseAtoms(D, 0.1)), _sparse(conv, D), x
+
+
+def _linear(kc: int, groups: int) -> tuple[AtomLayer, Definition, Tensor]:
+    """A linear layer, or with groups a 1×1 convolution."""
+    seeded = torch.Generator().manual_seed(1)
+    base: nn.Linear | nn.Conv2d = _frozen(nn.Linear(16, 8))
+    x = torch.randn(2, 5, 16, generator=seeded)
+    if groups:
+        base, x = _frozen(nn.Conv2d(16, 8, 1, groups=groups)), torch.randn(2, 16, 4, 3, generator=seeded)
+    return AtomLinear(base, kc), _blocks(base, kc), x
 
 
 # ----------------------------------------------------------------------------------- the definitions
@@ -175,7 +168,3 @@ def _frozen(layer: Layer) -> Layer:
     for parameter in layer.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
     return layer.requires_grad_(False)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Whether any bytes from a stranger can crash atomdiff, keep it busy, fill its memory or be run by it.
 
-    python -m benchmarks.hostile [--cases 100000] [--seed 0] [--check]
+    PYTHONPATH=tests python -m hostile [--cases 100000] [--seed 0] [--check]
 
 Sound concepts are mutated (bits, bytes, slices, lengths, JSON values, chunks with right checksums) and given
 to every reader: the file, the card, the frames of QR codes, the chat text, the JSON, and whole pictures in
@@ -22,13 +22,14 @@ import tracemalloc
 import warnings
 from pathlib import Path
 
+from made_up import random_concept
+
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.files.safetensors_file import to_bytes
 from benchmarks import report
-from benchmarks.hostile import others
-from benchmarks.hostile.campaign import LARGE_MB, PICTURE_MB, Campaign, Watch, memory, readers
-from benchmarks.hostile.mutations import MUTATORS
-from benchmarks.roundtrips import random_concept
+from hostile import carriers
+from hostile.campaign import LARGE_MB, PICTURE_MB, Campaign, Watch, memory, readers
+from hostile.mutations import MUTATORS
 
 BATCH = 250  # mutated cases between two looks at the memory
 SHARES = {"file": 45, "card": 18, "codes": 14, "text": 10, "JSON": 12, "picture": 1}
@@ -65,7 +66,7 @@ def by_hand(campaign: Campaign, folder: Path) -> int:
     read = readers(folder)
     dice = random.Random(7)
     sound = [to_bytes(random_concept(dice), kind) for kind in ("fp16", "int8", "int4")]
-    cases = others.by_hand(*sound)
+    cases = carriers.by_hand(*sound)
     for name, (reader, data) in cases.items():
         grown: list[float] = []
         with memory(grown):
@@ -97,7 +98,7 @@ def warm_up(folder: Path) -> None:
         for _ in range(30):
             with contextlib.suppress(ConceptError, ImageError):
                 read[name](mutate(data, dice))
-    for reader, group in (("path", others.foreign), ("picture", others.pictures)):
+    for reader, group in (("path", carriers.foreign), ("picture", carriers.pictures)):
         for _, hostile in group(data):
             with contextlib.suppress(Exception):
                 read[reader](hostile)

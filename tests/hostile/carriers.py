@@ -19,8 +19,8 @@ from typing import Any
 
 from atomdiff.files import card, qr, qr_image
 from atomdiff.files.text import to_json, to_text
-from benchmarks.hostile import files
-from benchmarks.hostile.files import IDAT, IEND, IHDR, chunk, header_chunk, png
+from hostile import concept_files
+from hostile.concept_files import IDAT, IEND, IHDR, chunk, header_chunk, png
 
 Case = tuple[str, bytes]
 SUFFIXES = ("safetensors", "png", "json", "txt", "pt", "pth", "ckpt", "bin", "pkl", "npy", "jpg", "webp")
@@ -39,7 +39,7 @@ def by_hand(good: bytes, int8: bytes, int4: bytes) -> dict[str, Case]:
     """All of them, made from sound files in fp16, int8 and int4. Name -> (reader, bytes)."""
     made: dict[str, Case] = {}
     for reader, group in (
-        ("file", files.files(good, int8, int4)),
+        ("file", concept_files.concept_files(good, int8, int4)),
         ("card", cards(good)),
         ("codes", codes(good)),
         ("text", texts(good)),
@@ -90,7 +90,7 @@ def cards(good: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def codes(good: bytes) -> Iterator[tuple[str, bytes]]:
-    """QR codes' bytes, those of several codes as (u16 length, bytes) in a row; see `benchmarks.hostile`."""
+    """QR codes' bytes, those of several codes as (u16 length, bytes) in a row; see `campaign.read_codes`."""
 
     def packed(data: bytes, size: int, layout: int = 0) -> bytes:
         packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, qr.DICTIONARY)

@@ -1,16 +1,19 @@
-"""Short trainings with fixed pictures, noise and timesteps: how far LoRA and atoms get, where bases lead."""
+"""Short trainings with fixed pictures, noise and timesteps, also on the shapes of Stable Diffusion 1.5 and
+SDXL with random weights: how far LoRA and atoms get, where bases lead."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions, encode_prompts
+from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import attach
 from atomdiff.core.spec import AtomSpec
 from atomdiff.training.calibration import LORA_RATE, Calibration
@@ -18,17 +21,51 @@ from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.optimiser import groups_of
 from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 
-from .full_size import random_prompt
-from .searching import SPEC
+from ..shapes import SHAPES, empty_unet
 
+SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
 STEPS = 8  # of real training, by which two speeds are compared
 EPSILON = 1e-3  # Adam's: with a smaller one a gradient of nearly nothing would take a step of either sign
 
 
+def full_size_base(kind: str, dtype: torch.dtype, seed: int = 0) -> Base:
+    """A base of the shape `kind`, its UNet's weights as torch makes them: uniform within ±1/√(inputs)."""
+    from diffusers import DDIMScheduler
+
+    unet = nn.Module.to(empty_unet(SHAPES[kind]), dtype)
+    unet.to_empty(device="cpu")
+    generator = Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in unet.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                bound = module.weight[0].numel() ** -0.5
+                for part in module.parameters(recurse=False):
+                    part.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+    vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(0,) * 4))
+    pipe = SimpleNamespace(unet=unet.eval().requires_grad_(False), vae=vae, scheduler=scheduler)
+    family = {"sd15": "sd1"}.get(kind, kind)
+    return Base(kind, family, pipe, BasePassport(f"{family}-00000000", (0.5,) * 16, kind))
+
+
+def random_prompt(base: Base, seed: int) -> PromptEmbeds:
+    """An embedding of the size that CLIP's last normalisation gives: rms 1."""
+    generator = Generator().manual_seed(seed)
+    hidden = torch.randn(1, 77, base.unet.config.cross_attention_dim, generator=generator).to(base.dtype)
+    pooled = torch.randn(1, 1280, generator=generator).to(base.dtype)
+    return PromptEmbeds(hidden, pooled if base.unet.config.addition_embed_type else None)
+
+
 @contextmanager
-def atoms(base: Base, spec: AtomSpec, found: Calibration) -> Iterator[list[dict[str, Any]]]:
+def atoms(base: Base, found: Calibration) -> Iterator[list[dict[str, Any]]]:
     """Within: the base has atoms; yields parameter groups at the rates that were found."""
-    attached = attach(base.unet, spec)
+    attached = attach(base.unet, SPEC)
     rates = {"conv": found.learning_rate, "linear": found.linear_learning_rate}
     try:
         yield [{"params": own, "lr": rates[name]} for name, own in groups_of(attached).items()]
@@ -72,7 +109,7 @@ def trained_atoms(base: Base, found: Calibration, steps: int) -> Tensor:
     prompt = encode_prompts(base, ["a dog"])
     _, picture = denoising_probes(base, encode_prompts(base, [""]), base.resolution, seed=3)
     generator = Generator().manual_seed(4)
-    with atoms(base, SPEC, found) as groups:
+    with atoms(base, found) as groups:
         adam = torch.optim.AdamW(groups, weight_decay=0.0, eps=EPSILON)
         for _ in range(steps):
             _step(base, adam, prompt, picture, base.resolution, generator)

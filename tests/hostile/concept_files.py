@@ -40,7 +40,7 @@ def header_chunk(width: int = 1, height: int = 1, bits: int = 8, colour: int = 2
 IHDR, IDAT, IEND = header_chunk(), chunk(b"IDAT", zlib.compress(b"\0\0\0\0")), chunk(b"IEND")
 
 
-def files(good: bytes, int8: bytes, int4: bytes) -> Iterator[tuple[str, bytes]]:
+def concept_files(good: bytes, int8: bytes, int4: bytes) -> Iterator[tuple[str, bytes]]:
     """Concept files."""
     header, numbers = parts(good)
     text = json.dumps(header)

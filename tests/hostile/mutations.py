@@ -12,10 +12,11 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from made_up import picture
+
 from atomdiff.errors import ConceptError
 from atomdiff.files import card, qr, qr_image, text
-from benchmarks.hostile.files import chunk, join, parts
-from benchmarks.roundtrips import picture
+from hostile.concept_files import chunk, join, parts
 
 ODD: list[Any] = [
     *(None, True, -1, 0, 2**31, 2**63, 2**64, 10**40, 1e308, 0.5, [], {}, [[]], [1] * 99, {"a": 1}),

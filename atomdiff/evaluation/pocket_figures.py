@@ -1,4 +1,4 @@
-"""What a base that was tuned to a subject or a style draws, against what it should: the judged figures.
+"""What a base that was tuned to a subject or a style draws, against what it should: the judge's figures.
 
 Likeness: shares of pictures whose first colour, second colour (where the coat shows it) and pattern the judge
 names right, and `identity`, the cosine of its embedding to renders of the subject; `five` is the mean cosine
@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
+from atomdiff.evaluation.likeness import diversity, drift, likeness, right
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge, Verdict
@@ -59,8 +60,9 @@ class Drawing:
         )
 
 
-def likeness(figures: Figures) -> float:
-    """Mean of what was judged of first colour, second colour, pattern and identity; a style's share."""
+def overall(figures: Figures) -> float:
+    """The likeness: mean of first colour, second colour, pattern and identity as far as judged; a style's
+    share."""
     known = [figures[key] for key in (*LIKENESS, "style") if key in figures]
     return sum(known) / len(known)
 
@@ -91,11 +93,6 @@ class SubjectJudge:
     def _other_classes(self, base: Base, concepts: list[Concept]) -> list[Image.Image]:
         return self.drawing(base, concepts, [f"a {kind}" for kind in self.others], 1900)
 
-    def likeness(self, base: Base, concepts: list[Concept], prompt: str) -> Figures:
-        """Draws `prompt` in every context and judges that alone."""
-        contexts = [f"{prompt} {world.CONTEXTS[c]}" for c in CONTEXTS]
-        return self._likeness(self.drawing(base, concepts, contexts, 0))
-
     def called(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
         """Draws `prompt` in every context and what it wears, and judges it.
 
@@ -114,7 +111,7 @@ class SubjectJudge:
             (" others", self.before[1], self.judge(self._other_classes(base, concepts))),
         ):
             figures[f"leak{suffix}"] = self._leaked(after)
-            figures[f"drift{suffix}"] = drift(before, after)
+            figures[f"drift{suffix}"] = drift(before.identity, after.identity)
         return figures, pictures
 
     def _likeness(self, pictures: list[Image.Image]) -> Figures:
@@ -122,11 +119,11 @@ class SubjectJudge:
         figures = {"colour": seen.share("colour", s.colour), "pattern": seen.share("pattern", s.pattern)}
         if s.pattern != "plain":
             figures["second"] = seen.share("second", s.second)
-        figures["identity"] = float((seen.identity @ self.centre).mean())
+        figures["identity"] = likeness(seen.identity, self.centre[None])
         if self.five is not None:
-            figures["five"] = float((seen.identity @ self.five.T).mean())
+            figures["five"] = likeness(seen.identity, self.five)
         figures["class"] = seen.share("class", s.kind)
-        figures["context"] = in_context(seen, each)
+        figures["context"] = in_context(seen, CONTEXTS)
         figures["diversity"] = diversity(pictures, each)
         return figures
 
@@ -171,7 +168,7 @@ class StyleJudge:
         figures, pictures = self.called(base, concepts, prompt)
         bare = self._bare(base, concepts)
         figures["leak"] = float(self.in_style(bare).float().mean())
-        figures["drift"] = drift(self.before, self.judge(bare))
+        figures["drift"] = drift(self.before.identity, self.judge(bare).identity)
         return figures, pictures
 
 
@@ -184,33 +181,13 @@ def style_figures(
     return {
         "style": float(in_style(pictures).float().mean()),
         "class": right(seen.answers["class"], wanted, each),
-        "context": in_context(seen, each),
+        "context": in_context(seen, CONTEXTS),
         "diversity": diversity(pictures, each),
     }
 
 
-def right(answers: Tensor, wanted: Tensor, each: int) -> float:
-    """Share of `answers` (prompts x each) that are what their prompt wants (prompts)."""
-    return float((answers.view(len(wanted), each) == wanted[:, None]).float().mean())
-
-
-def in_context(seen: Verdict, each: int) -> float:
-    wanted = torch.tensor([HEADS["context"].index(context) for context in CONTEXTS])
-    return right(seen.answers["context"], wanted, each)
-
-
-def drift(before: Verdict, after: Verdict) -> float:
-    """1 - mean cosine between pictures of the same prompts and seeds."""
-    return 1 - float((before.identity * after.identity).sum(1).mean())
-
-
-def diversity(pictures: Sequence[Image.Image], each: int) -> float:
-    """Root mean square difference between pictures of one prompt, in [0, 1]; 0 where there is one of each.
-
-    Over pairs of n pictures the mean squared difference is twice their variance, n / (n - 1) times.
-    """
-    if each < 2:
-        return 0.0
-    values = np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in pictures])
-    groups = values.reshape(-1, each, values[0].size)
-    return float(np.sqrt(2 * groups.var(1, ddof=1).mean(1)).mean())
+def in_context(seen: Verdict, contexts: Sequence[str]) -> float:
+    """Share of the pictures, equally many of each context in turn, that are seen in it."""
+    answers = seen.answers["context"]
+    wanted = torch.tensor([HEADS["context"].index(context) for context in contexts])
+    return right(answers, wanted, len(answers) // len(contexts))

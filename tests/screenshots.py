@@ -1,6 +1,6 @@
 """The pictures of the studio in the docs: every tab by day and by night, at a desk and on a phone.
 
-    python -m benchmarks.screenshots [--out docs/screens] [--steps 25] [--train-steps 60]
+    PYTHONPATH=. python tests/screenshots.py [--out docs/screens] [--steps 25] [--train-steps 60]
 
 Starts the real studio with an empty library, takes the example concept and walks through the tabs in a real
 browser: draws, compares, trains a little. Writes OUT/TAB.png, and OUT/phone.png with every tab on it, as

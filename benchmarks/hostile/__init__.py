@@ -1,1 +1,0 @@
-"""Hostile input: see `benchmarks/hostile/__main__.py`."""

@@ -1,0 +1,1 @@
+"""Hostile input: see `__main__.py`."""
