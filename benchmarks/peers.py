@@ -22,8 +22,8 @@ from torch import nn
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.base.textual_inversion import TriggerToken, added
 from atomdiff.training.batches import Sampler
-from atomdiff.training.latents import LiveTable
 from atomdiff.training.forward import TrainingData
+from atomdiff.training.latents import LiveTable
 from atomdiff.training.objective import diffusion_loss
 
 TRIGGER = "sks"
