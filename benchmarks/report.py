@@ -19,6 +19,9 @@ from rich.table import Table
 from atomdiff.errors import AtomdiffError
 from atomdiff.files.atomic import write_atomically
 
+Shown = tuple[Sequence[str], Sequence[Sequence[object]]]
+"""Headers and rows."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -41,14 +44,16 @@ class Target:
         return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
 
 
-def command(name: str, about: str | None, docs: str = "") -> argparse.ArgumentParser:
-    """The command line of a benchmark: --check, and --docs where it writes a section of the page `docs`."""
+def command(name: str, about: str | None, docs: str = "", check: bool = True) -> argparse.ArgumentParser:
+    """The command line of a benchmark: --check where there are targets, and --docs where it writes a section
+    of the page `docs`."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
+    if check:
+        made.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     if docs:
         made.add_argument("--docs", action="store_true", help=f"write the section of {docs}")
     return made

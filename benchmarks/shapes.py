@@ -58,24 +58,29 @@ def empty_unet(shape: dict[str, Any]) -> Any:
         return UNet2DConditionModel(**shape)
 
 
+def random_unet(shape: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    """A UNet of this shape with random weights."""
+    return randomized(empty_unet(shape), device, dtype)
+
+
 @torch.no_grad()
-def random_unet(shape: dict[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> Any:
-    """Weights uniform at variance 1 / fan-in, which keeps activations in range: norms are one, biases zero.
-    Drawn in fp32, so that they are the same in every dtype, a layer at a time, so that no second copy is ever
-    in memory; frozen, evaluating."""
-    unet = nn.Module.to(empty_unet(shape), dtype).to_empty(device=device)  # diffusers' own `to` warns
-    generator = torch.Generator(device).manual_seed(seed)
-    for parameter in unet.parameters():
+def randomized(model: Any, device: str, dtype: torch.dtype, gain: float = 1.0) -> Any:
+    """A model without weights, given some: uniform at variance gain² / fan-in, which keeps activations in
+    range; norms are one, biases zero. Drawn in fp32, so that they are the same in every dtype, a layer at a
+    time, so that no second copy is ever in memory; frozen, evaluating."""
+    nn.Module.to(model, dtype).to_empty(device=device)  # diffusers' own `to` warns about a dtype
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.fill_(0)
         else:
-            bound = (3 / parameter[0].numel()) ** 0.5
+            bound = gain * (3 / parameter[0].numel()) ** 0.5
             drawn = torch.empty(parameter.shape, device=device)
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
-    for module in unet.modules():
+    for module in model.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             nn.init.ones_(module.weight)
-    return unet.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

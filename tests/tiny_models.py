@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
 
-from benchmarks.full_size import original_names
+from benchmarks.full_size.original_names import save_single_file
 
+__all__ = ["pipeline", "save_folder", "save_pictures", "save_single_file", "unet"]
 KINDS = ("sd1", "sd2", "sdxl")
 WIDTH = 32  # of every text encoder
 
@@ -181,19 +180,3 @@ def _byte_letters() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(moved))]
-
-
-def save_single_file(pipe: Any, path: Path) -> Path:
-    """The pipeline's weights under the names of the original checkpoints (SD 1.x layout)."""
-    state: dict[str, Tensor] = {}
-    for name, weight in pipe.unet.state_dict().items():
-        state["model.diffusion_model." + original_names.unet_name(name, pipe.unet.config)] = weight
-    for name, weight in pipe.vae.state_dict().items():
-        original = original_names.vae_name(name, len(pipe.vae.config.block_out_channels))
-        as_conv = original.startswith(("encoder.mid.attn", "decoder.mid.attn")) and weight.ndim == 2
-        state["first_stage_model." + original] = weight[:, :, None, None] if as_conv else weight
-    for name, weight in pipe.text_encoder.state_dict().items():
-        prefix = "" if name.startswith("text_model.") else "text_model."
-        state[f"cond_stage_model.transformer.{prefix}{name}"] = weight
-    save_file({name: weight.contiguous() for name, weight in state.items()}, path)
-    return path

@@ -1,8 +1,7 @@
 """Stable Diffusion 1.5, 2.1 and SDXL at their real size with random weights, written as files.
 
 Shapes and configurations are those that the published models have; the tokenizer has CLIP's real
-vocabulary, which open-clip-torch carries. No model is ever held in memory: each tensor is written as it is
-made, in fp16.
+vocabulary, which open-clip-torch carries.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-import math
-from collections.abc import Iterable, Iterator
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from atomdiff.errors import SettingsError
 
-from ..shapes import SD15, SD21, SDXL, empty_unet
-from . import original_names
+from ..shapes import SD15, SD21, SDXL, empty_unet, randomized
+from .original_names import save_single_file
 
 VAE: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512], "latent_channels": 4, "layers_per_block": 2,
@@ -62,101 +60,53 @@ KINDS = {
 }
 
 
-def build(kind: str, folder: Path, variant: str = "") -> Path:
-    """The diffusers folder of a model; `variant` goes into the names of its files."""
-    from diffusers import AutoencoderKL, DDIMScheduler
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+def components(kind: str) -> dict[str, Any]:
+    """The models of a pipeline, without weights, on torch's meta device."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    what, ending = KINDS[kind], f".{variant}" if variant else ""
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if what.xl else "StableDiffusionPipeline"
+    what = KINDS[kind]
+    with torch.device("meta"):
+        made = {"unet": empty_unet(what.unet), "vae": AutoencoderKL(**what.vae)}
+        for number, (shape, projection, activation) in enumerate(what.texts):
+            config = CLIPTextConfig(
+                **shape, vocab_size=49408, max_position_embeddings=77, hidden_act=activation,
+                projection_dim=projection or 512, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
+            )  # fmt: skip
+            text = CLIPTextModelWithProjection if projection else CLIPTextModel
+            made["text_encoder_2" if number else "text_encoder"] = text(config)
+    return made
+
+
+def build(kind: str, folder: Path, variant: str = "") -> Path:
+    """The diffusers folder of a model in fp16; `variant` goes into the names of its files."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    what = KINDS[kind]
+    parts = {
+        name: randomized(model, "cpu", torch.float16, gain=0.5) for name, model in components(kind).items()
     }
-    for name, model in (
-        ("unet", empty_unet(what.unet)), ("vae", _empty(AutoencoderKL, **what.vae)),
-    ):  # fmt: skip
-        model.save_config(folder / name)
-        write(folder / name / f"diffusion_pytorch_model{ending}.safetensors", _shapes(model))
-        index[name] = ["diffusers", type(model).__name__]
-    for number, (shape, projection, activation) in enumerate(what.texts):
-        suffix = "_2" if number else ""
-        text = CLIPTextModelWithProjection if projection else CLIPTextModel
-        config = _text_config(shape, projection, activation)
-        model = _empty(text, config)
-        config.architectures = [text.__name__]
-        config.save_pretrained(folder / f"text_encoder{suffix}")
-        write(folder / f"text_encoder{suffix}" / f"model{ending}.safetensors", _shapes(model))
-        index[f"text_encoder{suffix}"] = ["transformers", text.__name__]
-        write_tokenizer(folder / f"tokenizer{suffix}")
-        index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
-    DDIMScheduler(**SCHEDULE, prediction_type=what.prediction).save_pretrained(folder / "scheduler")
-    index["scheduler"] = ["diffusers", "DDIMScheduler"]
-    if not what.xl:
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    with tempfile.TemporaryDirectory() as vocabulary:
+        write_tokenizer(files := Path(vocabulary) / "clip")
+        for name in [name for name in parts if name.startswith("text_encoder")]:
+            parts[name.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(files)
+    parts["scheduler"] = DDIMScheduler(**SCHEDULE, prediction_type=what.prediction)
+    if what.xl:
+        pipe = StableDiffusionXLPipeline(**parts)
+    else:
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = StableDiffusionPipeline(**parts, **none)
+    pipe.save_pretrained(folder, variant=variant or None)
     return folder
 
 
 def build_single_file(folder: Path, file: Path) -> Path:
     """An SD 1.5 folder as one file under the names of the original checkpoint."""
-    from diffusers import UNet2DConditionModel
-    from safetensors import safe_open
+    from diffusers import StableDiffusionPipeline
 
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    levels = len(VAE["block_out_channels"])
-    shapes: list[tuple[str, tuple[int, ...]]] = []
-    for part, rename in (
-        ("unet", lambda name: "model.diffusion_model." + original_names.unet_name(name, _Config(config))),
-        ("vae", lambda name: "first_stage_model." + original_names.vae_name(name, levels)),
-        ("text_encoder", _text_name),
-    ):
-        (path,) = (folder / part).glob("*.safetensors")
-        with safe_open(path, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                shape, new = tuple(opened.get_slice(name).get_shape()), rename(name)
-                attention = ".mid.attn_1." in new and len(shape) == 2
-                shapes.append((new, (*shape, 1, 1) if attention else shape))
-    write(file, shapes)
-    return file
-
-
-def write(file: Path, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> None:
-    """Random fp16 tensors as a safetensors file, one at a time: weights of variance 1 / fan-in, norms of
-    one."""
-    header: dict[str, Any] = {}
-    place, all_shapes = 0, sorted(shapes)
-    for name, shape in all_shapes:
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [place, place + size]}
-        place += size
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as out:
-        out.write(len(head).to_bytes(8, "little") + head)
-        for name, shape in all_shapes:
-            for block in _blocks(name, shape):
-                out.write(block)
-
-
-def _blocks(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
-    count = math.prod(shape)
-    if len(shape) < 2:
-        value = 1.0 if name.endswith("weight") else 0.0
-        yield np.full(count, value, np.float16).tobytes()
-        return
-    scale = 1.0 if "embedding" in name else 0.5
-    noise = _noise() * np.float32(
-        scale * 0.02 if "embedding" in name else scale / math.sqrt(count / shape[0])
-    )
-    block = noise.astype(np.float16).tobytes()
-    for start in range(0, count, len(noise)):
-        yield block[: 2 * min(len(noise), count - start)]
-
-
-def _noise(cache: list[np.ndarray] = []) -> np.ndarray:  # noqa: B006 - made once
-    if not cache:
-        cache.append(np.random.default_rng(0).standard_normal(1_000_003).astype(np.float32))
-    return cache[0]
+    return save_single_file(StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float16), file)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -182,35 +132,3 @@ def _vocabulary() -> Path:
     if found is None or found.origin is None:
         raise SettingsError("CLIP's vocabulary comes with open-clip-torch: install atomdiff[benchmarks].")
     return Path(found.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
-
-
-class _Config:
-    """A configuration with attributes, as `unet_name` asks."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.__dict__ |= values
-
-
-def _empty(kind: Any, *given: Any, **config: Any) -> Any:
-    import torch
-
-    with torch.device("meta"):
-        return kind(*given, **config)
-
-
-def _text_config(shape: dict[str, Any], projection: int, activation: str) -> Any:
-    from transformers import CLIPTextConfig
-
-    return CLIPTextConfig(
-        **shape, vocab_size=49408, max_position_embeddings=77, hidden_act=activation,
-        projection_dim=projection or 512, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407,
-    )  # fmt: skip
-
-
-def _shapes(model: Any) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-
-
-def _text_name(name: str) -> str:
-    prefix = "" if name.startswith("text_model.") else "text_model."
-    return f"cond_stage_model.transformer.{prefix}{name}"

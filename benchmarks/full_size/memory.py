@@ -9,7 +9,6 @@ is not in it: allow 1 GB more.
 
 from __future__ import annotations
 
-import argparse
 import json
 import weakref
 from collections.abc import Iterator, Sequence
@@ -26,9 +25,9 @@ from atomdiff.core.inject import attach
 from atomdiff.training.defaults import spec_of, suit_recipe
 from atomdiff.training.settings import TrainingSettings
 
-from ..report import markdown, show, written
-from ..shapes import empty_unet
-from .building import KINDS, _text_config
+from ..report import command, markdown, show, written
+from ..shapes import asked
+from .building import KINDS, components
 
 PAGE, KEPT = Path("docs/memory.md"), Path("benchmarks/results/full_size_memory.json")
 BATCHES = (1, 2)
@@ -74,11 +73,11 @@ def activations(kind: str, side: int, batches: Sequence[int]) -> Iterator[int]:
     """Bytes at the peak of one step beside the weights: for each batch without and with checkpointing."""
     from diffusers import UNet2DConditionModel
 
-    what, spec = KINDS[kind], spec_of(suit_recipe(TrainingSettings()))
+    spec = spec_of(suit_recipe(TrainingSettings()))
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(torch.float16)  # tensors without contents cannot be cast in place
         try:
-            unet = UNet2DConditionModel(**what.unet).requires_grad_(False)
+            unet = UNet2DConditionModel(**KINDS[kind].unet).requires_grad_(False)
         finally:
             torch.set_default_dtype(torch.float32)
         attached = attach(unet, spec, seed=0)
@@ -89,46 +88,27 @@ def activations(kind: str, side: int, batches: Sequence[int]) -> Iterator[int]:
                     unet.enable_gradient_checkpointing()
                 else:
                     unet.disable_gradient_checkpointing()
-                yield _step(unet, what.xl, side // 8, batch)
+                yield _step(unet, side, batch)
                 for parameter in attached.parameters():
                     parameter.grad = None
 
 
-def _step(unet: Any, xl: bool, latents: int, batch: int) -> int:
-    half = torch.float16
-    prompts = torch.empty(batch, 77, unet.config.cross_attention_dim, dtype=half)
-    added = None
-    if xl:
-        added = {
-            "text_embeds": torch.empty(batch, 1280, dtype=half),
-            "time_ids": torch.empty(batch, 6, dtype=half),
-        }
+def _step(unet: Any, side: int, batch: int) -> int:
     peak = Peak([*unet.parameters(), *unet.buffers()])
     with peak:
-        noisy = torch.empty(batch, 4, latents, latents, dtype=half)
-        steps = torch.zeros(batch, dtype=torch.int64)
-        answer = unet(noisy, steps, prompts, added_cond_kwargs=added, return_dict=False)[0]
-        answer.float().square().mean().backward()
+        asked(unet, batch, side).of(unet).float().square().mean().backward()
     return peak.peak
 
 
 def weights(kind: str) -> int:
     """Bytes of UNet and text encoders in fp16; the autoencoder is gone during the steps."""
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    what = KINDS[kind]
-    with torch.device("meta"):
-        models: list[Any] = [empty_unet(what.unet)]
-        for shape, projection, activation in what.texts:
-            text = CLIPTextModelWithProjection if projection else CLIPTextModel
-            models.append(text(_text_config(shape, projection, activation)))
+    models = [model for name, model in components(kind).items() if name != "vae"]
     return sum(2 * p.numel() for model in models for p in model.parameters())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size.memory", description=__doc__)
+    parser = command("full_size.memory", __doc__, docs=str(PAGE), check=False)
     parser.add_argument("--models", nargs="+", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--docs", action="store_true", help=f"write {PAGE}")
     a = parser.parse_args()
     found = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     for kind in a.models:

@@ -1,5 +1,6 @@
 """The names of weights in the original Stable Diffusion checkpoints, from diffusers' names."""
 
+from pathlib import Path
 from typing import Any
 
 _FIXED = {
@@ -72,3 +73,21 @@ def vae_name(name: str, levels: int) -> str:
         level, rest = tail.split(".", 1)
         name = f"{head}.up.{levels - 1 - int(level)}.{rest}"
     return name
+
+
+def save_single_file(pipe: Any, path: Path) -> Path:
+    """The pipeline's weights under the names of the original checkpoints (SD 1.x layout)."""
+    from safetensors.torch import save_file
+
+    state: dict[str, Any] = {}
+    for name, weight in pipe.unet.state_dict().items():
+        state["model.diffusion_model." + unet_name(name, pipe.unet.config)] = weight
+    for name, weight in pipe.vae.state_dict().items():
+        original = vae_name(name, len(pipe.vae.config.block_out_channels))
+        as_conv = original.startswith(("encoder.mid.attn", "decoder.mid.attn")) and weight.ndim == 2
+        state["first_stage_model." + original] = weight[:, :, None, None] if as_conv else weight
+    for name, weight in pipe.text_encoder.state_dict().items():
+        prefix = "" if name.startswith("text_model.") else "text_model."
+        state[f"cond_stage_model.transformer.{prefix}{name}"] = weight
+    save_file({name: weight.contiguous() for name, weight in state.items()}, path)
+    return path

@@ -11,6 +11,7 @@ publishes it in benchmarks/results, and writes a section of docs/results.md for 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -22,7 +23,18 @@ from rich.progress import track
 from atomdiff.files.atomic import write_atomically
 
 from .. import ledger
-from ..report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
+from ..report import (
+    Shown,
+    Target,
+    command,
+    machine,
+    markdown,
+    one_sentence,
+    show,
+    verdict,
+    write_section,
+    written,
+)
 from .fitting import TRAIN, pretrained, transfer
 from .networks import METHODS, NETWORKS, atom_share, convnext, resnet
 from .tasks import TASKS
@@ -42,46 +54,51 @@ CLAIMS = (  # of the paper: what is above what, in which figure
     ("atoms above α tuned", "atoms", "α tuned", "test"),
     ("gap of α tuned above atoms'", "α tuned", "atoms", "gap"),
 )
-ORDER = ("claim", "difference", "±", "holds")
 PUBLISHED = ledger.PUBLISHED / "transfer.json"
-Shown = tuple[str, Sequence[str], Sequence[tuple[str, ...]]]
+Results = dict[str, dict[str, float]]
+"""NETWORK/METHOD/TASK/SEED -> figures."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = command("transfer", __doc__, docs="docs/results.md")
-    parser.add_argument("--quick", action="store_true", help="the ResNet, two tasks, one seed, few epochs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--epochs", type=int, default=30, help="of each training (default 30)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/transfer"))
+    add = parser.add_argument
+    add("--quick", action="store_true", help="the ResNet, two tasks, one seed, few epochs")
+    add("--seeds", type=int, default=3)
+    add("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    add("--epochs", type=int, default=30, help="of each training (default 30)")
+    add("--out", type=Path, default=Path("outputs/transfer"))
     a = parser.parse_args(arguments)
-    networks, names, count = a.networks, list(TASKS), 9600
+    names, count = list(TASKS), 9600
     a.train, a.rates, pretraining = TRAIN, RATES, 12
     if a.quick:
-        networks, names, count, a.seeds = networks[:1], names[1:3], 1920, 1
+        a.networks, names, count, a.seeds = a.networks[:1], names[1:3], 1920, 1
         a.epochs, a.rates, pretraining = 6, RATES[1:2], 4
     counted = {name: share() for name, share in COUNTED.items()}
-    rows = [(n, f"{k:,}", f"{w:,}", f"{k / w:.4%}") for n, (k, w) in counted.items()]
+    shares = [(n, f"{k:,}", f"{w:,}", f"{k / w:.4%}") for n, (k, w) in counted.items()]
     title = f"Atoms (the paper: {PAPER_SHARE:.3%} of ResNet-50)"
-    shares: Shown = title, ("network", "atoms", "of", "share"), rows
-    results = run(networks, names, count, pretraining, a)
-    headers = ("method", "numbers", *names, "mean", "gap", "at the edge")
-    learnt: list[Shown] = [(n, headers, table(results, n, names, a.seeds)) for n in networks]
-    for part in (shares, *learnt):
-        show(*part)
-    orders: list[Shown] = [(f"The paper's order, {n}", ORDER, order_table(results, n)) for n in networks]
-    for part in orders:
-        show(*part)
+    results = run(a, names, count, pretraining)
+    shown: dict[str, list[Shown]] = {"": [(("network", "atoms", "of", "share"), shares)]}
+    for network in a.networks:
+        headers = ("method", "numbers", *names, "mean", "gap", "at the edge")
+        tables = (headers, table(results, network, names, a.seeds)), (ORDER, order_table(results, network))
+        shown[network] = list(tables)
+    for network, tables_ in shown.items():
+        for headers, rows in tables_:
+            show(network or title, headers, rows)
     if a.docs:
         setup = f"{a.epochs} epochs, best of {len(a.rates)} rates, {a.seeds} seed{'s' * (a.seeds > 1)}"
-        write_docs(shares, learnt, orders, setup)
+        for network, tables_ in shown.items():
+            about = f"### {network}\n\n{written()}: {setup}."
+            about = about if network else f"## Other networks, other tasks\n\n{LEGEND}\n\n### {title}"
+            text = "\n\n".join([about, *(markdown(*part) for part in tables_)])
+            write_section(Path("docs/results.md"), f"transfer {network}".strip(), text)
     print(machine())
     atoms, weights = counted[LIKE_PAPER]
-    verdict(
-        [Target("atoms' share of ResNet-50", atoms / weights, high=PAPER_SHARE), *order(results)], a.check
-    )
+    paper = Target("atoms' share of ResNet-50", atoms / weights, high=PAPER_SHARE)
+    verdict([paper, *order(results)], a.check)
 
 
+ORDER = ("claim", "difference", "±", "holds")
 LEGEND = """Accuracy on 1,000 pictures (of the digits 797, all there are) after training on 800; 200 others
 choose the rate. Gap: accuracy on the pictures trained on, less that. Numbers: what is trained beside the last
 linear layer. At the edge: cases in which the largest of the rates was the best, so that a larger one might be
@@ -91,45 +108,29 @@ a difference: a claim of the paper holds where the difference is above it, and n
 negative."""
 
 
-def write_docs(shares: Shown, learnt: Sequence[Shown], orders: Sequence[Shown], setup: str) -> None:
-    page = Path("docs/results.md")
-    title, headers, rows = shares
-    text = f"## Other networks, other tasks\n\n{LEGEND}\n\n### {title}\n\n{markdown(headers, rows)}"
-    write_section(page, "transfer", text)
-    for (network, headers, rows), (_, columns, claims) in zip(learnt, orders, strict=True):
-        tables = f"{markdown(headers, rows)}\n{markdown(columns, claims)}"
-        text = f"### {network}\n\n{written()}: {setup}.\n\n{tables}"
-        write_section(page, f"transfer {network}", text)
-
-
-def run(
-    networks: list[str], names: list[str], count: int, pretraining: int, a: argparse.Namespace
-) -> dict[str, dict[str, float]]:
+def run(a: argparse.Namespace, names: Sequence[str], count: int, pretraining: int) -> Results:
     """Everything that is missing from what was published and from OUT/results.json."""
     file = a.out / "results.json"
-    known: dict[str, dict[str, float]] = {}
+    known: Results = {}
     for some in (PUBLISHED, file):
         known |= json.loads(some.read_text()) if some.exists() else {}
-    wanted = {}
-    for network in networks:
-        model = None
-        work = [(m, task, seed) for seed in range(a.seeds) for task in names for m in METHODS]
-        for method, task, seed in track(work, network):
-            key = f"{network}/{method}/{task}/{seed}"
-            setup = f"{key}/{count}/{pretraining}/{a.epochs}/{len(a.rates)}"
-            if setup not in known:
-                model = model or pretrained(network, a.out, count, pretraining)
-                known[setup] = transfer(model, method, task, seed, a)
-                write_atomically(file, json.dumps(known, indent=0, ensure_ascii=False).encode())
-            wanted[key] = known[setup]
+    wanted, models = {}, {}
+    cases = itertools.product(a.networks, range(a.seeds), names, METHODS)
+    for network, seed, task, method in track(list(cases), "cases"):
+        key = f"{network}/{method}/{task}/{seed}"
+        setup = f"{key}/{count}/{pretraining}/{a.epochs}/{len(a.rates)}"
+        if setup not in known:
+            if network not in models:
+                models[network] = pretrained(network, a.out, count, pretraining)
+            known[setup] = transfer(models[network], method, task, seed, a)
+            write_atomically(file, json.dumps(known, indent=0, ensure_ascii=False).encode())
+        wanted[key] = known[setup]
     if a.docs:
         write_atomically(PUBLISHED, json.dumps(known, indent=0, ensure_ascii=False).encode())
     return wanted
 
 
-def table(
-    results: dict[str, dict[str, float]], network: str, names: list[str], seeds: int
-) -> list[tuple[str, ...]]:
+def table(results: Results, network: str, names: list[str], seeds: int) -> list[tuple[str, ...]]:
     rows = []
     for method in METHODS:
         cases = {task: [results[f"{network}/{method}/{task}/{s}"] for s in range(seeds)] for task in names}
@@ -143,7 +144,7 @@ def table(
     return rows
 
 
-def order(results: dict[str, dict[str, float]]) -> list[Target]:
+def order(results: Results) -> list[Target]:
     """The paper's claims, as differences of means over all networks, tasks and seeds."""
     return [
         Target(claim, statistics.fmean(_apart(results, more, less, figure)), low=0.0)
@@ -151,7 +152,7 @@ def order(results: dict[str, dict[str, float]]) -> list[Target]:
     ]
 
 
-def order_table(results: dict[str, dict[str, float]], network: str) -> list[tuple[str, ...]]:
+def order_table(results: Results, network: str) -> list[tuple[str, ...]]:
     """The paper's claims on one network."""
     own = {key: value for key, value in results.items() if key.startswith(f"{network}/")}
     rows: list[tuple[str, ...]] = []
@@ -164,7 +165,7 @@ def order_table(results: dict[str, dict[str, float]], network: str) -> list[tupl
     return rows
 
 
-def _apart(results: dict[str, dict[str, float]], more: str, less: str, figure: str) -> list[float]:
+def _apart(results: Results, more: str, less: str, figure: str) -> list[float]:
     """By how much one method is above another, case by case."""
     cases = [key.split("/") for key in results]
     return [
