@@ -19,7 +19,7 @@ from pathlib import Path
 from atomdiff import pocket
 
 from . import peers
-from .bench import BASE, Bench, Method, parser
+from .bench import BASE, Bench, Method, mean, parser
 from .ledger import Outcome
 from .report import Target, one_sentence, verdict
 from .tables import Table, tell
@@ -57,12 +57,11 @@ class Row:
 
     @property
     def likeness(self) -> float:
-        return statistics.fmean(outcome.likeness for outcome in self.outcomes)
+        return mean(self.outcomes, "likeness")
 
     def mean(self, figure: str) -> float:
         """Over the subjects of which it is known."""
-        known = [o.figures[figure] for o in self.outcomes if figure in o.figures]
-        return statistics.fmean(known) if known else float("nan")
+        return mean(self.outcomes, figure)
 
 
 def score(bench: Bench, method: Method, tasks: Sequence[Task]) -> float:

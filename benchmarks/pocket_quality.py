@@ -8,10 +8,12 @@ itself examined on unseen renders, as they are and as the autoencoder gives them
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -25,7 +27,8 @@ from atomdiff.pocket.recipe import autoencoder
 from atomdiff.sampling.draw import draw
 from atomdiff.sampling.sheets import contact_sheet, save_picture
 
-from .report import Target, command, machine, markdown, one_sentence, show, verdict
+from .report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
+from .shapes import Clock
 
 STEPS, GUIDANCE = 25, 4.0
 LOWEST = {"class": 0.97, "context": 0.97, "colour": 0.97, "pattern": 0.92, "accessory": 0.92, "second": 0.85}
@@ -145,23 +148,19 @@ def confusions(judged: Verdict, truth: dict[str, np.ndarray], most: int = 3) -> 
     return rows
 
 
-def colours_of(base: Base, judge: Judge, prompt: str, count: int) -> int:
-    """How many different main colours `count` pictures of one prompt show."""
-    pictures = draw(base, prompt, count=count, seed=5000, steps=STEPS, guidance=GUIDANCE, batch_size=16)
-    return len(set(judge(pictures).answers["colour"].tolist()))
+def drawn(base: Base, prompts: str | Sequence[str], seed: int, count: int = 1, batch: int = 16) -> list:
+    """`count` pictures of each prompt."""
+    return draw(base, prompts, count=count, seed=seed, steps=STEPS, guidance=GUIDANCE, batch_size=batch)
 
 
 def seconds_a_picture(base: Base, rounds: int = 3) -> float:
     """On two threads, as most laptops have at least."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    times = []
-    for i in range(rounds):
-        start = time.perf_counter()
-        draw(base, "a red dog on the beach", count=4, seed=i, steps=STEPS, guidance=GUIDANCE, batch_size=4)
-        times.append((time.perf_counter() - start) / 4)
+    clock = Clock("cpu", wall=True)
+    times = [clock(partial(drawn, base, "a red dog on the beach", i, 4, 4)) / 4 for i in range(rounds)]
     torch.set_num_threads(threads)
-    return sorted(times)[rounds // 2]
+    return median(times)
 
 
 @dataclass(frozen=True)
@@ -198,28 +197,44 @@ def main() -> None:
     }
     if "other" in judge.heads:
         asked["two subjects"] = pair_requests(a.prompts // 4, seed=10)
-    drawn = {name: draw_each(base, some, 1000 * (k + 1)) for k, (name, some) in enumerate(asked.items())}
-    results = {name: score(asked[name], judge(pictures)) for name, pictures in drawn.items()}
+    pictures = {
+        name: drawn(base, [request.prompt for request in some], 1000 * (k + 1))
+        for k, (name, some) in enumerate(asked.items())
+    }
+    results = {name: score(asked[name], judge(some)) for name, some in pictures.items()}
     known = Examined.of(base, judge, mix, a.out / "renders")
-    headers, rows = table(results, known)
-    show(f"{sum(map(len, asked.values()))} prompts, {STEPS} steps, CFG {GUIDANCE:g}", headers, rows)
-    show("What the judge takes for what", ("of", "most often"), known.errors)
-    simple, first = asked["class + context + one"], drawn["class + context + one"]
+    figures, errors = table(results, known), (("of", "most often, of so many pictures of it"), known.errors)
+    show(f"{sum(map(len, asked.values()))} prompts, {STEPS} steps, CFG {GUIDANCE:g}", *figures)
+    show("What the judge takes for what, on unseen renders", *errors)
+    simple = asked["class + context + one"]
     picked = range(0, len(simple), max(1, len(simple) // 48))
-    sheet = contact_sheet([("", [first[i] for i in picked[k : k + 12]]) for k in range(0, 48, 12)])
-    a.out.mkdir(parents=True, exist_ok=True)
-    save_picture(sheet, a.out / "pocket.png")
+    chosen = [pictures["class + context + one"][i] for i in picked]
+    sheet = contact_sheet([("", chosen[k : k + 12]) for k in range(0, 48, 12)])
+    kept = save_picture(sheet, a.out / "pocket.png")
     renders = torch.from_numpy(corpus.pretraining(a.out / "renders", 512, seed=92, mix=mix).pictures)
-    wanted = targets(results, known)
-    wanted += [
+    dogs = judge(drawn(base, "a dog", 5000, 64)).answers["colour"]
+    megabytes = sum(file.stat().st_size for file in a.base.rglob("*.safetensors")) / 1e6
+    wanted = [
+        *targets(results, known),
         Target("autoencoder on unseen renders", autoencoder.psnr(base.vae, renders), low=32, unit="dB"),
-        Target("colours of 'a dog' x 64", colours_of(base, judge, "a dog", 64), low=8),
+        Target("colours of 'a dog' x 64", len(dogs.unique()), low=8),
         Target("a picture at batch 4", seconds_a_picture(base), high=1.0, unit="s"),
-        Target("the whole", megabytes(a.base), high=40, unit="MB"),
+        Target("the whole", megabytes, high=40, unit="MB"),
     ]
     if a.docs:
-        prompts = [simple[i].prompt for i in picked]
-        _write_docs((headers, rows), known.errors, wanted, a.out / "pocket.png", prompts)
+        shutil.copyfile(kept, Path("docs/pocket.png"))
+        text = f"""{written()}.
+
+![pictures of the pocket model](pocket.png)
+
+From {simple[0].prompt!r} to {simple[picked[-1]].prompt!r}: one picture each, not chosen.
+
+{markdown(*figures)}
+{markdown(("target", "measured", "wanted", "met"), [target.row for target in wanted])}
+What the judge takes for what, on unseen renders:
+
+{markdown(*errors)}"""
+        write_section(Path("docs/pocket.md"), "quality", text)
     print(machine())
     verdict(wanted, a.check)
 
@@ -244,41 +259,6 @@ def targets(results: dict[str, dict[str, float]], known: Examined) -> list[Targe
         made += [Target(f"judge, {h}, {where}", exam[h], low=0.97) for h in HEADS if h in exam]
         made.append(Target(f"judge, subject first of 50, {where}", exam["identity"], low=0.97))
     return made
-
-
-def megabytes(folder: Path) -> float:
-    return sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6
-
-
-def _write_docs(
-    figures: tuple[tuple, list[tuple]],
-    errors: list[tuple[str, str]],
-    wanted: list[Target],
-    sheet: Path,
-    prompts: list[str],
-) -> None:
-    docs = Path("docs")
-    shutil.copyfile(sheet, docs / "pocket.png")
-    met = [
-        (t.name, f"{t.value:.3g} {t.unit}", f"{t.wanted} {t.unit}", "yes" if t.met else "no")
-        for t in wanted
-        if t.value is not None
-    ]
-    (docs / "pocket.md").write_text(
-        f"# The pocket model\n\nWritten by `python -m benchmarks.pocket_quality --docs` on {machine()}.\n\n"
-        + "![pictures of the pocket model](pocket.png)\n\n"
-        + f"From {prompts[0]!r} to {prompts[-1]!r}: one picture each, not chosen.\n\n"
-        + markdown(*figures)
-        + "\n"
-        + markdown(("target", "measured", "wanted", "met"), met)
-        + "\nWhat the judge takes for what, on unseen renders:\n\n"
-        + markdown(("of", "most often, of so many pictures of it"), errors)
-    )
-
-
-def draw_each(base: Base, asked: list[Request], seed: int) -> list:
-    """One picture for each request."""
-    return draw(base, [r.prompt for r in asked], seed=seed, steps=STEPS, guidance=GUIDANCE, batch_size=16)
 
 
 if __name__ == "__main__":

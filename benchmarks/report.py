@@ -43,6 +43,14 @@ class Target:
     def wanted(self) -> str:
         return f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
 
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """Name, figure, what is wanted, and whether that is met."""
+        wanted = f"{self.wanted} {self.unit}".strip()
+        if self.value is None:
+            return self.name, "not measured", wanted, ""
+        return self.name, f"{self.value:.4g} {self.unit}".strip(), wanted, "yes" if self.met else "NO"
+
 
 def command(name: str, about: str | None, docs: str = "", check: bool = True) -> argparse.ArgumentParser:
     """The command line of a benchmark: --check where there are targets, and --docs where it writes a section
@@ -132,19 +140,7 @@ def verdict(targets: Sequence[Target], check: bool) -> None:
     What was not measured is neither met nor missed."""
     measured = [t for t in targets if t.value is not None]
     missed = [t for t in measured if not t.met]
-    show(
-        "Targets",
-        ("target", "measured", "wanted", "met"),
-        [
-            (
-                t.name,
-                "not measured" if t.value is None else f"{t.value:.4g} {t.unit}".strip(),
-                f"{t.wanted} {t.unit}".strip(),
-                "" if t.value is None else "yes" if t.met else "NO",
-            )
-            for t in targets
-        ],
-    )
+    show("Targets", ("target", "measured", "wanted", "met"), [target.row for target in targets])
     if missed:
         print("missed: " + "; ".join(f"{t.name} {t.value:.4g} (wanted {t.wanted})" for t in missed))
     elif measured == list(targets):

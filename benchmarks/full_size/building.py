@@ -60,12 +60,11 @@ KINDS = {
 }
 
 
-def components(kind: str) -> dict[str, Any]:
+def components(what: Kind) -> dict[str, Any]:
     """The models of a pipeline, without weights, on torch's meta device."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    what = KINDS[kind]
     with torch.device("meta"):
         made = {"unet": empty_unet(what.unet), "vae": AutoencoderKL(**what.vae)}
         for number, (shape, projection, activation) in enumerate(what.texts):
@@ -78,14 +77,14 @@ def components(kind: str) -> dict[str, Any]:
     return made
 
 
-def build(kind: str, folder: Path, variant: str = "") -> Path:
+def build(kind: str | Kind, folder: Path, variant: str = "") -> Path:
     """The diffusers folder of a model in fp16; `variant` goes into the names of its files."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
     from transformers import CLIPTokenizer
 
-    what = KINDS[kind]
+    what = kind if isinstance(kind, Kind) else KINDS[kind]
     parts = {
-        name: randomized(model, "cpu", torch.float16, gain=0.5) for name, model in components(kind).items()
+        name: randomized(model, "cpu", torch.float16, gain=0.5) for name, model in components(what).items()
     }
     with tempfile.TemporaryDirectory() as vocabulary:
         write_tokenizer(files := Path(vocabulary) / "clip")

@@ -102,7 +102,7 @@ def _step(unet: Any, side: int, batch: int) -> int:
 
 def weights(kind: str) -> int:
     """Bytes of UNet and text encoders in fp16; the autoencoder is gone during the steps."""
-    models = [model for name, model in components(kind).items() if name != "vae"]
+    models = [model for name, model in components(KINDS[kind]).items() if name != "vae"]
     return sum(2 * p.numel() for model in models for p in model.parameters())
 
 

@@ -14,7 +14,6 @@ PYTHONPATH=site:.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import re
@@ -24,43 +23,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..report import command
+
 MOST = 60e6  # bytes of wheels
 NEEDED = (
     "accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "pillow", "regex", "rich", "safetensors",
-    "tokenizers", "transformers", "typer",
+    "tokenizers", "transformers", "typer", "anyio", "certifi", "filelock", "fsspec", "h11", "httpcore",
+    "httpx", "idna", "importlib-metadata", "markdown-it-py", "mdurl", "packaging", "psutil", "pygments",
+    "pyyaml", "requests", "charset-normalizer", "urllib3", "shellingham", "sniffio", "tqdm",
+    "typing-extensions", "zipp", "click", "xformers",
 )  # fmt: skip
-BESIDE = (
-    "anyio", "certifi", "filelock", "fsspec", "h11", "httpcore", "httpx", "idna",
-    "importlib-metadata",
-    "markdown-it-py", "mdurl", "packaging", "psutil", "pygments", "pyyaml", "requests", "charset-normalizer",
-    "urllib3", "shellingham", "sniffio", "tqdm", "typing-extensions", "zipp", "click", "xformers",
-)  # fmt: skip
-PLATFORMS = (
-    "manylinux_2_28_x86_64",
-    "manylinux_2_27_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux2014_x86_64",
-)
+MANYLINUX = ("_2_28", "_2_27", "_2_17", "2014")
 
 
 def wheels(folder: Path) -> None:
     """Downloads what is needed beside PyTorch, as tested (requirements.txt). Exits 1 if it is too much."""
     text = Path("requirements.txt").read_text("utf-8")
     pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", text, re.MULTILINE))
-    wanted = [f"{name}=={pins[name]}" if name in pins else name for name in (*NEEDED, *BESIDE)]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--python-version",
-    ]
-    command += ["3.12", "--implementation", "cp", "-d", str(folder)]
-    command += [part for name in PLATFORMS for part in ("--platform", name)]
-    subprocess.run([*command, *wanted], check=True)
+    wanted = [f"{name}=={pins[name]}" if name in pins else name for name in NEEDED]
+    options = ["download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
+    options += ["--implementation", "cp", "-d", str(folder)]
+    options += [f"--platform=manylinux{version}_x86_64" for version in MANYLINUX]
+    subprocess.run([sys.executable, "-m", "pip", *options, *wanted], check=True)
     size = sum(file.stat().st_size for file in folder.glob("*.whl"))
     print(f"{size / 1e6:.1f} MB in {folder}")
     if size > MOST:
@@ -98,7 +82,7 @@ def run(setup: Any, checks: dict[str, Any], out: Path, seconds: float) -> list[d
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser = command("gpu_check", __doc__, check=False)
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu_check.jsonl"))
     parser.add_argument("--seconds", type=float, default=450.0, help="no check is begun after so many")
     parser.add_argument("--only", nargs="*", help="these checks")

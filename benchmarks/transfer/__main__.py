@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables = (headers, table(results, network, names, a.seeds)), (ORDER, order_table(results, network))
         shown[network] = list(tables)
     for network, tables_ in shown.items():
-        for headers, rows in tables_:
-            show(network or title, headers, rows)
+        for columns, rows in tables_:
+            show(network or title, columns, rows)
     if a.docs:
         setup = f"{a.epochs} epochs, best of {len(a.rates)} rates, {a.seeds} seed{'s' * (a.seeds > 1)}"
         for network, tables_ in shown.items():
