@@ -8,9 +8,10 @@ import torch
 from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Verdict
-from benchmarks import report
+from benchmarks import mixed_batch, report, step_time
 from benchmarks.pocket_quality import Request, requests, score
 from benchmarks.report import Target, markdown, verdict
+from benchmarks.shapes import TOY_SD15, random_unet
 
 
 def test_requests_name_what_they_want():
@@ -51,6 +52,26 @@ def test_check_names_what_was_missed(capsys):
     verdict([targets[1], Target("small", None, high=3)], check=True)
     shown = capsys.readouterr().out.strip().splitlines()
     assert shown[-1] == "1 targets met; 1 not measured" and any("not measured" in line for line in shown[:-1])
+
+
+def test_steps_and_batches_are_timed_at_toy_size(monkeypatch, capsys):
+    monkeypatch.setattr(step_time, "SD15", TOY_SD15)
+    monkeypatch.setattr(mixed_batch, "SD15", TOY_SD15)
+    step_time.main(["--size", "64", "--rounds", "1", "--no-memory"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in step_time.VARIANTS) and "attaching" in told
+    mixed_batch.main(["--size", "64", "--batch", "2", "--rounds", "1"])
+    told = capsys.readouterr().out
+    for figure in ("2 concepts, first step", "swap of one", "trainings: together", "1,000 resident concepts"):
+        assert figure in told
+    with pytest.raises(SystemExit):
+        step_time.main(["--size", "100"])
+
+
+def test_weights_are_the_same_in_every_dtype():
+    exact, half = (random_unet(TOY_SD15, "cpu", dtype) for dtype in (torch.float32, torch.float16))
+    pairs = zip(exact.parameters(), half.parameters(), strict=True)
+    assert all(torch.equal(one.half(), other) for one, other in pairs)
 
 
 def test_markdown_tables():
