@@ -129,7 +129,5 @@ def _vocabulary() -> Path:
     SettingsError."""
     found = importlib.util.find_spec("open_clip")
     if found is None or found.origin is None:
-        raise SettingsError(
-            "CLIP's vocabulary is in open-clip-torch: pip install --no-deps open-clip-torch."
-        )
+        raise SettingsError("CLIP's vocabulary is in open-clip-torch: pip install --no-deps open-clip-torch.")
     return Path(found.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
