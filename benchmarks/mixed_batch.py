@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -44,8 +44,14 @@ def base_of(unet: Any) -> Base:
     return Base("random", "sd1", SimpleNamespace(unet=unet), passport_of(unet, "sd1", "random"))
 
 
-def random_concepts(base: Base, count: int, precision: str = "int8") -> list[Concept]:
-    """Concepts of the default's layers with random numbers, as files of this precision hold them."""
+WORD = {"token": (2, 1, 768)}  # SD 1.5's
+
+
+def random_concepts(
+    base: Base, count: int, precision: str = "int8", word: Mapping[str, Sequence[int]] = WORD
+) -> list[Concept]:
+    """Concepts of the default's layers with random numbers, as files of this precision hold them; `word` are
+    the shapes of their words' vectors."""
     attached = inject.attach(base.unet, SPEC)
     shapes = {name: atoms.shape for name, atoms in attached.read().items()}
     attached.detach()
@@ -53,7 +59,7 @@ def random_concepts(base: Base, count: int, precision: str = "int8") -> list[Con
     for seed in range(count):
         g = torch.Generator().manual_seed(seed)
         atoms = {name: 0.05 * torch.randn(shape, generator=g) for name, shape in shapes.items()}
-        token = {"token": torch.randn(2, 1, 768, generator=g)}
+        token = {name: torch.randn(*shape, generator=g) for name, shape in word.items()}
         concept = Concept.of(base.unet, SPEC, atoms, base.passport, trigger="sks", token=token)
         made.append(from_bytes(to_bytes(concept, precision)))
     return made

@@ -1,4 +1,5 @@
-"""The real studio in a process of its own, for benchmarks and tests that meet it from outside."""
+"""The real studio, or the real service, in a process of its own, for benchmarks and tests that meet it from
+outside."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,13 @@ ROOT = Path(__file__).parent.parent
 PATIENCE = 300  # seconds until it is open
 
 
+STUDIO = ("app.py",)
+SERVICE = ("-c", "from atomdiff.cli import main; main()", "serve")
+
+
 @dataclass(frozen=True)
 class Served:
-    """A studio that runs: where it is, its process, and what it wrote to its terminal."""
+    """What runs: where it is, its process, and what it wrote to its terminal."""
 
     port: int
     process: subprocess.Popen
@@ -31,8 +36,9 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path, *flags: str) -> Iterator[Served]:
-    """A studio with its pictures in `folder`/out and its library in `folder`/concepts, until the block ends.
+def served(folder: Path, *flags: str, command: Sequence[str] = STUDIO) -> Iterator[Served]:
+    """A studio, or with `SERVICE` the service, which keeps its own in `folder`/out and has its library in
+    `folder`/concepts, until the block ends.
 
     Raises RuntimeError if it does not open.
     """
@@ -44,11 +50,11 @@ def served(folder: Path, *flags: str) -> Iterator[Served]:
     log = folder / "log"
     with log.open("w") as terminal:
         process = subprocess.Popen(
-            [sys.executable, "app.py", *own, *flags],
+            [sys.executable, *command, *own, *flags],
             cwd=ROOT,
             stdout=terminal,
             stderr=terminal,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
         )
         try:
             _wait(process, log)
@@ -60,7 +66,7 @@ def served(folder: Path, *flags: str) -> Iterator[Served]:
 
 def _wait(process: subprocess.Popen, log: Path) -> None:
     end = time.monotonic() + PATIENCE
-    while "is open at" not in log.read_text():
+    while "Ctrl-C ends it" not in log.read_text():
         if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"The studio did not open:\n{log.read_text()[-2000:]}")
+            raise RuntimeError(f"It did not open:\n{log.read_text()[-2000:]}")
         time.sleep(0.1)

@@ -18,10 +18,10 @@ from atomdiff.files import card
 from atomdiff.files.safetensors_file import to_bytes
 from atomdiff.sampling import previews
 from atomdiff.sampling.infotext import parse
+from atomdiff.serving.bases import BaseInfo
+from atomdiff.serving.job_queue import JobStatus
 from atomdiff.studio import draw_form, drawing, html, png_info
-from atomdiff.studio.bases import BaseInfo
 from atomdiff.studio.drawing import DrawRequest
-from atomdiff.studio.job_queue import JobStatus
 from atomdiff.studio.session import Options, Studio
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files.safetensors_file import load_concept
+from atomdiff.serving.job_queue import JobQueue
+from atomdiff.serving.training_jobs import Timing
+from atomdiff.serving.training_session import MORE, TrainingRequest, TrainingSession, TrainingStatus
 from atomdiff.studio import draw_form, drawing, inspection, library_view
 from atomdiff.studio.drawing import DrawRequest
-from atomdiff.studio.job_queue import JobQueue
 from atomdiff.studio.tabs import train, training_view
-from atomdiff.studio.training_jobs import Timing
-from atomdiff.studio.training_session import MORE, TrainingRequest, TrainingSession, TrainingStatus
 
 ROOT = Path(__file__).parent.parent
 FEW = {"max_train_steps": 3, "with_prior_preservation": False, "recipe": "atoms"}

@@ -33,22 +33,25 @@ class Mixer:
         self._base, self._layers = base, layers
 
     def told(
-        self, prompts: Sequence[str], each: Sequence[Sequence[Weighted]], negative: str = ""
+        self,
+        prompts: Sequence[str],
+        each: Sequence[Sequence[Weighted]],
+        negative: str | Sequence[str] = "",
     ) -> dict[str, Any]:
-        """Prepares the UNet for these prompts, each with its own concepts (which may be none), and returns
-        what the pipeline is to be told instead of prompts."""
+        """Prepares the UNet for these prompts, each with its own concepts (which may be none) and negative
+        prompt (or one for all), and returns what the pipeline is to be told instead of prompts."""
         keys = [_key(some) for some in each]
         first = dict(zip(reversed(keys), reversed(each), strict=True))
         maps = {key: mixed_maps(some) for key, some in first.items()}
         self._layers.rows([maps[key] for key in keys])
-        embeds = same_length(self._base, self._encoded(prompts, keys, first, negative))
+        avoided = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        embeds = same_length(self._base, self._encoded([*prompts, *avoided], [*keys, *keys], first))
         return pipeline_arguments(embeds[: len(prompts)], embeds[len(prompts) :])
 
     def _encoded(
-        self, prompts: Sequence[str], keys: Sequence[Any], first: dict[Any, Sequence[Weighted]], negative: str
+        self, texts: Sequence[str], owners: Sequence[Any], first: dict[Any, Sequence[Weighted]]
     ) -> list[PromptEmbeds]:
-        """Every prompt and then every negative one, read with the words of its concepts."""
-        texts, owners = [*prompts, *[negative] * len(prompts)], [*keys, *keys]
+        """Every text, read with the words of the concepts of its owner."""
         found: dict[int, PromptEmbeds] = {}
         for key, some in first.items():
             mine = [i for i, owner in enumerate(owners) if owner == key]

@@ -33,7 +33,16 @@ def save_picture(
     """
     path = Path(path)
     check_suffix(path, carries=concept is not None)
-    kind = FORMATS[path.suffix.lower()]
+    data = picture_bytes(image, FORMATS[path.suffix.lower()], parameters)
+    if concept is not None:
+        from atomdiff.files.card import embed  # reads concepts, so it needs torch; pictures alone do not
+
+        data = embed(data, concept)
+    return atomic.write(path, data, "The picture", ImageError)
+
+
+def picture_bytes(image: Image, kind: str = "PNG", parameters: str | None = None) -> bytes:
+    """The bytes of a PNG, JPEG or WEBP with its generation text inside, see `save_picture`."""
     text = image.info.get("parameters", "") if parameters is None else parameters
     options: dict[str, Any] = {"quality": 95} if kind != "PNG" else {}
     if text and kind == "PNG":
@@ -45,12 +54,7 @@ def save_picture(
         options["exif"] = _user_comment(text)
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    data = buffer.getvalue()
-    if concept is not None:
-        from atomdiff.files.card import embed  # reads concepts, so it needs torch; pictures alone do not
-
-        data = embed(data, concept)
-    return atomic.write(path, data, "The picture", ImageError)
+    return buffer.getvalue()
 
 
 def check_suffix(path: Path, carries: bool = False) -> None:

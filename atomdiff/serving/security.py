@@ -7,10 +7,12 @@ pass."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import re
 import socket
+import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,9 +96,50 @@ async def _refuse(scope: dict[str, Any], send: Any, status: int, sentence: str) 
     await answer(send, status, sentence)
 
 
-async def answer(send: Any, status: int, sentence: str) -> None:
+class Bounded:
+    """The body of a request, as ASGI hands it over, up to a number of bytes and within some seconds.
+
+    `exceeded` and `late` say that it was too long, or slow; then reading it raises ValueError."""
+
+    def __init__(self, receive: Any, bound: int, scope: dict[str, Any], seconds: float | None = None) -> None:
+        self._receive, self._left = receive, bound
+        self._end = None if seconds is None else time.monotonic() + seconds
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        self.exceeded, self.late, self._whole = not length.isdigit() or int(length) > bound, False, False
+
+    async def __call__(self) -> dict[str, Any]:
+        message = await self._next()
+        self._whole = self._whole or not message.get("more_body", False)
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.exceeded = True
+            raise ValueError("The body is longer than it may be.")
+        return message
+
+    async def _next(self) -> dict[str, Any]:
+        if self._end is None or self._whole:  # what comes after the body is only that the client left
+            return await self._receive()
+        try:
+            return await asyncio.wait_for(self._receive(), self._end - time.monotonic())
+        except asyncio.TimeoutError:
+            self.late = True
+            raise ValueError("The body did not come in time.") from None
+
+
+def told(path: str, sentence: str) -> dict[str, Any]:
+    """How a sentence is told there: as OpenAI's clients expect it where they ask."""
+    if path.startswith("/v1/"):
+        kind = "invalid_request_error"
+        return {"error": {"message": sentence, "type": kind, "param": None, "code": None}}
+    return {"error": sentence}
+
+
+async def answer(
+    send: Any, status: int, sentence: str, *headers: tuple[bytes, bytes], path: str = ""
+) -> None:
     """Answers a request with one sentence, as JSON."""
-    body = json.dumps({"error": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    body = json.dumps(told(path, sentence)).encode()
+    length = (b"content-length", str(len(body)).encode())
+    headers = ((b"content-type", b"application/json"), length, *headers)
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": body})

@@ -18,13 +18,13 @@ from atomdiff.files.images import open_picture
 from atomdiff.files.read_any import Source
 from atomdiff.sampling.infotext import parse
 from atomdiff.sampling.settings import USUAL, parse_size
+from atomdiff.serving.job_queue import Job
+from atomdiff.serving.training_session import TrainingRequest, TrainingSession
 from atomdiff.studio import drawing, inspection, library_view, png_info
 from atomdiff.studio.drawing import DrawRequest
 from atomdiff.studio.history import Entry
 from atomdiff.studio.identity import owner
-from atomdiff.studio.job_queue import Job
 from atomdiff.studio.session import Studio
-from atomdiff.studio.training_session import TrainingRequest, TrainingSession
 
 
 def add_endpoints(studio: Studio) -> None:

@@ -16,11 +16,11 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from atomdiff.errors import SettingsError, sentence_of
+from atomdiff.serving.log_limits import limit_logs
 from atomdiff.serving.security import HostCheck
 from atomdiff.studio import theme
 from atomdiff.studio.api import add_endpoints
 from atomdiff.studio.identity import VisitorCookie
-from atomdiff.studio.log_limits import limit_logs
 from atomdiff.studio.security import RequestFilter
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs.compare import compare_tab

@@ -18,8 +18,8 @@ from atomdiff.sampling.hints import before_drawing
 from atomdiff.sampling.infotext import Generation, parse
 from atomdiff.sampling.prompts import expanded, for_each, styled
 from atomdiff.sampling.settings import USUAL, DrawingSettings
+from atomdiff.serving.job_queue import Job
 from atomdiff.studio.history import Entry
-from atomdiff.studio.job_queue import Job
 from atomdiff.studio.session import Studio
 
 if TYPE_CHECKING:

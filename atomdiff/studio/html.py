@@ -7,7 +7,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from atomdiff.studio.job_queue import JobStatus
+from atomdiff.serving.job_queue import JobStatus
 
 
 def progress(status: JobStatus) -> str:

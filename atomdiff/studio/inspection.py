@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atomdiff.studio.job_queue import Job
+from atomdiff.serving.job_queue import Job
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,7 +13,7 @@ import logging
 import re
 from typing import Any
 
-from atomdiff.serving.security import answer
+from atomdiff.serving.security import Bounded, answer
 
 API = "/gradio_api/"
 ASSETS = ("/assets/", "/static/", "/svelte/", f"{API}theme.css", "/theme.css", "/favicon.ico", "/robots.txt")
@@ -46,9 +46,9 @@ class RequestFilter:
             await answer(send, 401, "Log in first.")
         else:
             bound = MAX_UPLOADS if path.startswith(f"{API}upload") else MAX_REQUEST
-            await self._pass(scope, _Bounded(receive, bound, scope), send, stranger and path == "/")
+            await self._pass(scope, Bounded(receive, bound, scope), send, stranger and path == "/")
 
-    async def _pass(self, scope: dict[str, Any], receive: _Bounded, send: Any, hide: bool) -> None:
+    async def _pass(self, scope: dict[str, Any], receive: Bounded, send: Any, hide: bool) -> None:
         """Lets a request through; `hide` blanks what the page to log in on tells of the endpoints."""
         begun = False
 
@@ -77,23 +77,6 @@ class RequestFilter:
                 return
             log.warning("a request to %r was not understood", scope["path"][:80], exc_info=error)
             await answer(send, 400, "The request is not understood; /?view=api shows what is.")
-
-
-class _Bounded:
-    """The body of a request, as ASGI hands it over, up to a number of bytes."""
-
-    def __init__(self, receive: Any, bound: int, scope: dict[str, Any]) -> None:
-        self._receive, self._left = receive, bound
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        self.exceeded = not length.isdigit() or int(length) > bound
-
-    async def __call__(self) -> dict[str, Any]:
-        message = await self._receive()
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            self.exceeded = True
-            raise ValueError("The body is longer than it may be.")
-        return message
 
 
 def _known(path: str) -> bool:

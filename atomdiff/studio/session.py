@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from atomdiff.errors import AtomdiffError, SettingsError
 from atomdiff.sampling.prompts import Style, load_styles
-from atomdiff.studio.bases import Bases
+from atomdiff.serving.bases import Bases
+from atomdiff.serving.job_queue import JobQueue
+from atomdiff.serving.trainings import Trainings
 from atomdiff.studio.history import History
-from atomdiff.studio.job_queue import JobQueue
-from atomdiff.studio.trainings import Trainings
 
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.sampling.infotext import parse
+from atomdiff.serving.job_queue import Job
 from atomdiff.studio import draw_form, drawing, html
 from atomdiff.studio.identity import owner
-from atomdiff.studio.job_queue import Job
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
 from atomdiff.studio.tabs.draw_settings import DrawSettings

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.sampling.settings import SAMPLERS, USUAL
+from atomdiff.serving.bases import BaseInfo
 from atomdiff.studio import draw_form, drawing, html
-from atomdiff.studio.bases import BaseInfo
 from atomdiff.studio.draw_form import ROWS, STRENGTHS
 from atomdiff.studio.drawing import DrawRequest
 from atomdiff.studio.session import Studio

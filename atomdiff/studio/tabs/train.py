@@ -13,15 +13,8 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError, ImageError
-from atomdiff.studio import html
-from atomdiff.studio.identity import owner
-from atomdiff.studio.session import Studio
-from atomdiff.studio.tabs import parts
-from atomdiff.studio.tabs.concepts import ConceptsTab
-from atomdiff.studio.tabs.draw import DrawTab
-from atomdiff.studio.tabs.training_view import training_view
-from atomdiff.studio.training_jobs import TIMING
-from atomdiff.studio.training_session import (
+from atomdiff.serving.training_jobs import TIMING
+from atomdiff.serving.training_session import (
     MAX_PICTURES,
     MORE,
     QUALITIES,
@@ -29,6 +22,13 @@ from atomdiff.studio.training_session import (
     split_captions,
     steps_of,
 )
+from atomdiff.studio import html
+from atomdiff.studio.identity import owner
+from atomdiff.studio.session import Studio
+from atomdiff.studio.tabs import parts
+from atomdiff.studio.tabs.concepts import ConceptsTab
+from atomdiff.studio.tabs.draw import DrawTab
+from atomdiff.studio.tabs.training_view import training_view
 from atomdiff.training.settings import TrainingSettings
 
 LABELS = {

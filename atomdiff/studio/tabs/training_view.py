@@ -9,13 +9,13 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.errors import SettingsError
+from atomdiff.serving.training_session import MAX_STEPS, TrainingSession, TrainingStatus
 from atomdiff.studio import html
 from atomdiff.studio.identity import owner
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
 from atomdiff.studio.tabs.concepts import ConceptsTab
 from atomdiff.studio.tabs.draw import DrawTab
-from atomdiff.studio.training_session import MAX_STEPS, TrainingSession, TrainingStatus
 
 EMPTY = html.empty(
     "Teach it your subject",

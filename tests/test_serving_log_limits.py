@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from atomdiff.studio.log_limits import LENGTH, TIMES, RateLimit
+from atomdiff.serving.log_limits import LENGTH, TIMES, RateLimit
 
 
 def breaking(message: str) -> BaseException:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from atomdiff.errors import SettingsError
-from atomdiff.studio.job_queue import MAX_WAITING, JobQueue, JobStatus
+from atomdiff.serving.job_queue import MAX_WAITING, JobQueue, JobStatus
 
 
 @pytest.fixture

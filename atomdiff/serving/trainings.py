@@ -1,7 +1,7 @@
-"""All trainings of a studio: begun, queued, stopped, taken up again and kept.
+"""All trainings of a server: begun, queued, stopped, taken up again and kept.
 
 A training goes on whether anyone looks or not; a page only asks how far it is. What a stopped one, or one
-whose studio was stopped, has reached is kept, and it can go on from there."""
+whose server was stopped, has reached is kept, and it can go on from there."""
 
 from __future__ import annotations
 
@@ -17,36 +17,52 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.errors import SettingsError
-from atomdiff.studio import training_jobs
-from atomdiff.studio.bases import Bases
-from atomdiff.studio.job_queue import Job, JobQueue
-from atomdiff.studio.training_jobs import Timings
-from atomdiff.studio.training_session import TrainingRequest, TrainingSession, TrainingStatus, defaults_of
+from atomdiff.serving import training_jobs
+from atomdiff.serving.bases import Bases
+from atomdiff.serving.job_queue import Job, JobQueue
+from atomdiff.serving.training_jobs import Timings
+from atomdiff.serving.training_session import TrainingRequest, TrainingSession, TrainingStatus, defaults_of
 
 if TYPE_CHECKING:
     from atomdiff.library import Entry, Library
 
 
 class Trainings:
-    """The trainings in `folder`/trainings; `mark` makes of an owner what stands for them in files."""
+    """The trainings in `folder`/trainings; `mark` makes of an owner what stands for them in files.
 
-    def __init__(self, folder: Path, queue: JobQueue, bases: Bases, mark: Callable[[str], str]) -> None:
+    An owner may have `each` under way. `kept` is told of every finished one, see `training_jobs.train`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        queue: JobQueue,
+        bases: Bases,
+        mark: Callable[[str], str],
+        each: int = 1,
+        kept: Callable[[TrainingSession], str] = lambda session: "",
+    ) -> None:
         self._queue, self._bases, self._mark = queue, bases, mark
+        self._each, self._kept = each, kept
         self._timings = Timings(folder / "timings.json")
         self.folder = folder / "trainings"
         self.folder.mkdir(exist_ok=True)
         self._sessions: dict[str, TrainingSession] = {}
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
-        for kept in self.folder.iterdir():
+        for found in self.folder.iterdir():
             with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-                self._sessions[kept.name] = TrainingSession.read(kept)
+                self._sessions[found.name] = TrainingSession.read(found)
 
     def of(self, owner: str) -> list[TrainingSession]:
         """The owner's, the latest first."""
         with self._lock:
             own = [session for session in self._sessions.values() if session.owner == self._mark(owner)]
         return sorted(own, key=lambda session: -session.made)
+
+    def all(self) -> list[TrainingSession]:
+        """Everybody's."""
+        with self._lock:
+            return list(self._sessions.values())
 
     def get(self, owner: str, ident: str) -> TrainingSession:
         """One of the owner's. Raises SettingsError if there is none."""
@@ -57,7 +73,7 @@ class Trainings:
 
     def start(self, owner: str, request: TrainingRequest) -> TrainingSession:
         """Begins a training, or queues it. Raises SettingsError or ImageError for what cannot work."""
-        self._refuse_second(owner)
+        self._refuse_more(owner)
         self._bases.check(request.base)
         folder = self.folder / secrets.token_hex(16)
         settings = request.settings(self._bases.info(request.base), folder)
@@ -80,10 +96,26 @@ class Trainings:
         session = self.get(owner, ident)
         if session.status().state not in ("stopped", "failed"):
             raise SettingsError("Only a training that was stopped can go on.")
-        self._refuse_second(owner)
+        self._refuse_more(owner)
         session.settings = replace(session.settings, resume_from_checkpoint="latest")
         self._submit(session)
         return session
+
+    def take_up_all(self) -> int:
+        """Takes up every training that was stopped with its server; returns how many there are."""
+        stopped = [session for session in self._sessions.values() if session.status().state == "stopped"]
+        for session in sorted(stopped, key=lambda session: session.made):
+            session.settings = replace(session.settings, resume_from_checkpoint="latest")
+            self._submit(session)
+        return len(stopped)
+
+    def drop(self, owner: str, ident: str, patience: float = 60) -> None:
+        """Stops a training, if it is under way, and forgets it. Raises SettingsError if there is none."""
+        session, job = self.get(owner, ident), self._jobs.get(ident)
+        if job is not None:
+            job.cancel()
+            job.wait(patience)
+        self.delete(owner, session.ident)
 
     def stop(self, owner: str) -> int:
         """Stops the owner's training after the step at hand, and keeps it; returns how many there were."""
@@ -167,13 +199,16 @@ class Trainings:
         class_pictures = 0 if drawn else defaults_of(info).num_class_images
         return steps, timing.seconds(settings, class_pictures), timing.size
 
-    def _refuse_second(self, owner: str) -> None:
-        if any(not self.status(session).over for session in self.of(owner)):
+    def _refuse_more(self, owner: str) -> None:
+        under_way = sum(not self.status(session).over for session in self.of(owner))
+        if under_way >= self._each == 1:
             raise SettingsError("One training at a time: yours is under way, wait for it or stop it.")
+        if under_way >= self._each:
+            raise SettingsError(f"{under_way} of your trainings are under way: let one finish, or stop one.")
 
     def _submit(self, session: TrainingSession) -> None:
         session.change(state="waiting", stage="", error="", seconds_left=None)
-        work = training_jobs.train(session, self._bases, self._queue)
+        work = training_jobs.train(session, self._bases, self._queue, self._kept)
         self._jobs[session.ident] = self._queue.submit(_job_owner(session.owner), work, background=True)
 
 

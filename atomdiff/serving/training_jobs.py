@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
 from atomdiff.files.atomic import write_atomically
-from atomdiff.studio.bases import Bases
-from atomdiff.studio.job_queue import Job, JobQueue
-from atomdiff.studio.training_session import TrainingSession
+from atomdiff.serving.bases import Bases
+from atomdiff.serving.job_queue import Job, JobQueue
+from atomdiff.serving.training_session import TrainingSession
 from atomdiff.training.reporting import Reporter, StepRecord
 
 if TYPE_CHECKING:
@@ -37,8 +37,13 @@ NOT_TIMED = ("instance_data_dir", "output_dir", "name", "class_word", "trigger",
 log = logging.getLogger(__name__)
 
 
-def train(session: TrainingSession, bases: Bases, queue: JobQueue) -> Callable[[Job], None]:
-    """The work of a training."""
+def train(
+    session: TrainingSession,
+    bases: Bases,
+    queue: JobQueue,
+    kept: Callable[[TrainingSession], str] = lambda session: "",
+) -> Callable[[Job], None]:
+    """The work of a training; `kept` is told of a finished one, and gives the id under which it is kept."""
 
     def work(job: Job) -> None:
         from atomdiff.training import run as training
@@ -56,12 +61,12 @@ def train(session: TrainingSession, bases: Bases, queue: JobQueue) -> Callable[[
                     stop=lambda: job.cancelled,
                     between=reporter.between_steps,
                 )
-            session.change(state="done", seconds_left=None)
+            session.change(state="done", seconds_left=None, concept=kept(session))
         except Interrupted:
             session.change(state="stopped", seconds_left=None)
             raise
         except BaseException as error:
-            broke = "The training broke off; the terminal that the studio runs in shows why."
+            broke = "The training broke off; the terminal that the server runs in shows why."
             session.change(state="failed", error=str(error) if isinstance(error, AtomdiffError) else broke)
             raise
         finally:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files.atomic import write_atomically
-from atomdiff.studio.bases import BaseInfo
+from atomdiff.serving.bases import BaseInfo
 from atomdiff.training.defaults import FULL_SIZE, POCKET, FamilyDefaults, name_everything, suit_recipe
 from atomdiff.training.settings import TrainingSettings
 
@@ -54,6 +54,8 @@ class TrainingRequest:
     more: Mapping[str, Any] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
     """Names of pictures, without endings -> what is in them; these go before the files."""
+    samples: bool = True
+    """Whether pictures are drawn of each kept state."""
 
     def __post_init__(self) -> None:
         pictures, captions = self.split
@@ -74,9 +76,7 @@ class TrainingRequest:
             )
         for name in self.more:
             if name not in MORE + TEXTS:
-                raise SettingsError(
-                    f"The studio has no setting {str(name)[:40]!r}: {', '.join(MORE + TEXTS)}."
-                )
+                raise SettingsError(f"There is no setting {str(name)[:40]!r}: {', '.join(MORE + TEXTS)}.")
 
     @property
     def split(self) -> tuple[tuple[Path, ...], dict[str, Path]]:
@@ -104,7 +104,8 @@ class TrainingRequest:
             "sample_batch_size": info.batch,
         }
         settings = suit_recipe(name_everything(TrainingSettings(**(dict(self.more) | fixed))))
-        return replace(settings, validation_prompt=settings.validation_prompt or settings.instance_prompt)
+        usual = settings.instance_prompt if self.samples else ""
+        return replace(settings, validation_prompt=settings.validation_prompt or usual)
 
     def copy_files(self, folder: Path, captions: bool = True) -> None:
         """Keeps the pictures, in order and under names of our own, with their captions. Raises OSError."""
@@ -132,6 +133,8 @@ class TrainingStatus:
     losses: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
     error: str = ""
+    concept: str = ""
+    """Its id in the library, where a finished training is kept there."""
 
     @property
     def over(self) -> bool:
@@ -192,7 +195,7 @@ class TrainingSession:
         return timeline.steps if timeline else ()
 
     def save(self) -> None:
-        """Writes what a later studio needs to know."""
+        """Writes what a later start needs to know."""
         about = {
             "owner": self.owner,
             "made": self.made,
@@ -203,7 +206,7 @@ class TrainingSession:
 
     @classmethod
     def read(cls, folder: Path) -> TrainingSession:
-        """A training of an earlier studio, stopped if it was under way. Raises ValueError, KeyError,
+        """A training of an earlier start, stopped if it was under way. Raises ValueError, KeyError,
         TypeError or OSError for one that cannot be read."""
         about = json.loads((folder / "training.json").read_text("utf-8"))
         settings = TrainingSettings(**about["settings"])

@@ -17,7 +17,7 @@ from atomdiff.errors import Interrupted, SettingsError, sentence_of
 
 MAX_WAITING = 8  # jobs of one owner that wait at a time: one person cannot fill the queue
 OVER = ("done", "cancelled", "failed")
-DEFECT = "Something went wrong inside the studio; the terminal that it runs in shows what."
+DEFECT = "Something went wrong inside the server; the terminal that it runs in shows what."
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,12 @@ class Job:
     def cancel(self) -> None:
         """Stops the job: at once if it waits, else at its next step."""
         self._cancelled.set()
+        with self._lock:
+            waits = self._status.state == "waiting"
+            if waits:
+                self._status = replace(self._status, state="cancelled")
+        if waits:
+            self._end("cancelled")
 
     @property
     def cancelled(self) -> bool:
@@ -109,9 +115,11 @@ class Job:
 
     def run(self) -> None:
         """Does the work; the queue calls it. Nothing is raised: `status` tells what went wrong."""
+        with self._lock:
+            if self._status.state != "waiting":
+                return
+            self._status = replace(self._status, state="running")
         try:
-            self._check()
-            self._change(state="running")
             assert self._work is not None
             self._work(self)
             self._end("done")
@@ -120,7 +128,7 @@ class Job:
         except Exception as error:
             sentence = sentence_of(error)
             if sentence is None:
-                log.exception("a job of the studio failed")
+                log.exception("a job failed")
             self._end("failed", sentence or DEFECT)
 
     def _check(self) -> None:
@@ -153,7 +161,7 @@ class JobQueue:
         """Puts a job at the end of the queue. Raises SettingsError if the owner has too many there."""
         with self._change:
             if self._closed:
-                raise SettingsError("The studio is closing: start it again.")
+                raise SettingsError("The server is closing: ask again once it is back.")
             waiting = sum(job.owner == owner for job in self._unfinished())
             if waiting >= MAX_WAITING:
                 raise SettingsError(f"{waiting} of your jobs wait already: let one finish, or cancel one.")
@@ -171,13 +179,12 @@ class JobQueue:
             return any(not job.background for job in self._unfinished())
 
     def run_foreground(self) -> None:
-        """Runs what waits and is not in the background. For a background job, on the queue's thread, at a
-        moment when the device is as it found it."""
-        while True:
-            with self._change:
-                job = next((job for job in self._unfinished() if not job.background), None)
-            if job is None:
-                return
+        """Runs what waits now and is not in the background; what comes meanwhile waits for the next call, so
+        that both go on. For a background job, on the queue's thread, at a moment when the device is as it
+        found it."""
+        with self._change:
+            waiting = [job for job in self._unfinished() if not job.background]
+        for job in waiting:
             job.run()
 
     def current(self, owner: str) -> Job | None:

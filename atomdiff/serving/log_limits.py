@@ -13,7 +13,13 @@ from typing import Any
 
 TIMES = 3  # that a place is told of
 LENGTH = 4000  # letters of a traceback, its end
-TOLD = ("atomdiff.studio.job_queue", "atomdiff.studio.security", "atomdiff.studio.app", "uvicorn.error")
+TOLD = (
+    "atomdiff.serving.job_queue",
+    "atomdiff.serving.app",
+    "atomdiff.studio.security",
+    "atomdiff.studio.app",
+    "uvicorn.error",
+)
 """The loggers that a visitor can cause to write."""
 
 

@@ -1,4 +1,4 @@
-"""The base models of a studio: one on the device at a time, and what is known of the others."""
+"""The base models of a server: one on the device at a time, and what is known of the others."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class Bases:
         return self._info.get(name) or self._info[self.default]
 
     def check(self, name: str) -> None:
-        """Raises SettingsError if the studio was not started with this base."""
+        """Raises SettingsError if the server was not started with this base."""
         if name not in self.names:
             raise SettingsError(
-                f"The studio was not started with the base {name!r}; it has {', '.join(self.names)}."
+                f"The server was not started with the base {name!r}; it has {', '.join(self.names)}."
             )
 
     def get(self, name: str) -> Base:

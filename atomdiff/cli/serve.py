@@ -1,0 +1,77 @@
+"""The command that answers over HTTP: `serve`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.errors import SettingsError
+
+
+@app.command()
+@one_sentence
+def serve(
+    base: Annotated[
+        str, typer.Option(help="pocket, sd15, sd21, sdxl, a diffusers folder, a file or a hub id.")
+    ] = "pocket",
+    concepts: Annotated[
+        Path | None, typer.Option(help="The folder of concepts; by default your own library.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where trainings are kept.")] = Path("outputs/serve"),
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets others on the network in, with --token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any that is free.")] = 7870,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="ATOMDIFF_TOKEN",
+            help="Answer only to who sends it, `Authorization: Bearer TOKEN`; may be given several times, "
+            "each has requests and trainings of its own. Others on this machine see it here, not in the "
+            "environment variable.",
+            show_envvar=True,
+        ),
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name under which a reverse proxy reaches it, as for the studio."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Pictures drawn together; 0 is what suits the base.")] = 0,
+    window: Annotated[float, typer.Option(help="Seconds that a picture waits for others.")] = 0.05,
+    max_pixels: Annotated[int, typer.Option(help="Of a picture; 0 is 4 times the base's area.")] = 0,
+    max_steps: Annotated[int, typer.Option(help="Of a picture.")] = 100,
+    max_pictures: Annotated[int, typer.Option(help="Of a request.")] = 8,
+    max_waiting: Annotated[int, typer.Option(help="Pictures that may wait; then 429 is answered.")] = 64,
+    max_seconds: Annotated[float, typer.Option(help="From a request to its pictures; then 503.")] = 600,
+    max_upload: Annotated[int, typer.Option(help="MiB of a request that brings files.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+) -> None:
+    """Draw and train over HTTP: A1111's and OpenAI's API, many concepts in one batch."""
+    from atomdiff.cli.arguments import load_base
+
+    try:
+        from atomdiff.serving.app import listen, run
+        from atomdiff.serving.limits import Limits
+        from atomdiff.serving.service import Options, Service
+    except ImportError as error:
+        raise SettingsError(f"{error.name} is missing: pip install 'atomdiff[serve]'.") from None
+    limits = Limits(
+        max_pixels, max_steps, max_pictures, max_waiting, max_seconds, max_upload << 20, batch=batch,
+        window=window,
+    )  # fmt: skip
+    load = functools.partial(load_base, device=device, dtype=dtype, given=True)
+    tokens, hosts = tuple(token or ()), tuple(allowed_hosts or ())
+    options = Options(load, base, concepts, out, host, tokens, hosts, limits)
+    listening = listen(host, port)
+    typer.echo(f"base: {base}")
+    service = Service(options)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}"
+    run(service, listening, lambda: typer.echo(f"Serving at {address} (Ctrl-C ends it)."))

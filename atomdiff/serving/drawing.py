@@ -1,0 +1,151 @@
+"""Pictures of different requests in one call of the UNet: each with its own prompts, concepts and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
+from atomdiff.sampling.settings import DrawingSettings, used
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.core.blocks import Strength
+    from atomdiff.sampling.img2img import Start
+    from atomdiff.sampling.resident import Resident
+
+NOT_FINITE = "The picture turned into NaN: lower the guidance, or the strengths of its concepts."
+MAX_HELD = 256 << 20  # bytes of concepts that are held ready; those not used for longest make room
+
+Step = Callable[[int, int], None]
+"""Told of every step: how many are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A concept as it travels: its file's bytes and their checksum."""
+
+    sha256: str
+    data: bytes
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture. `settings` are filled in for the base, their concepts `Stored`; `start` is a picture to
+    start from, of the size in the settings."""
+
+    base: str
+    settings: DrawingSettings
+    start: Start | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for pictures that can share a batch."""
+        s, masked = self.settings, self.start is not None and self.start.mask is not None
+        return self.base, s.steps, s.guidance, s.size, s.sampler, s.strength, self.start is None, masked
+
+
+class Drawer:
+    """Draws on one base, whose concepts it holds ready between batches."""
+
+    def __init__(self, base: Base) -> None:
+        from atomdiff.sampling.resident import Residents
+
+        self.base = base
+        self.residents = Residents(base)
+
+    def draw(self, wanted: Sequence[Wanted], step: Step) -> list[Image | AtomdiffError]:
+        """The pictures, all of one key; in the place of each that cannot be drawn its error: the others are
+        drawn all the same. Raises what `step` raises (`Interrupted`)."""
+        made: dict[int, Image | AtomdiffError] = {}
+        ready: dict[int, list[tuple[Resident, Strength]]] = {}
+        for i, one in enumerate(wanted):
+            try:
+                ready[i] = [(self._resident(c), strength) for c, strength in one.settings.concepts]
+            except AtomdiffError as error:
+                made[i] = error
+        if ready:
+            made |= self._drawn(wanted, ready, list(ready), step)
+        self._make_room()
+        return [made[i] for i in range(len(wanted))]
+
+    def _drawn(
+        self, wanted: Sequence[Wanted], ready: dict[int, Any], together: list[int], step: Step
+    ) -> dict[int, Image | AtomdiffError]:
+        """Some of the pictures; if the batch breaks, each alone, so that it breaks for the one alone that
+        broke it."""
+        try:
+            images = self._batch([wanted[i] for i in together], [ready[i] for i in together], step)
+            return dict(zip(together, images, strict=True))
+        except Interrupted:
+            raise
+        except AtomdiffError as error:
+            if len(together) == 1:
+                return {together[0]: error}
+        made: dict[int, Image | AtomdiffError] = {}
+        for i in together:
+            made |= self._drawn(wanted, ready, [i], step)
+        return made
+
+    def _batch(self, wanted: Sequence[Wanted], concepts: Sequence[Any], step: Step) -> list[Image]:
+        import numpy as np
+        import torch
+
+        from atomdiff.sampling import img2img
+        from atomdiff.sampling.mixed import mixer
+        from atomdiff.sampling.pipeline import with_scheduler
+
+        common, starts = wanted[0].settings, [one.start for one in wanted if one.start is not None]
+        width, height = common.size or (0, 0)
+        noise = {"num_inference_steps": common.steps, "width": width, "height": height}
+        base = img2img.with_pipeline(self.base, starts[0].mask is not None) if starts else self.base
+        steps = img2img.steps_done(common.steps, starts[0].strength) if starts else common.steps
+
+        def tell(pipe: Any, number: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if not tensors["latents"].isfinite().all():
+                raise SettingsError(NOT_FINITE)
+            step(min(number + 1, steps), steps)
+            return {}
+
+        with torch.no_grad(), with_scheduler(base, common), mixer(base) as mixed:
+            told = mixed.told(
+                [one.settings.prompt for one in wanted], concepts, [one.settings.negative for one in wanted]
+            )
+            made = base.pipe(
+                **told,
+                **(img2img.arguments(starts, common.steps) if starts else noise),
+                guidance_scale=common.guidance,
+                generator=[torch.Generator("cpu").manual_seed(one.settings.seed) for one in wanted],
+                callback_on_step_end=tell,
+                output_type="np",
+            ).images  # (b, h, w, 3)
+        if not np.isfinite(made).all():
+            raise SettingsError(NOT_FINITE)
+        made = base.pipe.image_processor.numpy_to_pil(made)
+        if starts:
+            made = [start.finished(image) for start, image in zip(starts, made, strict=True)]
+        for one, image, own in zip(wanted, made, concepts, strict=True):
+            named = [used(resident.title, strength, resident.sha256) for resident, strength in own]
+            plain = replace(one.settings, acting="plain")
+            image.info["parameters"] = str(plain.generation(self.base.name, named))
+        return list(made)
+
+    def _resident(self, concept: Stored) -> Resident:
+        """Held ready, and the last to make room. Raises ConceptError for a concept of another base."""
+        from atomdiff.files.safetensors_file import from_bytes
+
+        held = self.residents.held.pop(concept.sha256, None)
+        if held is None:
+            return self.residents.add(from_bytes(concept.data), concept.sha256)
+        self.residents.held[concept.sha256] = held
+        return held
+
+    def _make_room(self) -> None:
+        while self.residents.nbytes > MAX_HELD:
+            self.residents.drop(next(iter(self.residents.held.values())))
