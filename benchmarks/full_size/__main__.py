@@ -28,15 +28,21 @@ from .building import build, build_single_file
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "full_size.json"
-LOADING = {
-    "ours": "from atomdiff.base.stable_diffusion import load_base\nload_base(ref, dtype=torch.bfloat16)\n",
-    "diffusers": (
-        "from diffusers import DiffusionPipeline\n"
-        "options = dict(variant='fp16') if list(__import__('pathlib').Path(ref).glob('unet/*.fp16.*')) "
-        "else {}\nDiffusionPipeline.from_pretrained(ref, dtype=torch.bfloat16, use_safetensors=True, "
-        "**options)\n"
-    ),
-}
+LOADING = """\
+import pathlib, torch
+ref = pathlib.Path({ref!r})
+{load}
+"""
+OURS = "from atomdiff.base.stable_diffusion import load_base\nload_base({ref!r}, dtype=torch.bfloat16)"
+THEIRS = """\
+import diffusers
+half = {{"variant": "fp16"}} if any(ref.glob("unet/*.fp16.*")) else {{}}
+if ref.is_file():
+    config = {{"config": str(ref.with_suffix("")), "local_files_only": True}}
+    diffusers.StableDiffusionPipeline.from_single_file(str(ref), dtype=torch.bfloat16, **config)
+else:
+    half["use_safetensors"] = True
+    diffusers.DiffusionPipeline.from_pretrained({ref!r}, dtype=torch.bfloat16, **half)"""
 
 
 @dataclass
@@ -60,30 +66,27 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "atomdiff-full-size")
     parser.add_argument("--keep", action="store_true", help="leave the models on the disk")
     a = parser.parse_args()
-    found = [json.loads(text) for text in _kept()]
     for model in a.models:
         for form in a.forms:
-            if form == "file" and model != "sd15":
-                continue  # the others' text encoders have other names and layouts there
-            figures = measure(model, form, a.folder, a.resolution)
-            found = [f for f in found if (f["model"], f["form"]) != (model, form)] + [asdict(figures)]
+            if form != "file" or model == "sd15":  # the others' text encoders have other names and layouts
+                measure(model, form, a.folder, a.resolution)
         if not a.keep:
             shutil.rmtree(a.folder / model, ignore_errors=True)
-    now = [f for f in found if f["model"] in a.models and f["form"] in a.forms]
+    now = [f for f in _kept().values() if f["model"] in a.models and f["form"] in a.forms]
     show("Stable Diffusion at its real size, random weights", *_table(now))
     print(machine())
     verdict(_targets(now), a.check)
 
 
-def measure(model: str, form: str, folder: Path, resolution: int) -> Figures:
+def measure(model: str, form: str, folder: Path, resolution: int) -> None:
     """One model in one form, from its files to a concept on a hub."""
     ref, environment = _made(model, form, folder / model)
     figures = Figures(model, form, weights=_weights(folder / model))
-    _run(figures, "diffusers loads", _loading("diffusers", ref, environment), environment)
-    _run(figures, "atomdiff loads", _loading("ours", ref, environment), environment)
+    for whose, load in (("diffusers", THEIRS), ("atomdiff", OURS)):
+        code = LOADING.format(ref=ref, load=load.format(ref=ref))
+        _run(figures, f"{whose} loads", [sys.executable, "-c", code], environment)
     with tempfile.TemporaryDirectory() as work:
         _use(figures, ref, Path(work), environment, resolution)
-    return figures
 
 
 def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], resolution: int) -> None:
@@ -95,16 +98,9 @@ def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], re
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 255, (160, 160, 3), np.uint8)
         Image.fromarray(pixels).save(work / "dog" / f"{i}.png")
-    train = [
-        sys.executable,
-        str(ROOT / "train_dreambooth_atoms.py"),
-        "--base",
-        ref,
-        "--output_dir",
-        str(work),
-    ]
-    train += ["--instance_dir", str(work / "dog"), "--resolution", str(resolution), "--no_prior"]
-    train += ["--mixed_precision", "bf16", "--lr_scheduler", "constant", "--max_train_steps"]
+    train = [sys.executable, str(ROOT / "train_dreambooth_atoms.py"), "--base", ref]
+    train += ["--output_dir", str(work), "--instance_dir", str(work / "dog"), "--resolution", str(resolution)]
+    train += ["--no_prior", "--mixed_precision", "bf16", "--lr_scheduler", "constant", "--max_train_steps"]
     _run(figures, "trains", [*train, "2"], environment)
     _run(figures, "goes on", [*train, "3", "--resume_from_checkpoint", "latest"], environment)
     concept = work / "dog.safetensors"
@@ -141,7 +137,9 @@ def _run(figures: Figures, what: str, command: list[str], environment: dict[str,
             )
     figures.seconds[what], figures.own[what] = round(seconds, 1), round(own, 2)
     figures.resident[what] = round(resident, 2)
-    _keep(figures)
+    known = _kept() | {f"{figures.model}, {figures.form}": asdict(figures)}
+    lines = (f"{json.dumps(case)}: {json.dumps(found)}" for case, found in known.items())
+    KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")  # at once: a run may be stopped
     print(
         f"{figures.model} {figures.form}: {what} {seconds:.1f} s, {own:.2f} GB own, {resident:.2f} GB",
         flush=True,
@@ -186,32 +184,14 @@ def _linked(source: Path, target: Path, ending: str, new: str | None) -> Path:
     return target
 
 
-def _loading(whose: str, ref: str, environment: dict[str, str]) -> list[str]:
-    single = "from_single_file(ref, config=ref.removesuffix('.safetensors'),"
-    code = LOADING[whose]
-    if ref.endswith(".safetensors") and whose == "diffusers":
-        code = "from diffusers import StableDiffusionPipeline\n"
-        code += f"StableDiffusionPipeline.{single} dtype=torch.bfloat16, local_files_only=True)\n"
-    return [sys.executable, "-c", f"import torch\nref = {ref!r}\n{code}"]
-
-
 def _weights(folder: Path) -> float:
     """GB of the weights, in fp16."""
     return round(sum(path.stat().st_size for path in (folder / "plain").rglob("*.safetensors")) / 1e9, 2)
 
 
-def _keep(figures: Figures) -> None:
-    """What is known so far, so that a run that is stopped leaves what it found."""
-    others = [text for text in _kept() if _case(json.loads(text)) != (figures.model, figures.form)]
-    KEPT.write_text("[\n" + ",\n".join([*others, json.dumps(asdict(figures))]) + "\n]\n", "utf-8")
-
-
-def _case(found: dict) -> tuple[str, str]:
-    return found["model"], found["form"]
-
-
-def _kept() -> list[str]:
-    return [json.dumps(f) for f in json.loads(KEPT.read_text())] if KEPT.is_file() else []
+def _kept() -> dict[str, dict]:
+    """What is known, by model and form."""
+    return json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else {}
 
 
 def _table(found: list[dict]) -> tuple[list[str], list[tuple]]:
