@@ -85,13 +85,16 @@ BASE = Method("base")
 
 
 def parser(name: str, about: str | None, seeds: int = 1, docs: str = "docs/results.md") -> ArgumentParser:
-    """The command line of a benchmark that trains, with the options that all of them have."""
+    """The command line of a benchmark that trains, with the options that all of them have; with `seeds` 0,
+    which is one seed, all that it trains is needed for its tables."""
     made = command(name, about, docs)
     add = made.add_argument
     add("--each", type=int, default=4, help="pictures of each prompt, in each of the 8 contexts")
     add("--draw-steps", type=int, default=12)
-    add("--seeds", type=int, default=seeds)
-    add("--report", action="store_true", help="train nothing: the tables of what is known")
+    made.set_defaults(seeds=1, report=False)
+    if seeds:
+        add("--seeds", type=int, default=seeds)
+        add("--report", action="store_true", help="train nothing: the tables of what is known")
     add("--out", type=Path, default=Path("outputs") / name)
     return made
 

@@ -121,7 +121,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = parser("calibration", __doc__, docs="docs/pocket.md")
+    command = parser("calibration", __doc__, seeds=0, docs="docs/pocket.md")
     command.set_defaults(draw_steps=25)
     add = command.add_argument
     add("--base", type=Path, default=pocket.path(), help="a folder in the pocket's layout, its judge within")

@@ -10,7 +10,6 @@ last line names those.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import types
@@ -27,7 +26,8 @@ from atomdiff.concept.passport import passport_of
 from atomdiff.core.inject import AtomSpec, attach, detach, fold
 from atomdiff.errors import AtomdiffError, ConceptError
 
-from .report import Target, machine, one_sentence, show, verdict
+from .report import Target, command, machine, one_sentence, show, verdict
+from .shapes import apart
 
 NODE = Path(__file__).parent.parent / "comfyui-atomdiff"
 WIDTHS = (32, 64, 128, 128)
@@ -140,11 +140,6 @@ def pipeline(comfy: Comfy, unet: UNet2DConditionModel) -> StableDiffusionPipelin
     )
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    """‖a − b‖ / ‖b‖."""
-    return float((found - wanted).norm() / wanted.norm())
-
-
 def differences(folder: Path) -> list[tuple[str, float]]:
     """What is compared, and how far it is apart."""
     torch.manual_seed(0)
@@ -201,9 +196,8 @@ def refuses(folder: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.comfyui", description=__doc__)
+    parser = command("comfyui", __doc__)
     parser.add_argument("--comfyui", type=Path, required=True, help="a checkout of ComfyUI")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     rows, refused = differences(a.comfyui), refuses(a.comfyui)
     show(

@@ -120,6 +120,11 @@ def asked(unet: Any, count: int, side: int, seed: int = 0) -> Asked:
     return Asked(normal(count, 4, side // 8, side // 8), times, text, added)
 
 
+def apart(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖ / ‖b‖ in fp32."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
 class Clock:
     """Seconds of a call, of the processor or on the wall, up to the end of what it began on a GPU."""
 

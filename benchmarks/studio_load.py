@@ -13,7 +13,6 @@ status is 1 if a target is missed, and the last line names those.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -202,28 +201,14 @@ def main() -> None:
         together(visitors, Visitor.draw_again)
         together(visitors, Visitor.check_history)
         broken = studio.log.read_text().count("Traceback")
-    tell(visitors, before, after, wait, broken, options)
-
-
-def tell(
-    visitors: Sequence[Visitor],
-    before: tuple[float, int],
-    after: tuple[float, int],
-    wait: float,
-    broken: int,
-    options: argparse.Namespace,
-) -> None:
-    """The table and the verdict."""
     seen: Counter[str] = sum((visitor.seen for visitor in visitors), Counter())
     title = f"{options.clients} clients, {options.minutes:g} minutes ({report.machine()})"
-    rows: list[tuple[str, int | str]] = [
-        (what, seen[what]) for what in ("drawn", "stopped", "failed", "lost", "swapped")
+    grown = [
+        (f"{what} after warm-up, at the end", f"{a:.0f}, {b:.0f}")
+        for what, a, b in zip(("MB", "threads"), before, after, strict=True)
     ]
-    rows += [
-        ("MB after warm-up, at the end", f"{before[0]:.0f}, {after[0]:.0f}"),
-        ("threads after warm-up, at the end", f"{before[1]}, {after[1]}"),
-    ]
-    report.show(title, ("", "count"), rows)
+    counts = [(what, str(seen[what])) for what in ("drawn", "stopped", "failed", "lost", "swapped")]
+    report.show(title, ("", "count"), counts + grown)
     for problem in sorted(set().union(*(visitor.problems for visitor in visitors)))[:5]:
         print(f"failed: {problem}")
     targets = [

@@ -19,7 +19,7 @@ from atomdiff.sampling.mixed import mixed_maps
 from atomdiff.sampling.resident import Residents
 
 from .. import mixed_batch as batches
-from ..shapes import DTYPES, SD15, SDXL, TOY_SD15, TOY_SDXL, Asked, Clock, asked, random_unet
+from ..shapes import DTYPES, SD15, SDXL, TOY_SD15, TOY_SDXL, Asked, Clock, apart, asked, random_unet
 from ..step_time import ATTENTION, atoms, lora, stepper
 
 Figures = dict[str, float | str]
@@ -66,11 +66,6 @@ class Setup:
     def peak(self) -> float:
         """Peak GB since `fresh`; 0 where it is not known."""
         return torch.cuda.max_memory_allocated() / 1e9 if self.clock.cuda else 0.0
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ / ‖b‖ in fp32."""
-    return float((a.float() - b.float()).norm() / b.float().norm())
 
 
 # --------------------------------------------------------------------------------- are the numbers right
