@@ -78,10 +78,10 @@ def main() -> None:
         ratios[way] = busy[1] / alone[0] / fair
         cells = (f"{alone[0]:.2f} s", f"{busy[1]:.2f} s", str(busy[2]), f"{ratios[way]:.2f}")
         rows.append((way, *cells))
-    title = f"4 pocket pictures of {options.steps} steps beside {options.others} ({report.machine()})"
-    report.show(title, ("threads", "alone", "beside", "its threads", "over the fair share"), rows)
+    title = f"4 pocket pictures of {options.steps} steps beside {options.others}"
+    headers = ("threads", "alone", "beside", "its threads", "over the fair share")
     target = report.Target("time over the fair share, ours", ratios["ours"], high=2)
-    report.verdict([target], options.check)
+    report.conclude(options, title, (headers, rows), [target])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
 from atomdiff.sampling.resident import Resident, Residents
 from atomdiff.training.together import row_maps, unet_like
 
-from .report import Target, command, machine, markdown, show, verdict, write_section, written
+from .report import Target, command, conclude
 from .shapes import DTYPES, SD15, Asked, Clock, asked, random_unet
 
 SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
@@ -217,11 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
             (f"1,000 resident concepts: {numbers:.1f} MB, the process grew by {grown:.0f} MB", "", "")
         )
     title = f"SD 1.5's shape, {a.size} px, {a.dtype}"
-    show(f"{title}, {machine()}", HEADERS, rows)
-    if a.docs:
-        text = f"{written()}.\n\n{title}:\n\n{markdown(HEADERS, rows)}"
-        write_section(Path("docs/scale.md"), "mixed batch", text)
-    verdict(targets_of(drawn, train, numbers, clock.cuda), a.check)
+    targets = targets_of(drawn, train, numbers, clock.cuda)
+    conclude(a, title, (HEADERS, rows), targets, "mixed batch")
 
 
 PARTS = ("drawing", "residence", "training")

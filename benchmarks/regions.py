@@ -33,7 +33,7 @@ from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.draw import draw
 from atomdiff.sampling.regions import Region, draw_regions
 
-from .report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
+from .report import Target, command, conclude, one_sentence
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 PLACES = ("beach", "forest", "snow", "city")
@@ -148,14 +148,11 @@ def main() -> None:
     rows = [(way, *(f"{value:.2f}" for value in own.values())) for way, own in found.items()]
     names = [HEADS["class"][subject.answers["class"]] for subject in two]
     title = f"A {names[0]} and a {names[1]} in one picture, {len(drawn['in regions'])} of each way"
-    show(f"{title}, {machine()}", HEADERS, rows)
     a.sheet.parent.mkdir(parents=True, exist_ok=True)
     contact = [(way, images[:8]) for way, images in drawn.items()]
     print(atomdiff.save_picture(atomdiff.contact_sheet(contact), a.sheet))
-    if a.docs:
-        text = f"{written()}.\n\n{title}:\n\n{markdown(HEADERS, rows)}"
-        write_section(Path("docs/scale.md"), "regions", text)
-    verdict([Target("both subjects right, in regions", found["in regions"]["both"], low=0.7)], a.check)
+    target = Target("both subjects right, in regions", found["in regions"]["both"], low=0.7)
+    conclude(a, title, (HEADERS, rows), [target], "regions")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def command(name: str, about: str | None, docs: str = "", check: bool = True) ->
         made.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     if docs:
         made.add_argument("--docs", action="store_true", help=f"write the section of {docs}")
+        made.set_defaults(page=docs)
     return made
 
 
@@ -149,3 +150,20 @@ def verdict(targets: Sequence[Target], check: bool) -> None:
         print(f"{len(measured)} targets met; {len(targets) - len(measured)} not measured")
     if check and missed:
         sys.exit(1)
+
+
+def conclude(
+    a: argparse.Namespace,
+    title: str,
+    table: Shown,
+    targets: Sequence[Target],
+    section: str = "",
+    legend: str = "",
+) -> None:
+    """Prints the table and the verdict; with --docs writes the table, below its legend, into the section of
+    the page that `command` was given."""
+    show(f"{title}, {machine()}", *table)
+    if section and a.docs:
+        parts = [f"{written()}.", legend or f"{title}:", markdown(*table)]
+        write_section(Path(a.page), section, "\n\n".join([f"## {title}"] * bool(legend) + parts))
+    verdict(targets, a.check)

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch import nn
 from atomdiff.core.inject import AtomSpec, attach
 from atomdiff.training.recipes import DEFAULT
 
-from .report import Target, command, machine, markdown, show, verdict, write_section, written
+from .report import Target, command, conclude
 from .shapes import DTYPES, SD15, Asked, Clock, asked, random_unet
 
 CONV_ATOMS = AtomSpec(linear_atoms="none")
@@ -215,11 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found.peak = 0 if a.no_memory else measure_peak(a, name)
     measure_times(a, measured)
     title, rows = f"One training step, {a.size} px, {a.dtype}", rows_of(measured)
-    show(f"{title}, {machine()}", HEADERS, rows)
-    if a.docs:
-        text = f"## {title}\n\n{written()}.\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
-        write_section(Path("docs/results.md"), f"step time {a.size}", text)
-    verdict(targets_of(measured, a.size), a.check)
+    targets = targets_of(measured, a.size)
+    conclude(a, title, (HEADERS, rows), targets, f"step time {a.size}", LEGEND)
 
 
 if __name__ == "__main__":

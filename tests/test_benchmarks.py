@@ -54,14 +54,18 @@ def test_check_names_what_was_missed(capsys):
     assert shown[-1] == "1 targets met; 1 not measured" and any("not measured" in line for line in shown[:-1])
 
 
-def test_steps_and_batches_are_timed_at_toy_size(monkeypatch, capsys):
+def test_steps_and_batches_are_timed_at_toy_size(monkeypatch, capsys, tmp_path):
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(step_time, "SD15", TOY_SD15)
     monkeypatch.setattr(mixed_batch, "SD15", TOY_SD15)
-    step_time.main(["--size", "64", "--rounds", "1", "--no-memory"])
+    step_time.main(["--size", "64", "--rounds", "1", "--no-memory", "--docs"])
+    told, page = capsys.readouterr().out, (tmp_path / "docs/results.md").read_text()
+    assert all(name in told and f"| {name} |" in page for name in step_time.VARIANTS)
+    assert "attaching" in told and "The floor is the same UNet frozen" in page
+    mixed_batch.main(["--size", "64", "--batch", "2", "--rounds", "1", "--docs"])
     told = capsys.readouterr().out
-    assert all(name in told for name in step_time.VARIANTS) and "attaching" in told
-    mixed_batch.main(["--size", "64", "--batch", "2", "--rounds", "1"])
-    told = capsys.readouterr().out
+    assert "swap of one" in (tmp_path / "docs/scale.md").read_text()
     for figure in ("2 concepts, first step", "swap of one", "trainings: together", "1,000 resident concepts"):
         assert figure in told
     with pytest.raises(SystemExit):

@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from ..report import Target, command, machine, one_sentence, show, verdict
+from ..report import Shown, Target, command, conclude, one_sentence
 from .building import build, build_single_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +73,7 @@ def main() -> None:
         if not a.keep:
             shutil.rmtree(a.folder / model, ignore_errors=True)
     now = [f for f in _kept().values() if f["model"] in a.models and f["form"] in a.forms]
-    show("Stable Diffusion at its real size, random weights", *_table(now))
-    print(machine())
-    verdict(_targets(now), a.check)
+    conclude(a, "Stable Diffusion at its real size, random weights", _table(now), _targets(now))
 
 
 def measure(model: str, form: str, folder: Path, resolution: int) -> None:
@@ -194,7 +192,7 @@ def _kept() -> dict[str, dict]:
     return json.loads(KEPT.read_text("utf-8")) if KEPT.is_file() else {}
 
 
-def _table(found: list[dict]) -> tuple[list[str], list[tuple]]:
+def _table(found: list[dict]) -> Shown:
     steps = ("diffusers loads", "atomdiff loads", "trains", "draws", "pushed")
     headers = ["model, form", "weights GB", *(f"{s}, s" for s in steps), "train GB", "load GB", "bytes"]
     rows = [
