@@ -21,6 +21,7 @@ from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.optimiser import groups_of
 from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
 
+from ..full_size.building import SCHEDULE
 from ..shapes import SHAPES, empty_unet
 
 SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
@@ -44,10 +45,7 @@ def full_size_base(kind: str, dtype: torch.dtype, seed: int = 0) -> Base:
             elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
+    scheduler = DDIMScheduler(**SCHEDULE)
     vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(0,) * 4))
     pipe = SimpleNamespace(unet=unet.eval().requires_grad_(False), vae=vae, scheduler=scheduler)
     family = {"sd15": "sd1"}.get(kind, kind)
