@@ -154,29 +154,19 @@ def targets_of(load: Load, users: int, batch: int) -> list[report.Target]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.command("serve_load", __doc__, docs="docs/scale.md")
     parser.add_argument("--users", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--concepts", type=int, default=12)
     parser.add_argument("--batch", type=int, default=8, help="pictures drawn together")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--docs", action="store_true", help="write docs/scale.md")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     options = parser.parse_args()
     if options.users < 1 or options.minutes <= 0:
         parser.error("--users is at least 1 and --minutes more than 0.")
     os.environ["ATOMDIFF_TOKEN"] = TOKEN
-    flags = (
-        "--batch",
-        str(options.batch),
-        "--max-waiting",
-        str(10 * options.users),
-        "--device",
-        options.device,
-    )
+    flags = ["--batch", str(options.batch), "--device", options.device]
+    flags += ["--max-waiting", str(10 * options.users)]
     with (
         tempfile.TemporaryDirectory() as name,
         served(Path(name), *flags, command=SERVICE) as running,
@@ -194,23 +184,15 @@ def tell(load: Load, options: argparse.Namespace) -> None:
     headers = ("", "clock", "processor")
     rows = [
         ("a picture alone, s", f"{load.alone:.2f}", f"{load.alone_processor:.2f}"),
-        (
-            "a picture under load, s",
-            f"{load.seconds / load.pictures:.2f}",
-            f"{load.processor / load.pictures:.2f}",
-        ),
+        ("a picture under load, s", *(f"{s / load.pictures:.2f}" for s in (load.seconds, load.processor))),
         ("pictures a second, of one at a time", f"{load.gain:.2f}", f"{load.gain_processor:.2f}"),
         ("wait, median and p95, s", f"{load.median:.1f}, {load.p95:.1f}", ""),
         ("pictures, failed, lost, 5xx", f"{load.pictures}, {load.failed}, {load.lost}, {load.broken}", ""),
         ("pictures a batch", f"{load.batch:.1f}", ""),
     ]
-    title = f"{options.users} users, {options.minutes:g} minutes, {options.steps} steps ({report.machine()})"
-    report.show(title, headers, rows)
-    if options.docs:
-        about = f"{report.written()}; {options.users} users, {options.steps} steps."
-        text = f"{about}\n\n{report.markdown(headers, rows)}"
-        report.write_section(Path("docs/scale.md"), "serve load", text)
-    report.verdict(targets_of(load, options.users, options.batch), options.check)
+    title = f"{options.users} users, {options.minutes:g} minutes, {options.steps} steps"
+    targets = targets_of(load, options.users, options.batch)
+    report.conclude(options, title, (headers, rows), targets, "serve load")
 
 
 if __name__ == "__main__":
