@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from test_files import concept
 from typer.testing import CliRunner
 
 from atomdiff import cli
-from atomdiff.errors import AtomdiffError, ConceptError
+from atomdiff.errors import AtomdiffError, ConceptError, TrainingError
 from atomdiff.files import atomic, card, card_image, qr_image, text
 from atomdiff.files.safetensors_file import from_bytes, save_concept, to_bytes, write_data
 from atomdiff.sampling import sheets
@@ -345,3 +346,23 @@ def test_the_same_sentence_whatever_is_written(tmp_path):
         save_concept(concept(), inside.with_suffix(".safetensors"))
     with pytest.raises(AtomdiffError, match=r"^The picture cannot be written to"):
         sheets.save_picture(Image.new("RGB", (8, 8)), inside.with_suffix(".png"))
+
+
+def test_a_folder_that_cannot_be_used_is_refused_beforehand(tmp_path, monkeypatch):
+    atomic.require_writable(tmp_path / "new" / "folder", "--output_dir")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        TrainingError, match=r"file' cannot be written: .*; choose another with --output_dir\."
+    ):
+        atomic.require_writable(tmp_path / "file", "--output_dir")
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    with pytest.raises(TrainingError, match=r"Only 3 MB are free at .*, 16 are needed; free some space or"):
+        atomic.require_writable(tmp_path, "--output_dir")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(TrainingError, match="cannot be written: Permission denied"):
+        atomic.require_writable(tmp_path / "locked", "--output_dir")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from atomdiff.training.checkpoint import (
     differences,
     find_checkpoint,
     load_checkpoint,
-    require_writable,
     save_checkpoint,
 )
 
@@ -137,23 +135,3 @@ def test_differences_name_both_values():
         "c: 3 -> not set",
         "d: not set -> 4",
     ]
-
-
-def test_a_folder_that_cannot_be_used_is_refused_beforehand(tmp_path, monkeypatch):
-    require_writable(tmp_path / "new" / "folder", "--output_dir")
-    assert names(tmp_path / "new" / "folder") == []
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(
-        TrainingError, match=r"file' cannot be written: .*; choose another with --output_dir\."
-    ):
-        require_writable(tmp_path / "file", "--output_dir")
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
-    with pytest.raises(TrainingError, match=r"Only 3 MB are free at .*, 16 are needed; free some space or"):
-        require_writable(tmp_path, "--output_dir")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission(tmp_path):
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(TrainingError, match="cannot be written: Permission denied"):
-        require_writable(tmp_path / "locked", "--output_dir")

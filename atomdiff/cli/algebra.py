@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.arguments import concept_file, load_concepts, tell_clashes
+from atomdiff.cli.arguments import FileArgument, concept_file, load_concepts, tell_clashes
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.core.blocks import one_number
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from atomdiff.concept.concept import Concept
 
 Out = Annotated[Path, typer.Option(help="The concept file to write.")]
-Given = Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")]
 Precision = Annotated[
     str | None, typer.Option(help="fp32, fp16, int8 or int4; by default that of what was given.")
 ]
@@ -48,7 +47,7 @@ def mix(
 @app.command()
 @one_sentence
 def diff(
-    first: Given,
+    first: FileArgument,
     second: Annotated[Path, typer.Argument(help="The one to subtract.")],
     out: Out,
     precision: Precision = None,
@@ -63,7 +62,7 @@ def diff(
 @app.command()
 @one_sentence
 def similar(
-    file: Given,
+    file: FileArgument,
     folder: Annotated[Path, typer.Argument(help="Where the .safetensors files to compare with lie.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many to name.")] = 10,
 ) -> None:
@@ -81,7 +80,7 @@ def similar(
 @app.command()
 @one_sentence
 def trim(
-    file: Given,
+    file: FileArgument,
     max_bytes: Annotated[int, typer.Option(help="How large the file may be.")],
     out: Out,
     precision: Precision = None,

@@ -38,6 +38,7 @@ BaseOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")]
+FileArgument = Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")]
 HOW = typer.Option(
     metavar="plain|gated",
     help="plain: concepts act on everything, as other tools draw. gated: only where the prompt says their "
@@ -196,6 +197,16 @@ def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:
 def _tell(told: Iterable[hints.Hint]) -> None:
     for remark in told:
         typer.echo(f"{'warning' if remark.warning else 'note'}: {remark.text}", err=True)
+
+
+def check_picture(out: Path, carries: bool = False) -> None:
+    """Before anything is drawn: raises AtomdiffError where `out` is no picture, one that is to carry a
+    concept, or cannot be written."""
+    from atomdiff.files.atomic import require_writable
+    from atomdiff.sampling import sheets
+
+    sheets.check_suffix(out, carries=carries)
+    require_writable(out.parent, "--out")
 
 
 def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:

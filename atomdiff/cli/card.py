@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.arguments import concept_file
+from atomdiff.cli.arguments import FileArgument, concept_file
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import ImageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @app.command("card")
 @one_sentence
 def make_card(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     picture: Annotated[
         list[Path] | None, typer.Option(help="What it draws; one to four, the best first.")
     ] = None,
@@ -39,7 +39,7 @@ def make_card(
 @app.command("qr")
 @one_sentence
 def make_qr(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     out: Annotated[Path, typer.Option(help="A .png, .jpg or .webp.")] = Path("qr.png"),
     scale: Annotated[int, typer.Option(help="Pixels a module.")] = 6,
 ) -> None:

@@ -16,6 +16,7 @@ from atomdiff.cli.arguments import (
     NegativeOption,
     SamplerOption,
     StepsOption,
+    check_picture,
     draw_with_bar,
     load_concepts,
     load_regions,
@@ -102,11 +103,9 @@ def generate(
 
     Of {red|blue} in a prompt each picture takes one part, of __animal__ a line of animal.txt here.
     """
-    from atomdiff.sampling import prompts, sheets
-    from atomdiff.training.checkpoint import require_writable
+    from atomdiff.sampling import prompts
 
-    sheets.check_suffix(out, carries=embed_concept)
-    require_writable(out.parent, "--out")
+    check_picture(out, carries=embed_concept)
     carried = _carried(concept or []) if embed_concept else None
     sides = parse_size(size or "")
     if concept and region:
@@ -159,10 +158,8 @@ def compare(
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
     from atomdiff.sampling import sheets
-    from atomdiff.training.checkpoint import require_writable
 
-    sheets.check_suffix(out)
-    require_writable(out.parent, "--out")
+    check_picture(out)
     weighted = load_concepts(concept)
     loaded = open_base(base, weighted, device, dtype)
     for prompt in prompts:

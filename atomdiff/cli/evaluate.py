@@ -1,18 +1,27 @@
 """The command that runs DreamBench."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atomdiff.base.architectures import ALIASES
+from atomdiff.cli.arguments import DeviceOption, DtypeOption, load_base
 from atomdiff.cli.common import app, one_sentence
+from atomdiff.errors import SettingsError
+
+if TYPE_CHECKING:
+    from atomdiff.evaluation.dreambench import Subject
+    from atomdiff.evaluation.dreambench_run import Method
 
 
 @app.command()
 @one_sentence
 def evaluate(
     data: Annotated[Path, typer.Argument(help="DreamBooth's data set: a folder with one for each subject.")],
-    base: Annotated[str, typer.Option(help="pocket, sd15, sd21, sdxl, a folder, file or hub id.")] = "sd15",
+    base: Annotated[str, typer.Option(help=f"{', '.join(ALIASES)}, a folder, file or hub id.")] = "sd15",
     concepts: Annotated[
         list[Path] | None, typer.Option(help="Folder of concepts, SUBJECT.safetensors; may be given again.")
     ] = None,
@@ -38,41 +47,23 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where pictures and report.html go; what is there stays.")] = Path(
         "outputs/dreambench"
     ),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """DreamBench: 30 subjects x 25 prompts x 4 pictures, judged by DINO, CLIP and LPIPS, with an HTML report.
 
     Stopped, it goes on where it was.
     """
-    from atomdiff.cli.arguments import load_base
-    from atomdiff.errors import SettingsError
-    from atomdiff.evaluation.dreambench import SUBJECTS
     from atomdiff.evaluation.dreambench_report import write_report
-    from atomdiff.evaluation.dreambench_run import Judges, Method, Protocol
+    from atomdiff.evaluation.dreambench_run import Judges, Protocol
     from atomdiff.evaluation.dreambench_run import evaluate as run
     from atomdiff.evaluation.towers import LPIPS, load_tower
 
-    names = [name.strip() for name in subjects.split(",") if name.strip()]
-    unknown = [name for name in names if name not in [subject.name for subject in SUBJECTS]]
-    if unknown:
-        raise SettingsError(f"DreamBench has no subject {unknown[0]!r}; its folders' names are its subjects.")
-    chosen = [subject for subject in SUBJECTS if not names or subject.name in names]
-    missing = [subject.name for subject in chosen if not (data / subject.name).is_dir()]
-    if missing:
-        raise SettingsError(
-            f"'{data}' has no folder {missing[0]!r}; give DreamBooth's data set, or --subjects."
-        )
-    if acting not in ("plain", "gated", "both"):
-        raise SettingsError(f"--acting must be plain, gated or both, but {acting!r} was given.")
-    methods = [Method("base")]
-    for folder in concepts or []:
-        ways = ("plain", "gated") if acting == "both" else (acting,)
-        methods += [Method(f"{folder.name}-{way}", folder, acting=way) for way in ways]
-    methods += [Method(f"{folder.name}-lora", folder, lora=True, trigger=trigger) for folder in loras or []]
+    chosen = _subjects(data, subjects)
+    methods = _methods(concepts or [], acting, loras or [], trigger)
     for method in methods:
         for subject in chosen:
-            method.file(subject)
+            method.file(subject)  # refuses what is not there
     judges = Judges(
         load_tower(dino) if dino else None,
         load_tower(clip) if clip else None,
@@ -90,3 +81,31 @@ def evaluate(
             results[method.name][subject.name] = figures
             write_report(out, results, methods, [s for s in chosen if s.name in results["base"]], protocol)
     typer.echo(f"\n{out / 'report.html'}")
+
+
+def _subjects(data: Path, names: str) -> list[Subject]:
+    """Those that were named, or all, whose photographs are in `data`. Raises SettingsError."""
+    from atomdiff.evaluation.dreambench import SUBJECTS
+
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in [subject.name for subject in SUBJECTS]]
+    if unknown:
+        raise SettingsError(f"DreamBench has no subject {unknown[0]!r}; its folders' names are its subjects.")
+    chosen = [subject for subject in SUBJECTS if not wanted or subject.name in wanted]
+    missing = [subject.name for subject in chosen if not (data / subject.name).is_dir()]
+    if missing:
+        raise SettingsError(
+            f"'{data}' has no folder {missing[0]!r}; give DreamBooth's data set, or --subjects."
+        )
+    return chosen
+
+
+def _methods(concepts: list[Path], acting: str, loras: list[Path], trigger: str) -> list[Method]:
+    """The base itself, and folders of concepts and LoRAs. Raises SettingsError."""
+    from atomdiff.evaluation.dreambench_run import Method
+
+    if acting not in ("plain", "gated", "both"):
+        raise SettingsError(f"--acting must be plain, gated or both, but {acting!r} was given.")
+    methods, ways = [Method("base")], ("plain", "gated") if acting == "both" else (acting,)
+    methods += [Method(f"{folder.name}-{way}", folder, acting=way) for folder in concepts for way in ways]
+    return methods + [Method(f"{folder.name}-lora", folder, lora=True, trigger=trigger) for folder in loras]

@@ -16,6 +16,7 @@ from atomdiff.cli.arguments import (
     NegativeOption,
     SamplerOption,
     StepsOption,
+    check_picture,
     load_concepts,
     open_base,
     tell_about,
@@ -66,11 +67,9 @@ def grid(
     from atomdiff.sampling.draw import CousinWarning, draw_as
     from atomdiff.sampling.grids import Grid
     from atomdiff.sampling.settings import DrawingSettings
-    from atomdiff.training.checkpoint import require_writable
     from atomdiff.training.terminal import Terminal
 
-    sheets.check_suffix(out)
-    require_writable(out.parent, "--out")
+    check_picture(out)
     weighted = load_concepts(concept or [])
     settings = DrawingSettings(
         prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler.lower(), acting

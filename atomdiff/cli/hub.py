@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from atomdiff.cli.arguments import concept_file
+from atomdiff.cli.arguments import FileArgument, concept_file
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 
 
 @app.command()
 @one_sentence
 def push(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where on the Hugging Face hub.")],
     picture: Annotated[
         list[Path] | None, typer.Option(help="What it draws, for its page; up to twelve, the best first.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.arguments import concept_file
+from atomdiff.cli.arguments import FileArgument, check_picture, concept_file
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 @one_sentence
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     drift: Annotated[
         bool, typer.Option("--drift", help="Also how far each layer of the base moves; loads the base.")
@@ -51,7 +51,7 @@ def inspect(
 @app.command()
 @one_sentence
 def plot(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     out: Annotated[Path, typer.Option(help="The picture: a .png, .jpg or .webp.")] = Path("learned.png"),
     base: Annotated[str | None, typer.Option(help="By default the concept's own.")] = None,
 ) -> None:
@@ -61,10 +61,8 @@ def plot(
     from atomdiff.evaluation.layer_maps import layer_maps
     from atomdiff.files import card
     from atomdiff.sampling import sheets
-    from atomdiff.training.checkpoint import require_writable
 
-    sheets.check_suffix(out)
-    require_writable(out.parent, "--out")
+    check_picture(out)
     concept = card.load(concept_file(file))
     unet = _base(concept, base).unet
     figure = plots.learned_figure(concept, layer_maps(concept, unet), drift(concept, unet))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atomdiff.cli.arguments import concept_file, load_base, which_base
+from atomdiff.cli.arguments import FileArgument, concept_file, load_base, which_base
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 
@@ -21,7 +21,7 @@ THUMBNAIL = 256  # pixels a side, as the ModelSpec says
 @app.command("export")
 @one_sentence
 def export_concept(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     text: Annotated[bool, typer.Option("--text", help="One line for a chat message (the default).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON for version control.")] = False,
     to: Annotated[
@@ -109,7 +109,7 @@ def import_concept(
 @app.command()
 @one_sentence
 def convert(
-    file: Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")],
+    file: FileArgument,
     out: Annotated[Path, typer.Option(help="The concept file to write.")],
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, int8 or int4; by default its own.")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from atomdiff.base.architectures import ALIASES
+from atomdiff.cli.arguments import DeviceOption, DtypeOption, load_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -17,7 +19,7 @@ from atomdiff.errors import SettingsError
 @one_sentence
 def studio(
     base: Annotated[
-        str, typer.Option(help="pocket, sd15, sd21, sdxl, a diffusers folder, a file or a hub id.")
+        str, typer.Option(help=f"{', '.join(ALIASES)}, a diffusers folder, a file or a hub id.")
     ] = "pocket",
     concepts: Annotated[
         Path | None, typer.Option(help="The folder of concepts; by default your own library.")
@@ -40,11 +42,10 @@ def studio(
             "given several times.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Open the studio, the web page to draw with concepts."""
-    from atomdiff.cli.arguments import load_base
     from atomdiff.studio.session import Options, Studio
 
     load = functools.partial(load_base, device=device, dtype=dtype, given=True)

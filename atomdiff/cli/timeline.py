@@ -127,12 +127,10 @@ def _draw(
     sampling: dict[str, int | float | None],
 ) -> str:
     """A row of pictures for each state, the same seeds in all of them."""
-    from atomdiff.cli.arguments import draw_with_bar, open_base, tell_about
+    from atomdiff.cli.arguments import check_picture, draw_with_bar, open_base, tell_about
     from atomdiff.sampling import sheets
-    from atomdiff.training.checkpoint import require_writable
 
-    sheets.check_suffix(out)
-    require_writable(out.parent, "--out")
+    check_picture(out)
     given, device, dtype = which
     loaded = open_base(given, [(timeline.last, 1.0)], device, dtype)
     tell_about(loaded, prompt, [(timeline.last, 1.0)])

@@ -85,7 +85,7 @@ class AtomSpec:
 
     def sides(self, kind: str, k2: int) -> tuple[int, int]:
         """Rows and columns of the matrices of a packed tensor of this kind, for kernels of k2 weights; (0, 0)
-        where the spec has none."""
+        where the spec has none. Those of "conv" always have k2 columns: a file tells its kernels by that."""
         m = self.atoms_of(k2)
         recursive = self.conv_family == "recursive"
         shapes = {

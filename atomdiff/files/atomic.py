@@ -1,13 +1,17 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and knowing beforehand whether it can be written."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import shutil
+import tempfile
 from pathlib import Path
 
-from atomdiff.errors import AtomdiffError, ConceptError
+from atomdiff.errors import AtomdiffError, ConceptError, TrainingError
+
+NEEDED_SPACE = 16 << 20  # bytes: states and concepts are far smaller, class pictures about as large
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -52,3 +56,22 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Makes `folder`. Raises TrainingError, naming the flag that chooses it, where nothing could be written
+    to it later."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise TrainingError(
+            f"The folder '{folder}' cannot be written: {error.strerror}; choose another with {flag}."
+        ) from None
+    if free < NEEDED_SPACE:
+        raise TrainingError(
+            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some space "
+            f"or choose another folder with {flag}."
+        )

@@ -8,18 +8,18 @@ it. The colours are those of the first picture.
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 import io
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import ImageError
 from atomdiff.files import qr_image
 from atomdiff.files.card import embed
+from atomdiff.files.card_colours import FAINT, INK, PAPER, Colour, accents_of, ink_on, mix, neighbour
 from atomdiff.files.fonts import fitted, font_for, showable
 from atomdiff.files.safetensors_file import from_bytes
 
@@ -27,14 +27,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-Colour = tuple[int, int, int]
-
 SIZE = (1080, 1350)
 MAX_PICTURES = 4
 MARGIN, INSET = 36, 72  # outer frame; where the content starts
 HERO, SMALL = 698, 221  # sides of the first picture and of those beside it
 WIDTH = SIZE[0] - 2 * INSET
-PAPER, INK, FAINT = (252, 250, 246), (33, 30, 36), (128, 122, 128)
 
 
 def draw(concept: Concept, data: bytes, pictures: Sequence[Image]) -> Image:
@@ -46,7 +43,7 @@ def draw(concept: Concept, data: bytes, pictures: Sequence[Image]) -> Image:
         raise ImageError(
             f"A card shows at most {MAX_PICTURES} pictures, not {len(pictures)}: choose the best."
         )
-    accents = _accents(pictures[0] if pictures else None, data)
+    accents = accents_of(pictures[0] if pictures else None, data)
     card = _background(accents)
     _paper(card)
     _pictures(card, concept, accents, pictures)
@@ -80,59 +77,6 @@ def parameters_text(concept: Concept, data: bytes) -> str:
     return f"{prompt}\n{fields}" if prompt else fields
 
 
-# ------------------------------------------------------------------------------------------ colours
-
-
-def _accents(picture: Image | None, data: bytes) -> tuple[Colour, Colour]:
-    """Two lively colours of the picture, of different hue; without one, two that follow from the file."""
-    hues: list[float] = []
-    for hue in _hues(picture) if picture is not None else ():
-        if all(_apart(hue, other) > 0.09 for other in hues):
-            hues.append(hue)
-    hues = hues or [hashlib.sha256(data).digest()[0] / 256]
-    hues = [hues[0], hues[1] if len(hues) > 1 else (hues[0] + 0.42) % 1]
-    if 0.09 < hues[0] < 0.2 or 0.09 < hues[1] < 0.12:  # yellow is for the sticker: it makes a muddy frame
-        hues.reverse()
-    return _lively(hues[0]), _lively(hues[1])
-
-
-def _hues(picture: Image) -> list[float]:
-    """The hues of a picture's vivid colours, those that cover most of it first."""
-    small = picture.convert("RGB").resize((96, 96)).quantize(16)
-    palette = small.getpalette() or []
-    found = []
-    for count, i in cast("list[tuple[int, int]]", small.getcolors() or []):
-        r, g, b = (value / 255 for value in palette[3 * i : 3 * i + 3])
-        hue, light, vivid = colorsys.rgb_to_hls(r, g, b)
-        found.append((count**0.5 * vivid * (1 - abs(2 * light - 1)), hue))
-    return [hue for weight, hue in sorted(found, reverse=True) if weight > 1]
-
-
-def _apart(a: float, b: float) -> float:
-    return min(abs(a - b), 1 - abs(a - b))
-
-
-def _lively(hue: float) -> Colour:
-    """A colour of this hue that carries letters: warm hues lighter, or they turn to mud."""
-    warm = max(0.0, 1 - _apart(hue, 0.11) / 0.08)
-    return _rgb(hue, 0.42 + 0.12 * warm, 0.62 + 0.3 * warm)
-
-
-def _rgb(hue: float, light: float, vivid: float) -> Colour:
-    r, g, b = colorsys.hls_to_rgb(hue, light, vivid)
-    return round(255 * r), round(255 * g), round(255 * b)
-
-
-def _ink_on(colour: Colour) -> Colour:
-    r, g, b = colour
-    return INK if 0.3 * r + 0.59 * g + 0.11 * b > 165 else PAPER
-
-
-def _mix(a: Colour, b: Colour, share: float) -> Colour:
-    r, g, v = (round(x + (y - x) * share) for x, y in zip(a, b, strict=True))
-    return r, g, v
-
-
 # ------------------------------------------------------------------------------------------ parts
 
 
@@ -140,15 +84,11 @@ def _background(accents: tuple[Colour, Colour]) -> Image:
     """A slanted gradient from the first colour to its neighbour; to its opposite it would go through grey."""
     from PIL import Image as Pictures
 
-    r, g, b = (value / 255 for value in accents[0])
-    hue, light, vivid = colorsys.rgb_to_hls(r, g, b)
-    turn = -0.09 if hue > 0.85 or hue < 0.17 else 0.09  # away from brown
-    ends = _mix(accents[0], PAPER, 0.18), _rgb((hue + turn) % 1, 0.7 * light, vivid)
-
+    ends = mix(accents[0], PAPER, 0.18), neighbour(accents[0])
     columns, rows = SIZE[0] // 18, SIZE[1] // 18
     small = Pictures.new("RGB", (columns, rows))
     small.putdata(
-        [_mix(*ends, (0.4 * x / columns + 0.6 * y / rows)) for y in range(rows) for x in range(columns)]
+        [mix(*ends, (0.4 * x / columns + 0.6 * y / rows)) for y in range(rows) for x in range(columns)]
     )
     return small.resize(SIZE, Pictures.Resampling.BICUBIC)
 
@@ -173,7 +113,7 @@ def _pictures(
     from PIL import ImageOps
 
     if not pictures:
-        wall = Pictures.new("RGB", (WIDTH, HERO), _mix(PAPER, accents[0], 0.1))
+        wall = Pictures.new("RGB", (WIDTH, HERO), mix(PAPER, accents[0], 0.1))
         maps = _maps(concept, accents, 12, 9, 72, 4)
         wall.paste(maps, ((WIDTH - maps.width) // 2, (HERO - maps.height) // 2))
         card.paste(wall, (INSET, INSET), _rounded(wall.size, 28))
@@ -216,7 +156,7 @@ def _sticker(card: Image, colour: Colour, size: tuple[str, str]) -> None:
     x, y = SIZE[0] - INSET - side + 12, INSET + HERO - 34
     card.paste(PAPER, (x, y), _rounded((side, side), side // 2))
     card.paste(colour, (x + 8, y + 8), _rounded((side - 16, side - 16), side // 2 - 8))
-    pen, ink = ImageDraw.Draw(card), _ink_on(colour)
+    pen, ink = ImageDraw.Draw(card), ink_on(colour)
     middle = (x + side / 2, y + side / 2)
     number = _font(62 if len(size[0]) < 4 else 54)
     pen.text((middle[0], middle[1] - 16), size[0], ink, number, "mm", stroke_width=2, stroke_fill=ink)
@@ -257,10 +197,10 @@ def _tags(card: Image, concept: Concept, colour: Colour, y: int) -> int:
             continue
         text = fitted(text, font, room)
         end = start + round(font.getlength(text)) + 24
-        tag = colour if label == "trigger" else _mix(PAPER, colour, 0.14)
+        tag = colour if label == "trigger" else mix(PAPER, colour, 0.14)
         card.paste(tag, (x, y), _rounded((end - x, height), height // 2))
-        ink = _ink_on(tag)
-        pen.text((x + 24, y + 40), label, _mix(tag, ink, 0.62), _font(26), "ls")
+        ink = ink_on(tag)
+        pen.text((x + 24, y + 40), label, mix(tag, ink, 0.62), _font(26), "ls")
         pen.text((start, y + 41), text, ink, font, "ls", stroke_width=1, stroke_fill=ink)
         x = end + 14
     return y + height
@@ -297,14 +237,14 @@ def _maps(
     shown = next(kind for kind in ("conv", "linear", "token") if any(key.startswith(kind) for key in atoms))
     maps = [matrix[:32, :32] for key, some in atoms.items() if key.startswith(shown) for matrix in some]
     made = Pictures.new("RGB", (columns * (tile + gap) - gap, rows * (tile + gap) - gap), PAPER)
-    blank = _mix(PAPER, accents[0], 0.08)
+    blank = mix(PAPER, accents[0], 0.08)
     for i in range(columns * rows):
         matrix = maps[(first + i * max(1, len(maps) // (columns * rows))) % len(maps)]
         top = float(matrix.abs().max()) or 1.0
         small = Pictures.new("RGB", (matrix.shape[1], matrix.shape[0]))
         small.putdata(
             [
-                _mix(blank, accents[value < 0], (abs(value) / top) ** 0.75)
+                mix(blank, accents[value < 0], (abs(value) / top) ** 0.75)
                 for value in matrix.flatten().tolist()
             ]
         )

@@ -120,8 +120,8 @@ def with_pipeline(base: Base, inpaint: bool) -> Base:
 
     from atomdiff.base import loading
 
-    xl = "XL" if base.family == "sdxl" else ""
-    kind = getattr(diffusers, f"StableDiffusion{xl}{'Inpaint' if inpaint else 'Img2Img'}Pipeline")
+    name = type(base.pipe).__name__.removesuffix("Pipeline")
+    kind = getattr(diffusers, f"{name}{'Inpaint' if inpaint else 'Img2Img'}Pipeline")
     with loading.quiet():
         pipe = kind.from_pipe(base.pipe)
     pipe.set_progress_bar_config(disable=True)

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 TENSORS = "state.safetensors"
 STATE = "state.json"
 FORMAT = "atomdiff-checkpoint/1"
-NEEDED_SPACE = (
-    16 << 20
-)  # bytes: a run's states and concept are far smaller, its class pictures about as large
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -131,24 +128,6 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in names
         if saved.get(name, "not set") != now.get(name, "not set")
     ]
-
-
-def require_writable(folder: Path, flag: str) -> None:
-    """Make `folder`; refuse, naming the flag that chooses it, where nothing could be written to it later."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0" * 4096)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise TrainingError(
-            f"The folder '{folder}' cannot be written: {error.strerror}; choose another with {flag}."
-        ) from None
-    if free < NEEDED_SPACE:
-        raise TrainingError(
-            f"Only {free >> 20} MB are free at '{folder}', {NEEDED_SPACE >> 20} are needed; free some space "
-            f"or choose another folder with {flag}."
-        )
 
 
 def _by_age(parent: Path) -> list[Path]:

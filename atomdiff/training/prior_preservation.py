@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ImageError, TrainingError
-from atomdiff.files.atomic import write_atomically
+from atomdiff.files.atomic import require_writable, write_atomically
 from atomdiff.files.images import read_picture
 from atomdiff.sampling.draw import draw
-from atomdiff.training.checkpoint import require_writable
 from atomdiff.training.pictures import Picture, Reading, Skipped, load_folder
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from PIL.Image import Image
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
+from atomdiff.files.atomic import require_writable
 from atomdiff.files.safetensors_file import check_patterns, from_bytes, save_concept, to_bytes
 from atomdiff.sampling import draw
 from atomdiff.sampling.sheets import save_picture
-from atomdiff.training.checkpoint import require_writable
 from atomdiff.training.defaults import name_everything, spec_of, suit_base, suit_recipe
 from atomdiff.training.loop import MAY_CHANGE, Run
 from atomdiff.training.rates import open_rates

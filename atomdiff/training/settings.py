@@ -7,6 +7,7 @@ that is None or an empty text means "as it suits": `defaults` fills it from the 
 import dataclasses
 from dataclasses import dataclass
 
+from atomdiff.base.architectures import ALIASES
 from atomdiff.core.spec import CONV_FAMILIES
 from atomdiff.errors import SettingsError
 from atomdiff.training.options import (
@@ -36,7 +37,7 @@ class TrainingSettings:
     instance_data_dir: str = option("", "folder with pictures of the subject", "instance_dir")
     base: str = option(
         "pocket",
-        "base model: pocket, sd15, sd21, sdxl, a diffusers folder, a .safetensors file or a hub id",
+        f"base model: {', '.join(ALIASES)}, a diffusers folder, a .safetensors file or a hub id",
         "pretrained_model_name_or_path",
     )
     revision: str = option("", "branch, tag or commit of a base on the hub", inert=True)

@@ -1,6 +1,7 @@
 """What stands between the settings and the first step: pictures, class pictures, latents, the saved state."""
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -152,29 +153,12 @@ def _encode(
     told: Reporter,
 ) -> TrainingData:
     """Latents and embeddings of everything; prompts that are cut are told."""
-    variation = Variation(
-        settings.shuffle_caption,
-        settings.keep_tokens,
-        settings.caption_tag_dropout_rate,
-        settings.caption_separator,
-    )
-    captions = [
-        variation.of(picture.caption, seeded(settings.seed, "captions", i))
-        if picture.caption
-        else (settings.instance_prompt,)
-        for i, picture in enumerate(pictures)
-    ]
-    prompts = list(dict.fromkeys(prompt for variants in captions for prompt in variants))
+    captions = _captions(settings, pictures)
     kept = prior_preservation.prompts(settings.class_prompt, len(class_pictures))
-    extra = [*kept, *([""] if settings.caption_dropout_rate else [])]
-    prompts = list(dict.fromkeys([*prompts, *extra]))
+    empty = [""] if settings.caption_dropout_rate else []
+    prompts = list(dict.fromkeys([*itertools.chain(*captions), *kept, *empty]))
     token = _token(settings, base, told)
-    for prompt in prompts:
-        cut = truncated_part(base, token.embedding().convert_prompt(prompt) if token else prompt)
-        if cut:
-            told.warn(
-                f"The prompt '{prompt}' is longer than the text encoder takes; this was cut off: '{cut}'"
-            )
+    _tell_cut(prompts, base, token, told)
     cached = latents.encode_table(base, prompts)
     table = latents.LiveTable(cached, base, token) if token else cached
 
@@ -192,6 +176,31 @@ def _encode(
         return TrainingData(instance, None, table, token)
     prior = encoded(class_pictures, [(prompts.index(prompt),) for prompt in kept], "class pictures")
     return TrainingData(instance, prior, table, token)
+
+
+def _captions(settings: TrainingSettings, pictures: Sequence[Picture]) -> list[tuple[str, ...]]:
+    """For each picture the prompts to draw from: its caption, varied, or the instance prompt."""
+    variation = Variation(
+        settings.shuffle_caption,
+        settings.keep_tokens,
+        settings.caption_tag_dropout_rate,
+        settings.caption_separator,
+    )
+    return [
+        variation.of(picture.caption, seeded(settings.seed, "captions", i))
+        if picture.caption
+        else (settings.instance_prompt,)
+        for i, picture in enumerate(pictures)
+    ]
+
+
+def _tell_cut(prompts: Sequence[str], base: Base, token: TriggerToken | None, told: Reporter) -> None:
+    for prompt in prompts:
+        cut = truncated_part(base, token.embedding().convert_prompt(prompt) if token else prompt)
+        if cut:
+            told.warn(
+                f"The prompt '{prompt}' is longer than the text encoder takes; this was cut off: '{cut}'"
+            )
 
 
 def _weights(pictures: Sequence[Picture], factor: int, outside: float) -> tuple[Tensor | None, ...]:

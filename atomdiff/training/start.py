@@ -70,7 +70,7 @@ def base_for(settings: TrainingSettings, base: Base | None, accelerator: Any) ->
     elif base.device != accelerator.device:
         base.pipe.to(accelerator.device)
     if settings.text_encoder_use_attention_mask:
-        if base.family == "sdxl":
+        if getattr(base.pipe, "text_encoder_2", None) is not None:
             raise SettingsError(
                 "--text_encoder_use_attention_mask is not for SDXL, whose pipelines know no such mask: "
                 "drop it."

@@ -43,19 +43,7 @@ def train_together(
     Raises SettingsError for a training that cannot share a batch: one whose change is not a map of the
     weights, or in fp16 (bf16 can), or of a `size`.
     """
-    if any(own.size != "" for own in settings):
-        raise SettingsError("Trainings that share a batch take a --recipe each, not a --size.")
-    settings = [suit_recipe(own) for own in settings]
-    for own in settings:
-        if not spec_of(own).is_map or own.channel_groups != 1:
-            raise SettingsError(
-                "Trainings share a batch where a layer's change is one map: take conv_family 'atoms' and "
-                "coef_block 0, or train them one after another."
-            )
-        if own.mixed_precision == "fp16":
-            raise SettingsError("Trainings that share a batch take mixed_precision bf16 or no, not fp16.")
-    if len({own.mixed_precision for own in settings}) > 1:
-        raise SettingsError("Trainings that share a batch have one mixed_precision; give all the same.")
+    settings = _suited(settings)
     told = list(reporters or [Reporter() for _ in settings])
     meeting = _Meeting(base.unet, len(settings), any(own.gradient_checkpointing for own in settings))
     results: list[Any] = [None] * len(settings)
@@ -88,6 +76,24 @@ def train_together(
     if asked.is_set():
         raise Interrupted(next((str(r) for r in results if isinstance(r, Interrupted)), "Stopped."))
     return results
+
+
+def _suited(settings: Sequence[TrainingSettings]) -> list[TrainingSettings]:
+    """The settings with their recipes filled in. Raises SettingsError where they cannot share a batch."""
+    if any(own.size != "" for own in settings):
+        raise SettingsError("Trainings that share a batch take a --recipe each, not a --size.")
+    settings = [suit_recipe(own) for own in settings]
+    for own in settings:
+        if not spec_of(own).is_map or own.channel_groups != 1:
+            raise SettingsError(
+                "Trainings share a batch where a layer's change is one map: take conv_family 'atoms' and "
+                "coef_block 0, or train them one after another."
+            )
+        if own.mixed_precision == "fp16":
+            raise SettingsError("Trainings that share a batch take mixed_precision bf16 or no, not fp16.")
+    if len({own.mixed_precision for own in settings}) > 1:
+        raise SettingsError("Trainings that share a batch have one mixed_precision; give all the same.")
+    return settings
 
 
 def unet_like(unet: nn.Module) -> Any:
