@@ -15,6 +15,7 @@ from atomdiff.errors import ImageError, Interrupted, SettingsError, TrainingErro
 from atomdiff.files.safetensors_file import load_concept, sha256
 from atomdiff.training import forward
 from atomdiff.training import run as training
+from atomdiff.training.checkpoint import load_checkpoint
 from atomdiff.training.defaults import count_steps, name_everything, numerical, suit_base
 from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.reporting import Reporter, StepRecord
@@ -265,6 +266,8 @@ def test_too_little_memory_is_one_sentence_with_the_state_kept(run, tmp_path, mo
         "--gradient_accumulation_steps 2 or --mixed_precision bf16. The state before it is kept in "
         f"'{tmp_path / 'out' / 'checkpoint-2'}'; --resume_from_checkpoint latest goes on."
     )
+    kept = load_checkpoint(tmp_path / "out" / "checkpoint-2").state
+    assert kept["pace"] == 1.0 and "learning_rate" in kept["may_change"]
     monkeypatch.setattr(forward, "diffusion_loss", diffusion_loss)
     resumed, _ = run(max_train_steps=4, num_atoms=4, resume_from_checkpoint="latest", adam_epsilon=1e-8)
     assert same(whole, resumed)

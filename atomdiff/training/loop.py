@@ -53,14 +53,12 @@ class Run:
         data: TrainingData,
         accelerator: Any,
         state: dict[str, Any],
-        decomposing: Callable[[int, int], None] | None,
+        decomposing: Callable[[int, int], None],
     ) -> None:
         self.settings, self.base, self.data, self.accelerator = settings, base, data, accelerator
         self.state = state
         self.done = 0
-        self.trained = Trained(
-            settings, base.unet, data.token, accelerator.num_processes, decomposing or _unheard
-        )
+        self.trained = Trained(settings, base.unet, data.token, accelerator.num_processes, decomposing)
         _training_mode(base.unet, settings)
         self._optimiser = accelerator.prepare_optimizer(self.trained.optimiser)
         self._forward = Forward(settings, base, data, self.trained.attached, accelerator)
@@ -80,23 +78,15 @@ class Run:
         self.trained.attached.detach()
 
     @contextlib.contextmanager
-    def without_atoms(self) -> Iterator[None]:
-        """Within: the UNet is the plain base again, for drawing. Afterwards it has the same parameters."""
+    def aside(self) -> Iterator[None]:
+        """Within, between two steps: the base as anyone may draw with it. Afterwards the run goes on as if
+        nothing had been."""
+        self.base.unet.eval()
         self.trained.attached.detach()
         try:
             yield
         finally:
             self.trained.attached.reattach()
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Within, between two steps: the base as anyone may draw with it. Afterwards the run goes on as if
-        nothing had been."""
-        self.base.unet.eval()
-        try:
-            with self.without_atoms():
-                yield
-        finally:
             _training_mode(self.base.unet, self.settings)
 
     # ---------------------------------------------------------------------------------------- stepping
@@ -185,9 +175,8 @@ class Run:
         """Validation pictures, drawn by the first process while the others wait."""
         pictures: tuple[Image, ...] = ()
         if self.accelerator.is_main_process:
-            self.base.unet.eval()
-            pictures = validate(self.done)
-            _training_mode(self.base.unet, self.settings)
+            with self.aside():
+                pictures = validate(self.done)
         self.accelerator.wait_for_everyone()
         return pictures
 
@@ -219,14 +208,16 @@ class Run:
             save_checkpoint(folder, checkpoint, self.settings.checkpoints_total_limit)
         return folder / f"checkpoint-{checkpoint.step}"
 
+    def _write_to_mend(self, folder: Path, checkpoint: Checkpoint) -> Path:
+        """The same, to go on from with settings that mend what broke."""
+        return self._write(folder, replace(checkpoint, state=checkpoint.state | {"may_change": MAY_CHANGE}))
+
     def _out_of_memory(self, folder: Path) -> NoReturn:
         """Keep the state before the step that did not fit, and say what would make room."""
         self._optimiser.zero_grad()
         kept = ""
         if self.done:
-            path = self._write(
-                folder, replace(self.snapshot(), state=self.state | {"may_change": MAY_CHANGE})
-            )
+            path = self._write_to_mend(folder, self.snapshot())
             kept = f" The state before it is kept in '{path}'; --resume_from_checkpoint latest goes on."
         raise TrainingError(
             f"The GPU's memory is too small for step {self.done + 1}; {relief(self.settings)}.{kept}"
@@ -241,7 +232,7 @@ class Run:
                 f"The {what} of the first step is not a number, so the base cannot be trained like this; "
                 f"try --mixed_precision no (now {self.settings.mixed_precision}) or another base."
             )
-        kept = self._write(folder, replace(self._good, state=self._good.state | {"may_change": MAY_CHANGE}))
+        kept = self._write_to_mend(folder, self._good)
         self.restore(self._good)
         raise TrainingError(
             f"The {what} became not a number at step {number}; the last good state is kept in "
@@ -249,9 +240,6 @@ class Run:
             f"{self.settings.linear_learning_rate:g}), or change --mixed_precision, and go on with "
             "--resume_from_checkpoint latest."
         )
-
-
-def _unheard(done: int, total: int) -> None: ...
 
 
 def _training_mode(unet: nn.Module, settings: TrainingSettings) -> None:

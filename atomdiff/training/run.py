@@ -224,16 +224,15 @@ def _validator(run: Run, told: Reporter) -> Callable[[int], tuple[Image, ...]]:
     def validate(step: int) -> tuple[Image, ...]:
         concept, folder = concept_of(run), Path(settings.output_dir) / "validation"
         try:
-            with run.without_atoms():
-                drawn = draw.draw(
-                    run.base,
-                    list(settings.validations),
-                    concepts=[concept],
-                    count=settings.num_validation_images,
-                    seed=settings.seed,
-                    size=settings.resolution,
-                    batch_size=settings.sample_batch_size,
-                )
+            drawn = draw.draw(
+                run.base,
+                list(settings.validations),
+                concepts=[concept],
+                count=settings.num_validation_images,
+                seed=settings.seed,
+                size=settings.resolution,
+                batch_size=settings.sample_batch_size,
+            )
             for i, picture in enumerate(drawn):
                 save_picture(picture, folder / f"step-{step:06d}-{i}.png")
             if sheet := sheet_of(drawn, settings.validations):

@@ -55,8 +55,12 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
         data = replace(data, watch=Watch.of(base, settings.class_prompt, int(settings.resolution or 0)))
     if drop:
         latents.release_encoders(base, text=data.token is None)
-    heard = lambda done, total: told.stage("Decomposing convolutions", done, total)  # noqa: E731
-    run = Run(settings, base, data, accelerator, state, heard if settings.conv_family == "sparse" else None)
+
+    def decomposing(done: int, total: int) -> None:
+        if settings.conv_family == "sparse":  # the closed form takes no time
+            told.stage("Decomposing convolutions", done, total)
+
+    run = Run(settings, base, data, accelerator, state, decomposing)
     try:
         if saved:
             run.restore(saved)
