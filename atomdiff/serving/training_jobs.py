@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
+from atomdiff.errors import Interrupted, SettingsError, sentence_of
 from atomdiff.files.atomic import write_atomically
 from atomdiff.serving.bases import Bases
 from atomdiff.serving.job_queue import Job, JobQueue
@@ -67,7 +67,7 @@ def train(
             raise
         except BaseException as error:
             broke = "The training broke off; the terminal that the server runs in shows why."
-            session.change(state="failed", error=str(error) if isinstance(error, AtomdiffError) else broke)
+            session.change(state="failed", error=sentence_of(error) or broke)
             raise
         finally:
             with contextlib.suppress(OSError):  # a full disk is no reason to lose what is there
