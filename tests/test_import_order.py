@@ -75,6 +75,18 @@ def test_no_modules_import_each_other() -> None:
     assert not left, "these are in a circle, or import one: " + ", ".join(sorted(left))
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_uses_anothers_private_names(module: str) -> None:
+    nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    imported = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("atomdiff")]
+    names = {name.name for node in imported for name in node.names}
+    used = {n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in names}
+    private = {name for name in names | used if name.startswith("_") and not name.startswith("__")}
+    assert not private, (
+        f"{module} uses {', '.join(sorted(private))} of another module; give it a public name."
+    )
+
+
 def test_core_knows_no_model_library() -> None:
     for module in (name for name in MODULES if name.startswith(("core.", "concept."))):
         source = MODULES[module].read_text(encoding="utf-8")

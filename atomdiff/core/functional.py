@@ -191,11 +191,11 @@ def _backward_weight(
     grad: Tensor, x: Tensor, M: Tensor, weight: Tensor, window: Window, groups: int, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     moved = _moved_kernels(weight, M, grad.dtype)
-    grad_x, grad_weight = _conv_grads(grad, x, moved, window, groups, need)
+    grad_x, grad_weight = conv_grads(grad, x, moved, window, groups, need)
     return grad_x, subspace.spatial_map_grad(weight, grad_weight) if need[1] else None
 
 
-def _conv_grads(
+def conv_grads(
     grad: Tensor, x: Tensor, weight: Tensor, window: Window, groups: int, need: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor]:
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
@@ -259,7 +259,7 @@ def _product_grads(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of a convolution, or of a matrix product where there is no window."""
     if window is not None:
-        return _conv_grads(grad, x, weight, window, groups, need)
+        return conv_grads(grad, x, weight, window, groups, need)
     grad_x = grad @ weight if need[0] else None
     flat = grad.reshape(-1, grad.shape[-1])
     return grad_x, flat.T @ x.reshape(-1, x.shape[-1]) if need[1] else None

@@ -27,9 +27,9 @@ from atomdiff.core import subspace
 from atomdiff.core.functional import (
     Plan,
     RowsOf,
-    _conv_grads,
     backward_map,
     choose_plan,
+    conv_grads,
     forward_map,
     moved_product,
 )
@@ -190,7 +190,7 @@ def _moved_kernels(weight: Tensor, M: Tensor | None, dtype: torch.dtype) -> Tens
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(2)
     if len(M) == 1:
         flat = wide.flatten(0, 1)
-        return torch.mm(flat, subspace._plus_identity(M[0]).to(flat.dtype)).to(dtype).view(weight.shape)
+        return torch.mm(flat, subspace.plus_identity(M[0]).to(flat.dtype)).to(dtype).view(weight.shape)
     return (wide + subspace.combine(wide, M.to(wide.dtype))).to(dtype).view(weight.shape)
 
 
@@ -211,7 +211,7 @@ def _mixed_by_channel(x: Tensor, M: Tensor, window: Window, channels: slice, c_i
     moved = conv2d(x.transpose(0, 1), kernels, None, *slide, groups=len(x))  # (b, c*k2, oh, ow)
     oh, ow = moved.shape[2:]
     moved = moved.unflatten(1, (len(x), -1)).permute(1, 2, 0, 3, 4)
-    return moved + subspace._shifts(x, window, oh, ow).flatten(1, 2)
+    return moved + subspace.shifts_of(x, window, oh, ow).flatten(1, 2)
 
 
 def _backward_map(
@@ -236,7 +236,7 @@ def _backward_weight(
     for (M, rows), number in zip(own.by_map(len(x)), dict.fromkeys(own.index), strict=True):
         moved = _moved_kernels(weight, M, grad.dtype)
         wanted = (need[0], need[1] and M is not None)
-        found, grad_weight = _conv_grads(grad[rows], x[rows], moved, window, groups, wanted)
+        found, grad_weight = conv_grads(grad[rows], x[rows], moved, window, groups, wanted)
         if grad_x is not None:
             grad_x[rows] = found  # type: ignore[assignment]
         if grad_maps is not None and M is not None:

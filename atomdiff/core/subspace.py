@@ -216,11 +216,11 @@ def mix_shifts(x: Tensor, M: Tensor, window: Window) -> Tensor:
     """
     stride, padding, dilation = window.lifted()
     precise = x.dtype.itemsize >= 4
-    kernels = (_plus_identity(M) if precise else M).to(x.dtype).view(-1, 1, 1, *window.kernel)
+    kernels = (plus_identity(M) if precise else M).to(x.dtype).view(-1, 1, 1, *window.kernel)
     z = conv3d(x.unsqueeze(1), kernels, stride=stride, padding=padding, dilation=dilation)
     if not precise:  # 1 + M would round M away on the diagonal: bf16 knows nothing between 1 and 1.0078
         c, _, b, oh, ow = z.shape
-        z.view(c, *window.kernel, b, oh, ow).add_(_shifts(x, window, oh, ow))
+        z.view(c, *window.kernel, b, oh, ow).add_(shifts_of(x, window, oh, ow))
     return z
 
 
@@ -234,7 +234,7 @@ def mix_shifts_input_grad(u: Tensor, M: Tensor, window: Window, height: int, wid
     (kh, kw), (ph, pw) = window.kernel, window.padding
     flat = u.view(c, k2, -1)
     if u.dtype.itemsize >= 4:
-        v = torch.matmul(_plus_identity(M).T.to(u.dtype), flat)
+        v = torch.matmul(plus_identity(M).T.to(u.dtype), flat)
     else:
         v = torch.matmul(M.T.to(u.dtype), flat).add_(flat)
     v = v.view(c, kh, kw, b, oh, ow)
@@ -261,11 +261,11 @@ def mix_shifts_map_grad(u: Tensor, x: Tensor, window: Window) -> Tensor:
     return grad.view(u.shape[1], -1).float()
 
 
-def _plus_identity(M: Tensor) -> Tensor:
+def plus_identity(M: Tensor) -> Tensor:
     return M + torch.eye(M.shape[0], dtype=M.dtype, device=M.device)
 
 
-def _shifts(x: Tensor, window: Window, oh: int, ow: int) -> Tensor:
+def shifts_of(x: Tensor, window: Window, oh: int, ow: int) -> Tensor:
     """All k2 shifts of x (c, b, h, w) as one view of the padded x: (c, kh, kw, b, oh, ow)."""
     (kh, kw), (sh, sw), (ph, pw), (dh, dw) = window.kernel, window.stride, window.padding, window.dilation
     padded = pad(x, (pw, pw, ph, ph)).contiguous()
