@@ -250,11 +250,12 @@ import hashlib, itertools, sys
 from pathlib import Path
 from atomdiff.training.checkpoint import _clear_parts, _put
 parent = Path(sys.argv[1])
-print("ready", flush=True)
 for i in itertools.count():
     data = bytes([i % 251]) * int(sys.argv[2])
     _clear_parts(parent)
     _put(parent / "checkpoint-7", data, {"sha256": hashlib.sha256(data).hexdigest()})
+    if i == 0:
+        print("ready", flush=True)
 """
 
 
