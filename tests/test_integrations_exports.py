@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from atomdiff.base.stable_diffusion import encode_prompts, load_base
 from atomdiff.cli import app
 from atomdiff.core.inject import AtomSpec, fold
 from atomdiff.errors import BaseError, ConceptError, SettingsError
+from atomdiff.files.modelspec import annotated
 from atomdiff.files.safetensors_file import save_concept
 from atomdiff.integrations.exports import weights
 from atomdiff.integrations.exports.write import ExportSettings, export, prediction_error
@@ -56,7 +58,7 @@ def test_an_embedding_is_diffusers_textual_inversion(
     tiny_base: Callable[..., Any], tmp_path: Path, vectors: int
 ) -> None:
     base = tiny_base("sd1")
-    dog = concept(base, vectors=vectors)
+    dog = annotated(concept(base, vectors=vectors), author="Ada")
     learned = textual_inversion.embeddings_of(base, [(dog, 0.5)])
     with textual_inversion.added(base, learned):
         wanted = encode_prompts(base, [textual_inversion.convert_prompt(PROMPT, learned)]).hidden
@@ -65,7 +67,15 @@ def test_an_embedding_is_diffusers_textual_inversion(
     base.pipe.load_textual_inversion(tmp_path, weight_name="dog.safetensors", token="zz-word")
     torch.testing.assert_close(encode_prompts(base, ["a zz-word dog"]).hidden, wanted)
     with safe_open(tmp_path / "dog.safetensors", "pt") as file:
-        assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+        said = {key.removeprefix("modelspec."): text for key, text in file.metadata().items()}
+    size = int.from_bytes((data := (tmp_path / "dog.safetensors").read_bytes())[:8], "little")
+    assert said.pop("hash_sha256") == "0x" + hashlib.sha256(data[8 + size :]).hexdigest()
+    assert json.loads(said.pop("atomdiff.concept"))["export"] == "embedding"
+    assert said == {
+        "sai_model_spec": "1.0.0", "architecture": "stable-diffusion-v1/textual-inversion",
+        "implementation": "diffusers", "title": "dog", "trigger_phrase": "sks", "resolution": "64x64",
+        "prediction_type": "epsilon", "author": "Ada",
+    }  # fmt: skip
 
 
 def test_an_embedding_of_sdxl_has_both_encoders(tiny_base: Callable[..., Any], tmp_path: Path) -> None:
@@ -156,15 +166,19 @@ def test_a_diff_is_exact_in_lycoris(tiny_base: Callable[..., Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_a_lora_is_what_diffusers_loads(tiny_base: Callable[..., Any], tmp_path: Path, kind: str) -> None:
-    """And its errors are those that were told."""
+@pytest.mark.parametrize("given", [{"rank": 4}, {"max_error": 0.3}], ids=["rank", "error"])
+def test_a_lora_is_what_diffusers_loads(
+    tiny_base: Callable[..., Any], tmp_path: Path, kind: str, given: dict[str, Any]
+) -> None:
+    """Its layers have one rank, or each its own."""
     base = tiny_base(kind)
     dog = concept(base, AtomSpec(linear_atoms="attn2_kv"))
     out = tmp_path / "dog.safetensors"
-    tensors, told = _exported(dog, base, out, "lora", rank=4)
+    tensors, told = _exported(dog, base, out, "lora", **given)
     ranks = {len(tensors[key]) for key in tensors if key.endswith("lora_down.weight")}
-    assert ranks == {4} and "ranks 4 to 4; ΔW is missed by" in told
-    made = weights.lora(weights.changed_weights(dog, base.unet), torch.float32, rank=4)
+    assert f"ranks {min(ranks)} to {max(ranks)}; ΔW is missed by" in told
+    assert ranks == {4} if "rank" in given else len(ranks) > 1
+    made = weights.lora(weights.changed_weights(dog, base.unet), torch.float32, **given)
     wanted = {name: base.unet.get_submodule(name).weight + change for name, change in made.changes.items()}
     base.pipe.load_lora_weights(tmp_path, weight_name="dog.safetensors", adapter_name="dog")
     base.pipe.fuse_lora(components=["unet"])

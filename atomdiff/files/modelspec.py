@@ -44,16 +44,27 @@ def annotated(
         told["thumbnail"] = _data_uri(thumbnail)
     if not told:
         return concept
-    family = concept.base.family
-    required = {
+    side = concept.training.get("resolution", "")
+    required = required_keys(concept, "/atomdiff", "atomdiff") | {"resolution": f"{side}x{side}" * bool(side)}
+    added = {PREFIX + key: text for key, text in (required | told).items() if text}
+    return replace(concept, extra={**concept.extra, **added})
+
+
+def required_keys(
+    concept: Concept, kind: str, implementation: str, prediction_type: str = ""
+) -> dict[str, str]:
+    """The keys, without their prefix, that the ModelSpec requires of a file of a concept, such as a "/lora";
+    "" where there is nothing to say. Stable Diffusion 2's two models differ in what they predict."""
+    architecture = ARCHITECTURES.get(concept.base.family, concept.base.family)
+    if concept.base.family == "sd2" and prediction_type:
+        architecture += "-768-v" if prediction_type == "v_prediction" else "-512"
+    return {
         "sai_model_spec": "1.0.0",
-        "architecture": ARCHITECTURES.get(family, family) + "/atomdiff",
-        "implementation": "atomdiff",
+        "architecture": architecture + kind,
+        "implementation": implementation,
         "title": concept.title,
         "trigger_phrase": concept.trigger,
     }
-    added = {PREFIX + key: text for key, text in (required | told).items() if text}
-    return replace(concept, extra={**concept.extra, **added})
 
 
 def _data_uri(picture: Image) -> str:

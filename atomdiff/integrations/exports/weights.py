@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from atomdiff.base.plain_unet import PlainUNet, plain_layers
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import SettingsError
-from atomdiff.integrations.layers import PlainUNet, plain_layers
 
 
 def changed_weights(concept: Concept, unet: nn.Module, strength: float = 1.0) -> Iterator[tuple[str, Tensor]]:
@@ -123,8 +123,9 @@ def lora(
     ranks, lost, whole = {}, 0.0, 0.0
     for name, change in changes:
         part = low_rank(change, rank, max_error)
-        up, down = part.up.to(dtype), part.down.to(dtype)
-        made[name] = (up.float() @ down.float()).view(change.shape)
+        # One alpha for all layers, whose ranks differ: diffusers loses those that differ at attention layers.
+        up, down = (part.rank * part.up).to(dtype), part.down.to(dtype)
+        made[name] = (up.float() @ down.float() / part.rank).view(change.shape)
         lost += float((made[name] - change).square().sum())
         whole += part.whole**2
         ranks[name] = part.rank
@@ -134,6 +135,6 @@ def lora(
         tensors |= {
             f"{key}.lora_up.weight": up.contiguous(),
             f"{key}.lora_down.weight": down.contiguous(),
-            f"{key}.alpha": torch.tensor(float(part.rank), dtype=dtype),
+            f"{key}.alpha": torch.tensor(1.0, dtype=dtype),
         }
     return Lora(tensors, made, ranks, math.sqrt(lost / whole) if whole else 0.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from atomdiff.base.stable_diffusion import Base, added_conditions, encode_prompt
 from atomdiff.concept.concept import Concept
 from atomdiff.core.inject import fold
 from atomdiff.errors import BaseError, ConceptError, SettingsError
-from atomdiff.files.modelspec import ARCHITECTURES
+from atomdiff.files import modelspec
 from atomdiff.files.safetensors_file import sha256
 from atomdiff.integrations.exports import embedding, merged, weights
 
 KINDS = ("embedding", "diffusers", "checkpoint", "diff", "lora")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Tell = Callable[[str], None]
+_NO_HASH = "0x" + 64 * "0"
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def export(concept: Concept, base: Base, settings: ExportSettings, out: Path, te
     made = {"embedding": _embedding, "checkpoint": _checkpoint, "diff": _diff, "lora": _lora}[settings.kind]
     tensors = made(concept, base, settings, tell)
     if tensors:
-        _write(out, tensors, _metadata(concept, settings.kind), tell)
+        _write(out, tensors, _metadata(concept, settings.kind, base), tell)
     if settings.kind != "embedding" and concept.token:
         beside = out.with_name(f"{out.stem}-{_plain(concept.trigger)}.safetensors")
         words = _embedding(concept, base, settings, tell)
-        _write(beside, words, _metadata(concept, "embedding"), tell)
+        _write(beside, words, _metadata(concept, "embedding", base), tell)
         tell(f"note: {concept.trigger!r} is a learned word: load {beside.name} as a textual inversion too.")
 
 
@@ -147,6 +148,7 @@ def _write(out: Path, tensors: dict[str, Tensor], metadata: dict[str, str], tell
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: values.contiguous() for key, values in tensors.items()}, part, metadata)
+        _stamp(part)
         part.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         part.replace(out)
     except OSError as error:
@@ -165,19 +167,29 @@ def _umask() -> int:
     return mask
 
 
-def _metadata(concept: Concept, kind: str) -> dict[str, str]:
-    """ModelSpec, and what concept the file is of."""
+def _metadata(concept: Concept, kind: str, base: Base) -> dict[str, str]:
+    """ModelSpec, with what the concept's author says of it, and what concept the file is of."""
     adapter = {"embedding": "/textual-inversion", "checkpoint": ""}.get(kind, "/lora")
-    architecture = ARCHITECTURES.get(concept.base.family, concept.base.family) + adapter
-    said: dict[str, Any] = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": concept.title,
-        "modelspec.trigger_phrase": concept.trigger,
-        "atomdiff.concept": json.dumps({"sha256": sha256(concept), "export": kind}),
+    said = modelspec.required_keys(concept, adapter, "diffusers", base.prediction_type) | {
+        "resolution": f"{base.resolution}x{base.resolution}",
+        "prediction_type": "v" if base.prediction_type == "v_prediction" else "epsilon",
+        "hash_sha256": _NO_HASH,
     }
-    return {key: value for key, value in said.items() if value}
+    kept = {key: text for key, text in concept.extra.items() if key.startswith(modelspec.PREFIX)}
+    about = {"atomdiff.concept": json.dumps({"sha256": sha256(concept), "export": kind})}
+    return kept | {modelspec.PREFIX + key: text for key, text in said.items() if text} | about
+
+
+def _stamp(file: Path) -> None:
+    """Puts the SHA-256 of the tensors into the header of a file, which has the room for it."""
+    digest = hashlib.sha256()
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = opened.read(size)
+        while block := opened.read(2**22):
+            digest.update(block)
+        opened.seek(8)
+        opened.write(header.replace(_NO_HASH.encode(), b"0x" + digest.hexdigest().encode()))
 
 
 def _plain(word: str) -> str:
