@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from atomdiff.base.plain_unet import plain_layers
 from atomdiff.concept.passport import passport_of
 from atomdiff.core.inject import AtomSpec, select
-from atomdiff.integrations.layers import plain_layers
-from atomdiff.integrations.original_layout import plain_unet
+from atomdiff.integrations.original_layout import diffusers_name, plain_unet
+from benchmarks.full_size.original_names import unet_name
+from benchmarks.shapes import SHAPES, empty_unet
 
 SD = {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 32, "attention_head_dim": 8}
 SDXL = {
@@ -45,3 +47,13 @@ def test_matrices_alone_are_shown() -> None:
     shown = plain_unet({"conv_in.weight": torch.zeros(4, 3, 3, 3), "conv_in.bias": torch.zeros(4),
                         "conv_norm_out.weight": torch.ones(4)})  # fmt: skip
     assert [name for name, _ in shown.named_modules()] == ["", "conv_in"]
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
+def test_names_of_the_original_layout_are_told(name: str) -> None:
+    unet = empty_unet(SHAPES[name])
+    for ours in unet.state_dict():
+        if not ours.startswith("add_embedding"):  # SDXL's, which the reverse map does not have
+            assert diffusers_name(unet_name(ours, unet.config)) == ours
+    assert diffusers_name("label_emb.0.2.weight") == "add_embedding.linear_2.weight"
+    assert diffusers_name("first_stage_model.x") is None
