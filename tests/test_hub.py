@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -14,13 +16,15 @@ from hub_server import Hub, Repo, running
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from test_card import concept_file, png
+from tiny_concepts import concept
 from typer.testing import CliRunner
 
 from atomdiff import cli
+from atomdiff.base.stable_diffusion import load_base
 from atomdiff.errors import ConceptError, ImageError, SettingsError
 from atomdiff.files import card
 from atomdiff.files.modelspec import annotated
-from atomdiff.files.safetensors_file import from_bytes, load_concept, to_bytes
+from atomdiff.files.safetensors_file import from_bytes, load_concept, save_concept, to_bytes
 from atomdiff.library.hub import MAX_BYTES, pull, push
 from atomdiff.library.hub_card import readme, sample
 
@@ -279,3 +283,20 @@ def test_on_the_command_line(hub, dog, tmp_path, monkeypatch):
     ):
         done = CliRunner().invoke(cli.app, wrong)
         assert (done.exit_code, done.stderr.count("\n"), done.stderr[:7]) == (2, 1, "error: ")
+
+
+def test_the_pages_python_runs_word_for_word(hub, tmp_path, monkeypatch):
+    """On the pocket; for a base of the hub its pipeline is fetched there."""
+    monkeypatch.chdir(tmp_path)
+    save_concept(concept(load_base("pocket")), tmp_path / "dog.safetensors")
+    push(tmp_path / "dog.safetensors", "ada/biscuit", token="hf_ada")
+    page = hub.repos["ada/biscuit"].commits[-1]["README.md"].decode()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(compile(code, "README.md", "exec"), {})
+    with Image.open(tmp_path / "biscuit.png") as picture:
+        assert picture.size == (64, 64)
+    dog = load_concept(tmp_path / "dog.safetensors")
+    named = replace(dog, base=replace(dog.base, name="sd15"))
+    assert "from_pretrained('stable-diffusion-v1-5/" in readme("ada/biscuit", to_bytes(named))
+    lost = replace(named, base=replace(dog.base, name="my model"))
+    assert "```python" not in readme("ada/biscuit", to_bytes(lost))

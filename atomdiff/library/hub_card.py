@@ -94,6 +94,7 @@ def readme(repo: str, data: bytes, samples: Sequence[Sample] = ()) -> str:
         "## How to use it",
         "The card above *is* the concept: save the picture and use it like the file. Or, with atomdiff:",
         f"```sh\natomdiff pull {repo} --out {file}\natomdiff generate --concept {file} {prompt}\n```",
+        *_in_diffusers(repo, concept),
         _plain(said["usage_hint"]),
         *(["## Samples", *shown] if shown else []),
     ]
@@ -102,12 +103,7 @@ def readme(repo: str, data: bytes, samples: Sequence[Sample] = ()) -> str:
 
 def _metadata(concept: Concept, samples: Sequence[Sample]) -> dict[str, Any]:
     """What the hub searches by and shows at the top of the page."""
-    from atomdiff.base.architectures import ALIASES
-    from atomdiff.base.loading import HUB_ID
-
-    known = ALIASES.get(concept.base.name)
-    name = known.repository if known else concept.base.name
-    base = name if HUB_ID.fullmatch(name) else None
+    base = _repository(concept)
     licence = concept.extra.get(PREFIX + "license", "")
     listed = licence.lower() in LICENCES
     widget = [
@@ -126,6 +122,34 @@ def _metadata(concept: Concept, samples: Sequence[Sample]) -> dict[str, Any]:
         "instance_prompt": _prompt(concept),
         "widget": widget,
     }
+
+
+def _repository(concept: Concept) -> str | None:
+    """The base on the hub, where it is there."""
+    from atomdiff.base.architectures import ALIASES
+    from atomdiff.base.loading import HUB_ID
+
+    known = ALIASES.get(concept.base.name)
+    name = known.repository if known else concept.base.name
+    return name if HUB_ID.fullmatch(name) else None
+
+
+def _in_diffusers(repo: str, concept: Concept) -> list[str]:
+    """How to draw with it in a stock pipeline, where its base can be had."""
+    base = _repository(concept)
+    if base is None and concept.base.name != "pocket":
+        return []
+    loaded = (
+        f"from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained({base!r})"
+        if base
+        else '\npipe = atomdiff.load_base("pocket").pipe'
+    )
+    prompt, file = f"{_prompt(concept)} on the beach".strip(), f"{repo.partition('/')[2]}.png"
+    return [
+        "In a stock diffusers pipeline:",
+        f"```python\nimport atomdiff\n{loaded}\natomdiff.load(pipe, {repo!r})\n"
+        f"image = pipe({prompt!r}, num_inference_steps=25).images[0]\nimage.save({file!r})\n```",
+    ]
 
 
 def _prompt(concept: Concept) -> str:
