@@ -12,7 +12,6 @@ line names those.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import resource
@@ -38,7 +37,7 @@ from . import comfyui
 from .comfyui import apart, random_concept
 from .full_size.building import CLIP_L, SD15, VAE, Kind, build
 from .full_size.original_names import save_single_file
-from .report import Target, machine, markdown, one_sentence, show, verdict, write_section, written
+from .report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
 
 WORD = "sks"
 SMALL = Kind(
@@ -294,14 +293,12 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.interop", description=__doc__.splitlines()[0])
+    parser = command("interop", __doc__, docs="docs/results.md")
     add = parser.add_argument
     add("--small", action="store_true", help="few channels: seconds instead of minutes")
     add("--routes", nargs="*", choices=ROUTES, default=ROUTES, help="only some (all by default)")
     add("--comfyui", type=Path, help="a checkout of ComfyUI whose requirements this Python has")
     add("--folder", type=Path, help="where the models are written for the time being")
-    add("--docs", action="store_true", help="write the section of docs/results.md")
-    add("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=a.folder) as folder, loading.quiet():
         rows, targets = measure(Path(folder), a.small, a.routes, a.comfyui)
@@ -315,7 +312,7 @@ def main() -> None:
         if swap is not None:
             told += f" `set_concepts` took {swap:.1f} CPU ms a concept, with four loaded."
         text = f"## {title}\n\n{told}\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
-        write_section(Path("docs/results.md"), "interop small" if a.small else "interop", text)
+        write_section(Path(a.page), "interop small" if a.small else "interop", text)
     verdict(targets, a.check)
 
 

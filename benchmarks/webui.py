@@ -9,7 +9,6 @@ modules. With --check the exit status is 1 if a target is missed, and the last l
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from atomdiff.integrations.words import Learned
 
 from .comfyui import CONTEXT, SHAPE, WIDTHS, apart, random_concept
 from .full_size.original_names import unet_name
-from .report import Target, machine, one_sentence, show, verdict
+from .report import Target, command, machine, one_sentence, show, verdict
 
 EXTENSION = Path(__file__).parent.parent / "sd-webui-atomdiff"
 LIMIT = 1e-5
@@ -206,9 +205,8 @@ def differences(folder: Path, library: Path) -> list[Target]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.webui", description=__doc__.splitlines()[0])
+    parser = command("webui", __doc__)
     parser.add_argument("--forge", type=Path, required=True, help="a checkout of Forge (Classic)")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a target is missed")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as library, _library(Path(library)):
         targets = differences(a.forge, Path(library))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import infotext
+from atomdiff.sampling.infotext import UsedFile
 from atomdiff.sampling.settings import ACTING, MAX_SEED, SAMPLERS, DrawingSettings, parse_size, used
 
 words = st.from_regex(r"[a-z](?:[a-zé ,:\"()\n]{0,30}[a-z])?", fullmatch=True)
@@ -17,6 +18,7 @@ sides = st.integers(1, 128).map(lambda n: 8 * n)
 strengths = st.integers(-20, 20).map(lambda n: n / 10) | st.fixed_dictionaries(
     {block: st.integers(0, 8).map(lambda n: n / 4) for block in ("down", "mid", "up")}
 )
+names = st.lists(st.sampled_from(["paint", "easy-word", "a b", "v1.5_x"]), max_size=3, unique=True)
 
 
 @st.composite
@@ -33,6 +35,8 @@ def drawings(draw: st.DrawFn) -> DrawingSettings:
         (draw(sides), draw(sides)),
         draw(st.sampled_from(list(SAMPLERS))),
         draw(st.sampled_from(ACTING)),
+        loras=tuple((UsedFile(name, "0123456789ab"), draw(st.integers(-9, 9)) / 4) for name in draw(names)),
+        embeddings=tuple(UsedFile(name, "ba9876543210") for name in draw(names)),
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import atomdiff
 from atomdiff.base import textual_inversion
+from atomdiff.base.plain_unet import PlainUNet, plain_layers
 from atomdiff.core.inject import fold
-from atomdiff.integrations.layers import PlainUNet, plain_layers
 
 PROMPT = "a sks dog"
 

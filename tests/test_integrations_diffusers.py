@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import atomdiff
 from atomdiff.base import textual_inversion
+from atomdiff.base.plain_unet import PlainUNet, plain_layers
 from atomdiff.base.stable_diffusion import encode_prompts
 from atomdiff.core.inject import AtomSpec, fold
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
 from atomdiff.files.safetensors_file import save_concept
-from atomdiff.integrations.layers import PlainUNet, plain_layers
 from atomdiff.sampling.draw import CousinWarning, draw
 
 PROMPT = "a sks dog"

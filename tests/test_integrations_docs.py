@@ -9,7 +9,7 @@ import pytest
 from tiny_concepts import concept
 
 import atomdiff
-from atomdiff.files.safetensors_file import save_concept
+from atomdiff.files.safetensors_file import save_concept, sha256
 from atomdiff.sampling.sheets import save_picture
 
 PAGE = Path(__file__).parent.parent / "docs" / "integrations.md"
@@ -36,3 +36,4 @@ def test_sd_parsers_reads_our_pictures(tmp_path: Path) -> None:
     assert [prompt.value for prompt in found.prompts] == ["a sks dog"]
     assert [prompt.value for prompt in found.negative_prompts] == ["red"]
     assert next(iter(found.samplers)).parameters["seed"] == "7"
+    assert found.metadata["Hashes"] == {"atom:dog": sha256(dog)[:12]}

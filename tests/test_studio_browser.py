@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from foreign_files import save_embedding, save_lora
 from PIL import Image
 from screenshots import TABS, open_tab
 from test_studio_api import folder, url  # noqa: F401 - fixtures
 
+from atomdiff.base.stable_diffusion import load_base
 from atomdiff.files.safetensors_file import load_concept, save_concept
 from benchmarks.serving import served
 
@@ -286,3 +288,27 @@ def test_a_picture_is_varied_painted_over_and_put_on_a_sheet(page, folder):
         page.wait_for_timeout(200)
     assert newest(folder).startswith("a red cat\nSteps: 2,")
     assert "Denoising strength: 0.6" in newest(folder)
+
+
+def test_other_peoples_files_are_dropped_drawn_and_told(page, folder, tmp_path):
+    base = load_base("pocket")
+    lora = save_lora(base, tmp_path / "paint.safetensors")
+    word = save_embedding(base, tmp_path / "easy-word.safetensors")
+    page.locator("#others button").first.click()
+    page.locator("#other-files input[type=file]").set_input_files([lora, word])
+    page.locator("#others-told", has_text="2 taken in").wait_for()
+    page.locator("#lora-0 input[type=number]").fill("0.5")
+    draw(page, "a dog, easy-word")
+    assert not page.locator("#status .error").count()
+    page.locator("#to-picture").click()
+    page.locator("#picture-told dt").first.wait_for()
+    assert "<lora:paint:0.5>" in page.locator("#picture-told").inner_text()
+    page.reload()
+    page.get_by_role("tab", name="Picture info").click()
+    newest = max((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
+    page.locator("#picture-file input[type=file]").set_input_files(newest)
+    page.locator("#picture-told dt").first.wait_for()
+    page.locator("#use-settings").click()
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a dog, easy-word'")
+    page.locator("#others button").first.click()
+    assert page.locator("#lora-0 input[type=number]").input_value() == "0.5"

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from foreign_files import save_embedding, save_lora
 from PIL import Image
 
 from atomdiff.concept.concept import Concept
@@ -131,7 +132,8 @@ def test_orders_that_cannot_work(change, message):
 
 
 def test_the_form_reads_what_a_browser_sends_and_back():
-    values = dict.fromkeys(draw_form.STRENGTHS, 1.0) | {
+    values = dict.fromkeys(draw_form.STRENGTHS + draw_form.LORA_STRENGTHS, 1.0) | {
+        "loras": ["paint"], "lora_strength_0": 0.6, "embeddings": None,
         "style": "", "start": None, "strength": 0.6, "hires": 1.0,
         "guidance": 1.0, "carry": 1.0, "blocks": "",
         "prompt": "a sks dog", "concepts": ["id"], "strength_0": 0.8, "negative": None, "size": "64×48",
@@ -139,10 +141,17 @@ def test_the_form_reads_what_a_browser_sends_and_back():
     }  # fmt: skip
     order = draw_form.request_from(values)
     assert order == DrawRequest(
-        "pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4
-    )
+        "pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4,
+        loras=(("paint", 0.6),),
+    )  # fmt: skip
     assert draw_form.values_of(order)["strength_0"] == 0.8
-    for name, wrong in (("seed", "x"), ("size", "big"), ("steps", "many"), ("strength_0", None)):
+    for name, wrong in (
+        ("seed", "x"),
+        ("size", "big"),
+        ("steps", "many"),
+        ("strength_0", None),
+        ("lora_strength_0", "x"),
+    ):
         with pytest.raises(SettingsError):
             draw_form.request_from(values | {name: wrong})
 
@@ -322,3 +331,40 @@ def test_styles_words_and_a_second_pass(studio):
     with pytest.raises(SettingsError, match="no style"):
         replace(order, style="none such").loaded(studio)
     (studio.history.folder / "styles.csv").unlink()
+
+
+def test_other_peoples_files_go_into_pictures_and_back(studio, tiny_base, tmp_path):
+    base = tiny_base("sd1")
+    lora = save_lora(base, tmp_path / "paint.safetensors")
+    word = save_embedding(base, tmp_path / "easy-word.safetensors")
+    assert [studio.others.add(file) for file in (lora, word, lora)] == [
+        ("lora", "paint"), ("embedding", "easy-word"), ("lora", "paint"),
+    ]  # fmt: skip
+    order = DrawRequest(
+        "tiny-sd1", "a dog", steps=1, seed=1, loras=(("paint", 0.7),), embeddings=("easy-word",)
+    )
+    look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
+    assert look.state == "done", look.error
+    assert any("No prompt says 'easy-word'" in note for note in look.notes)
+    text = look.results[0].text
+    assert text.startswith("a dog <lora:paint:0.7>\n")
+    again = drawing.request_of(parse(text), studio)
+    assert (again.prompt, again.loras, again.embeddings) == ("a dog", order.loras, order.embeddings)
+    values = draw_form.values_of(again)
+    assert (values["loras"], values["lora_strength_0"], values["embeddings"]) == (
+        ["paint"],
+        0.7,
+        ["easy-word"],
+    )
+    with pytest.raises(SettingsError, match="from -10 to 10"):
+        replace(order, loras=(("paint", 11.0),))
+    save_lora(base, tmp_path / "paint.safetensors", seed=1)
+    with pytest.raises(SettingsError, match="another lora 'paint'"):
+        studio.others.add(tmp_path / "paint.safetensors")
+    studio.others.path("lora", "paint").write_bytes(lora.read_bytes())  # not the one of the picture any more
+    assert drawing.request_of(parse(text), studio).loras == ()
+    studio.others.path("lora", "paint").unlink()
+    for name in ("paint", "../paint"):
+        gone = replace(order, loras=((name, 1.0),))
+        look = studio.queue.submit("me", drawing.draw(studio, "me", gone)).wait(60)
+        assert look.state == "failed" and "no lora" in look.error

@@ -96,12 +96,12 @@ class LearnedEmbedding:
         """The prompt with the trigger said r times wherever it stands, letters of other words apart."""
         if self.repeats == 1:
             return prompt
-        return _word(self.trigger).sub(lambda found: " ".join([found[0]] * self.repeats), prompt)
+        return word_pattern(self.trigger).sub(lambda found: " ".join([found[0]] * self.repeats), prompt)
 
 
 def has_trigger(prompt: str, trigger: str) -> bool:
     """Whether a prompt has a trigger, be it in capitals, letters of other words apart; "" it always has."""
-    return not trigger or _word(trigger).search(prompt) is not None
+    return not trigger or word_pattern(trigger).search(prompt) is not None
 
 
 def embeddings_of(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[LearnedEmbedding]:
@@ -157,8 +157,22 @@ def token_ids(base: Base, trigger: str) -> dict[str, list[int]]:
     return {key: list(dict.fromkeys(_ids(base, key, trigger))) for key in encoders}
 
 
-def _word(trigger: str) -> re.Pattern[str]:
+def word_pattern(trigger: str) -> re.Pattern[str]:
+    """Finds a word in prompts, be it in capitals, letters of other words apart."""
     return re.compile(rf"(?<![^\W\d_]){re.escape(trigger)}(?![^\W\d_])", re.IGNORECASE)
+
+
+_WRONG_END = 2  # `eos_token_id` in the configuration of Stable Diffusion's text encoders
+
+
+def find_end(encoder: Any, tokenizer: Any, more_tokens: bool) -> None:
+    """Text encoders whose configuration does not know the token that ends a text take the one of the highest
+    number for it, which is not so any more where there are `more_tokens` than the base has."""
+    ends = (_WRONG_END, tokenizer.eos_token_id)
+    for part in encoder.modules():
+        own = getattr(getattr(part, "config", None), "eos_token_id", None)
+        if own == _WRONG_END and getattr(part, "eos_token_id", None) in ends:
+            part.eos_token_id = ends[more_tokens]
 
 
 def _ids(base: Base, key: str, text: str) -> list[int]:

@@ -65,6 +65,19 @@ def load_concepts(given: list[str]) -> list[tuple[Concept, Strength]]:
     return weighted
 
 
+def split_loras(given: list[str]) -> list[tuple[Path, float]]:
+    """`FILE` or `FILE:0.7` of LoRAs. Raises SettingsError."""
+    loras = []
+    for item in given:
+        name, strength = _split(item)
+        if not isinstance(strength, float):
+            raise SettingsError(
+                f"The strength of a LoRA is one number, not that of {item!r}: write FILE:0.7."
+            )
+        loras.append((Path(name), strength))
+    return loras
+
+
 def load_regions(given: list[str]) -> list[Region]:
     """`FILE[:STRENGTH]:LEFT,TOP,RIGHT,BOTTOM`, in shares of the picture, or with a mask picture in their
     place. Raises ConceptError, ImageError or SettingsError."""
@@ -187,6 +200,11 @@ def tell_about(
 ) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
     _tell(hints.before_drawing(base, prompt, weighted, acting))
+
+
+def tell_files(prompts: str, embeddings: list[Path]) -> None:
+    """The same of other people's files."""
+    _tell(hints.of_other_files(prompts, embeddings))
 
 
 def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:

@@ -21,8 +21,10 @@ from atomdiff.cli.arguments import (
     load_concepts,
     load_regions,
     open_base,
+    split_loras,
     split_strength,
     tell_about,
+    tell_files,
 )
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ImageError, SettingsError
@@ -50,6 +52,14 @@ def generate(
             help="A concept in a part of the picture, LEFT,TOP,RIGHT,BOTTOM in shares of it or a mask "
             "picture: --region dog:0,0,0.5,1 --region cat:0.5,0,1,1.",
         ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:STRENGTH]", help="Somebody's LoRA (.safetensors) beside the concepts."),
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(help="Somebody's textual inversion (.safetensors); its word is the file's name."),
     ] = None,
     count: Annotated[
         int, typer.Option("--count", "-n", help="How many pictures; picture i has the seed SEED + i.")
@@ -117,12 +127,16 @@ def generate(
     regions = load_regions(region or [])
     if regions and (begun or hires != 1):
         raise SettingsError("Regions are drawn from noise, at once: leave out --image, --mask and --hires.")
+    loras, embeddings = split_loras(lora or []), embedding or []
+    if regions and (loras or embeddings):
+        raise SettingsError("Regions take concepts alone: leave out --lora and --embedding.")
     weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
     loaded = open_base(base, weighted, device, dtype)
     tell_about(loaded, prompt, weighted, "plain" if regions else acting)
+    tell_files(f"{prompt}\n{negative}", embeddings)
     texts = prompt if regions else prompts.for_each(prompt, seed, count)
     if not regions:
-        begun |= {"strength": strength, "hires": hires}
+        begun |= {"strength": strength, "hires": hires, "loras": loras, "embeddings": embeddings}
     images = draw_with_bar(
         loaded,
         texts,

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from atomdiff.base.plain_unet import Layer
 from atomdiff.concept.concept import Concept
 from atomdiff.core import subspace
 from atomdiff.core.functional import Plan, adapted_conv2d, choose_plan
 from atomdiff.core.inject import DeltaOf
 from atomdiff.core.layers import sliding_window
-from atomdiff.integrations.layers import Layer
 
 _BY_MAP = Plan("map", "map")
 

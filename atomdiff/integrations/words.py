@@ -19,12 +19,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from atomdiff.base.textual_inversion import find_end
 from atomdiff.errors import ConceptError
 from atomdiff.integrations.changes import override, restore
 
 ENCODERS = {"token": ("tokenizer", "text_encoder"), "token2": ("tokenizer_2", "text_encoder_2")}
 _MARK = "atomdiff"  # what our tokens begin with
-_WRONG_END = 2  # `eos_token_id` in the configuration of Stable Diffusion's text encoders
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Vocabulary:
             ids = [self.tokenizer.convert_tokens_to_ids(name) for _, names in named for name in names]
             self._lookup = _Lookup(self.encoder.get_input_embeddings(), ids, longest_first)
             override(self._lookup.table, self._lookup.forward)
-        self._find_end(bool(named))
+        find_end(self.encoder, self.tokenizer, more_tokens=bool(named))
 
     def rows(self) -> dict[int, Tensor]:
         """Token -> its embedding (d,) in the table's dtype, of every token that was added."""
@@ -143,15 +143,6 @@ class Vocabulary:
         for token in [*_added(plain), *kept, *(AddedToken(name) for name in ours)]:
             (made.add_special_tokens if token.special else made.add_tokens)([token])
         return made
-
-    def _find_end(self, learned: bool) -> None:
-        """Text encoders whose configuration does not know the token that ends a text take the one of the
-        highest number for it, which is not so any more where there are learned words."""
-        ends = (_WRONG_END, self.tokenizer.eos_token_id)
-        for part in self.encoder.modules():
-            own = getattr(getattr(part, "config", None), "eos_token_id", None)
-            if own == _WRONG_END and getattr(part, "eos_token_id", None) in ends:
-                part.eos_token_id = ends[learned]
 
 
 class _Lookup:

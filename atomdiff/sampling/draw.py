@@ -19,7 +19,7 @@ from atomdiff.base.textual_inversion import convert_prompt, embeddings_of
 from atomdiff.concept.concept import Concept
 from atomdiff.core.blocks import Strength, of_words
 from atomdiff.errors import SettingsError
-from atomdiff.sampling import img2img, mixed
+from atomdiff.sampling import adapters, img2img, mixed
 from atomdiff.sampling.gating import acting as concepts_acting
 from atomdiff.sampling.gating import groups
 from atomdiff.sampling.pipeline import Batches, Callback, Concepts, with_scheduler
@@ -27,6 +27,8 @@ from atomdiff.sampling.resident import Residents
 from atomdiff.sampling.settings import MAX_SEED, USUAL, DrawingSettings, sides_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
     from torch import Tensor
 
@@ -55,6 +57,8 @@ def draw(
     mask: Image | None = None,
     strength: float | None = None,
     hires: float = 1.0,
+    loras: Sequence[tuple[Path, float]] = (),
+    embeddings: Sequence[Path] = (),
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
@@ -74,6 +78,9 @@ def draw(
     `strength` says, 0 to 1, or where a `mask` is white (see `img2img`). `hires` 2 draws at `size` first,
     then from what came of it at twice the sides, by `strength`.
 
+    `loras` are other people's LoRA files with strengths, and `embeddings` textual inversions, each called by
+    the name of its file; they are in the base while it draws, and out of it afterwards (see `adapters`).
+
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
@@ -86,7 +93,7 @@ def draw(
         strength = LARGER if hires != 1 else CHANGED
     settings = DrawingSettings(
         "", tuple(weighted), negative, seed, steps, guidance, sides_of(size), sampler.lower(), acting,
-        None if image is None and hires == 1 else strength, hires,
+        None if image is None and hires == 1 else strength, hires, tuple(loras), tuple(embeddings),
     )  # fmt: skip
     prompts = _of_each(prompt, count, batch_size, seed)
     for concept in dict.fromkeys(concept for own in [weighted, *each] for concept, _ in own):
@@ -95,9 +102,10 @@ def draw(
             warnings.warn(warning, CousinWarning, stacklevel=2)
     how = _How(batch_size or ARCHITECTURES[base.family].batch, callback, preview)
     if mixing:
-        if image is not None or mask is not None:
+        if image is not None or mask is not None or loras or embeddings:
             raise SettingsError(
-                "Pictures of different concepts in one batch start from noise: draw them apart."
+                "Pictures of different concepts in one batch start from noise and take no LoRAs or "
+                "embeddings: draw them apart."
             )
         if isinstance(prompt, str) or len(each) != len(prompts) // count:
             raise SettingsError(
@@ -105,7 +113,8 @@ def draw(
             )
         return _draw_mixed(base, prompts, [own for own in each for _ in range(count)], settings, how)
     drawn = _draw_once if hires == 1 else _draw_large
-    return drawn(base, prompts, settings, image, mask, how)
+    with adapters.loaded(base, settings.loras, settings.embeddings) as said:
+        return drawn(base, prompts, settings.with_files_named(), image, mask, replace(how, said=said))
 
 
 def draw_as(
@@ -123,11 +132,13 @@ def weighted_of(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
 
 @dataclass(frozen=True)
 class _How:
-    """At most how many pictures are drawn at a time, and who is told of it."""
+    """At most how many pictures are drawn at a time, who is told of it, and what prompts are to the text
+    encoders."""
 
     limit: int
     callback: Callback | None
     preview: Callable[[Tensor], None] | None
+    said: adapters.Said = str
 
 
 def _of_each(prompt: str | Sequence[str], count: int, batch_size: int | None, seed: int) -> list[str]:
@@ -157,16 +168,17 @@ def _draw_once(
     if starts:
         base, settings = img2img.with_pipeline(base, mask is not None), replace(settings, size=starts[0].size)
     settings, weighted = settings.filled(base), settings.concepts
+    told, negative = [how.said(text) for text in prompts], how.said(settings.negative)
     plans: list[tuple[Concepts, dict[int, Prompt], list[list[int]]]] = []
-    for called, those in groups(prompts, [concept for concept, _ in weighted], settings.acting).items():
+    for called, those in groups(told, [concept for concept, _ in weighted], settings.acting).items():
         some = [weighted[i] for i in called]
         learned = embeddings_of(base, [(concept, of_words(own)) for concept, own in some])
-        converted = {i: Prompt.of(base, convert_prompt(prompts[i], learned)) for i in those}
+        converted = {i: Prompt.of(base, convert_prompt(told[i], learned)) for i in those}
         plans.append((some, converted, batches(converted, how.limit)))
     made = Batches(base, settings, sum(len(planned) for *_, planned in plans), how.callback, starts)
     with with_scheduler(base, settings, how.preview):
         for own, converted, planned in plans:
-            with concepts_acting(base, own, settings.negative, settings.acting) as avoided:
+            with concepts_acting(base, own, negative, settings.acting) as avoided:
                 for batch in planned:
                     texts = [converted[i] for i in batch]
                     made.draw(batch, prompt_arguments(base, texts, avoided(len(batch))))

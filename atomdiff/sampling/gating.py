@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from atomdiff.base.plain_unet import as_plain
 from atomdiff.base.prompt_weights import Prompt, encode_weighted
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.base.textual_inversion import (
@@ -63,7 +64,8 @@ def acting(
 ) -> Iterator[Negatives]:
     """Within: these concepts act, on prompts that are converted for their learned words. Yields the negative
     prompt. Raises ConceptError for a concept of another base."""
-    deltas = [part for item, strength in weighted for part in by_strength(item.deltas(base.unet), strength)]
+    unet = as_plain(base.unet)
+    deltas = [part for item, strength in weighted for part in by_strength(item.deltas(unet), strength)]
     words = [(concept, of_words(strength)) for concept, strength in weighted]
     learned = embeddings_of(base, words)
     # The base alone is drawn in one way, bit for bit.
@@ -96,7 +98,7 @@ def folded(
     """
     unet = base.unet
     pristine = _weights(unet)
-    with fold(unet, deltas), contextlib.ExitStack() as stack:
+    with fold(as_plain(unet), deltas), contextlib.ExitStack() as stack:
         moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
         if moved and gated:
             step = Step(base)

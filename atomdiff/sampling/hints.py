@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atomdiff.sampling.settings import USUAL
@@ -45,6 +47,21 @@ def before_drawing(base: Base, prompt: str, weighted: Weighted, how: str = USUAL
                 f"therefore {then}."
             )
     yield from clashes(acting)
+
+
+def of_other_files(prompts: str, embeddings: Iterable[Path]) -> Iterator[Hint]:
+    """What may surprise about LoRAs and textual inversions; `prompts` are the prompt and the negative one."""
+    from atomdiff.base.textual_inversion import has_trigger
+
+    for path in embeddings:
+        if not has_trigger(prompts, path.stem):
+            yield Hint(
+                f"no prompt says {path.stem!r}, the word of that embedding, which therefore does nothing."
+            )
+    if found := re.search(r"<lora:[^<>]*>", prompts):
+        yield Hint(
+            f"{found[0]} in the prompt is read as text: a LoRA is given as a file, beside the concepts."
+        )
 
 
 def clashes(weighted: Weighted) -> Iterator[Hint]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from atomdiff.errors import ImageError
 
 MAX_TEXT = 100_000  # characters: more is no generation text
-_FIELD = re.compile(r'\s*([\w][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_FIELD = re.compile(r'\s*([\w][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|\{[^}]*\}|[^,]*)(?:,|$)')
+_LORA = re.compile(r"\s*<lora:([^:<>]+)(?::([^:<>]*))?[^<>]*>")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,14 @@ class UsedConcept:
 
     def __str__(self) -> str:
         return f"{self.title}:{self.strength}:{self.sha256}"
+
+
+@dataclass(frozen=True)
+class UsedFile:
+    """A LoRA or an embedding as a picture names it, with the first letters of its file's checksum, or ""."""
+
+    name: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,28 @@ class Generation:
         """(width, height) in pixels."""
         found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", self.fields.get("Size", ""))
         return (int(found[1]), int(found[2])) if found else None
+
+    @property
+    def plain_prompt(self) -> str:
+        """The prompt without A1111's `<lora:name:0.7>`."""
+        return _LORA.sub("", self.prompt).strip()
+
+    @property
+    def loras(self) -> list[tuple[UsedFile, float]]:
+        """The LoRAs that the prompt calls, with their strengths."""
+        hashes = self._files("Lora hashes")
+        found = {found[1].strip(): _number(found[2] or "1") for found in _LORA.finditer(self.prompt)}
+        return [(UsedFile(name, hashes.get(name, "")), 1.0 if s is None else s) for name, s in found.items()]
+
+    @property
+    def embeddings(self) -> list[UsedFile]:
+        """The textual inversions that were used."""
+        return [UsedFile(name, sha256) for name, sha256 in self._files("TI hashes").items()]
+
+    def _files(self, key: str) -> dict[str, str]:
+        """Name -> checksum, of `name: 0123, other: 4567`."""
+        pairs = (item.rpartition(":") for item in self.fields.get(key, "").split(","))
+        return {name.strip(): sha256.strip() for name, _, sha256 in pairs if name.strip()}
 
     @property
     def concepts(self) -> list[UsedConcept]:
@@ -110,7 +141,9 @@ def of_picture(path: Path) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A1111 quotes values that hold a separator."""
+    """A1111 quotes values that hold a separator, but for its `Hashes`, which are JSON."""
+    if value.startswith("{") and value.endswith("}"):
+        return value
     return json.dumps(value, ensure_ascii=False) if any(letter in value for letter in ',:"\n') else value
 
 

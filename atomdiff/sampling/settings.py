@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, check_strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
-from atomdiff.sampling.infotext import Generation, UsedConcept
+from atomdiff.sampling.infotext import Generation, UsedConcept, UsedFile
 
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
@@ -49,6 +52,7 @@ class DrawingSettings:
     drawn, names or ids before. `guidance` and `size`, (width, height) in pixels and both multiples of 8, are
     None for the base's own. `acting` is how concepts act: one of `ACTING`. `strength` is how much of a
     picture that drawing starts from may change, and `hires` by how much the sides grow in a second pass.
+    `loras`, with strengths, and `embeddings` are other people's files beside the concepts, known likewise.
     """
 
     prompt: str
@@ -62,6 +66,8 @@ class DrawingSettings:
     acting: str = USUAL
     strength: float | None = None
     hires: float = 1.0
+    loras: tuple[tuple[Any, float], ...] = ()
+    embeddings: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -89,6 +95,7 @@ class DrawingSettings:
             )
         for _, strength in self.concepts:
             check_strength(strength)
+        check_files(self.loras, self.embeddings)
 
     def filled(self, base: Base) -> DrawingSettings:
         """With the base's own guidance and size where none are given."""
@@ -101,10 +108,15 @@ class DrawingSettings:
         """With every concept exchanged for what `find` makes of it: its object for a name, say."""
         return replace(self, concepts=tuple((find(item), strength) for item, strength in self.concepts))
 
+    def with_files_named(self) -> DrawingSettings:
+        """With other people's files, which must be paths, known as the text of a picture names them."""
+        loras = tuple((used_file(path, after_header=True), strength) for path, strength in self.loras)
+        return replace(self, loras=loras, embeddings=tuple(used_file(path) for path in self.embeddings))
+
     def generation(self, model: str, concepts: Sequence[UsedConcept] = ()) -> Generation:
         """What the text of a picture says that was drawn like this on a base of this name, with `concepts`.
 
-        `guidance` and `size` must be filled in.
+        `guidance` and `size` must be filled in, and other people's files known as `UsedFile`s.
         """
         if self.guidance is None or self.size is None:
             raise ValueError("Only settings filled in for a base say how a picture was drawn.")
@@ -123,7 +135,21 @@ class DrawingSettings:
         if concepts:
             fields["Concepts"] = ", ".join(map(str, concepts))
             fields["Concepts act"] = self.acting
-        return Generation(self.prompt.strip(), self.negative.strip(), fields | {"Version": "atomdiff"})
+        fields |= self._hashes(concepts)
+        called = [f"<lora:{file.name}:{strength:g}>" for file, strength in self.loras]
+        prompt = " ".join([self.prompt.strip(), *called]).strip()
+        return Generation(prompt, self.negative.strip(), fields | {"Version": "atomdiff"})
+
+    def _hashes(self, concepts: Sequence[UsedConcept]) -> dict[str, str]:
+        """The files that were used, as A1111 and Civitai's extension of it name them."""
+        loras, fields = [file for file, _ in self.loras], {}
+        for key, files in (("Lora hashes", loras), ("TI hashes", self.embeddings)):
+            if files:
+                fields[key] = ", ".join(f"{file.name}: {file.sha256}" for file in files)
+        hashes = {f"atom:{item.title}": item.sha256 for item in concepts}
+        hashes |= {f"lora:{file.name}": file.sha256 for file in loras}
+        hashes |= {f"embed:{file.name}": file.sha256 for file in self.embeddings}
+        return fields | ({"Hashes": json.dumps(hashes, ensure_ascii=False)} if hashes else {})
 
     @classmethod
     def of(cls, generation: Generation, **instead: Any) -> DrawingSettings:
@@ -135,7 +161,7 @@ class DrawingSettings:
         acting = generation.fields.get("Concepts act", "")
         strength, hires = generation.number("Denoising strength"), generation.number("Hires upscale")
         told: dict[str, Any] = {
-            "prompt": generation.prompt,
+            "prompt": generation.plain_prompt,
             "concepts": tuple((used, parse_strength(used.strength)) for used in generation.concepts),
             "negative": generation.negative,
             "seed": generation.whole("Seed") or 0,
@@ -146,14 +172,50 @@ class DrawingSettings:
             "acting": acting if acting in ACTING else cls.acting,
             "strength": strength if strength and 0 < strength <= 1 else None,
             "hires": hires if hires and 1 <= hires <= 4 else 1.0,
+            "loras": tuple(generation.loras),
+            "embeddings": tuple(generation.embeddings),
         }
         return cls(**(told | instead))
 
 
+def check_files(loras: Sequence[tuple[Any, float]], embeddings: Sequence[Any]) -> None:
+    """Raises SettingsError for a LoRA's strength that is no number, or two files that prompts would call by
+    the same name."""
+    for file, strength in loras:
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+            raise SettingsError(f"The strength of the LoRA {_name(file)!r} is a number, not {strength!r}.")
+    for what, files in (("LoRAs", [file for file, _ in loras]), ("embeddings", embeddings)):
+        names = [_name(file).lower() for file in files]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SettingsError(f"Two {what} are called {twice!r}: leave one out, or rename its file.")
+
+
+def _name(file: Any) -> str:
+    """What a path, a `UsedFile` or a name is called in prompts."""
+    return file.stem if isinstance(file, Path) else str(getattr(file, "name", file))
+
+
 def used(title: str, strength: Strength, sha256: str) -> UsedConcept:
     """A concept as the text of a picture names it: without what separates fields there."""
-    plain = " ".join(title.translate({ord(letter): " " for letter in ':,"\n'}).split())
-    return UsedConcept(plain, strength_text(strength), sha256[:12])
+    return UsedConcept(_plain(title), strength_text(strength), sha256[:12])
+
+
+def used_file(path: Path, after_header: bool = False) -> UsedFile:
+    """A LoRA or an embedding as A1111's texts name it, by SHA-256 of the whole file, or as it is for LoRAs of
+    what comes `after_header`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        if after_header:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(2**20):
+            digest.update(block)
+    return UsedFile(_plain(path.stem), digest.hexdigest()[:12])
+
+
+def _plain(name: str) -> str:
+    """Without what separates fields and files in the text of a picture."""
+    return " ".join(name.translate({ord(letter): " " for letter in ':,"\n<>{}'}).split())
 
 
 def sides_of(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

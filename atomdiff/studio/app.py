@@ -31,7 +31,7 @@ from atomdiff.studio.tabs.inspect import inspect_tab
 from atomdiff.studio.tabs.png_info import png_info_tab
 from atomdiff.studio.tabs.train import train_tab
 
-MAX_UPLOAD = "80mb"
+MAX_UPLOAD = "400mb"  # LoRAs of SDXL are the largest
 MAX_QUEUE = 200
 TAKES_FILES = "async_move_resource_to_block_cache"  # of Gradio's components: from a path or an address
 DEFECT = "This was not understood, or broke down; the terminal that the studio runs in shows which."

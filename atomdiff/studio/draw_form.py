@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ROWS = 16  # concepts at a time on the page; the API takes any number
 STRENGTHS = tuple(f"strength_{i}" for i in range(ROWS))
+LORA_STRENGTHS = tuple(f"lora_strength_{i}" for i in range(6))  # LoRAs at a time on the page
 
 
 def request_from(form: Mapping[str, Any]) -> DrawRequest:
@@ -47,6 +48,11 @@ def request_from(form: Mapping[str, Any]) -> DrawRequest:
         mask=mask,
         strength=None if image is None else _number(form["strength"], "How much may change"),
         hires=_number(form["hires"], "The factor of a second pass"),
+        loras=tuple(
+            (str(name), _number(form[row], "A LoRA's strength"))
+            for name, row in zip(form["loras"] or [], LORA_STRENGTHS, strict=False)
+        ),
+        embeddings=tuple(map(str, form["embeddings"] or [])),
     )
 
 
@@ -73,6 +79,10 @@ def values_of(request: DrawRequest) -> dict[str, Any]:
         "acting": request.acting,
         "style": request.style,
         "hires": request.hires,
+        "loras": [name for name, _ in request.loras[: len(LORA_STRENGTHS)]],
+        **dict.fromkeys(LORA_STRENGTHS, 1.0),
+        **{row: strength for row, (_, strength) in zip(LORA_STRENGTHS, request.loras, strict=False)},
+        "embeddings": list(request.embeddings),
         "blocks": next((strength_text(s) for _, s in concepts if isinstance(s, Mapping)), ""),
     }
 

@@ -7,14 +7,14 @@ import io
 import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, check_strength
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.grids import Grid, parse_axis
-from atomdiff.sampling.hints import before_drawing
+from atomdiff.sampling.hints import before_drawing, of_other_files
 from atomdiff.sampling.infotext import Generation, parse
 from atomdiff.sampling.prompts import expanded, for_each, styled
 from atomdiff.sampling.settings import USUAL, DrawingSettings
@@ -67,6 +67,9 @@ class DrawRequest:
     strength: float | None = None
     hires: float = 1.0
     """By how much the sides grow in a second pass."""
+    loras: tuple[tuple[str, float], ...] = ()
+    embeddings: tuple[str, ...] = ()
+    """Other people's files, by their names in `Studio.others`."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -81,8 +84,8 @@ class DrawRequest:
             raise SettingsError(f"The studio draws at most {MAX_STEPS} steps and sides of {MAX_SIDE} pixels.")
         for _, strength in self.concepts:
             numbers = check_strength(strength)
-            if max(map(abs, numbers.values() if isinstance(numbers, Mapping) else [numbers]), default=0) > 10:
-                raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
+            _bounded(numbers.values() if isinstance(numbers, Mapping) else [numbers])
+        _bounded(strength for _, strength in self.loras)
         self.settings()
 
     @property
@@ -98,14 +101,20 @@ class DrawRequest:
         """What the core draws, with these concepts."""
         return DrawingSettings(
             self.prompt.strip(), tuple(concepts), self.negative, self.seed or 0, self.steps, self.guidance,
-            self.size, self.sampler, self.acting, self.strength, self.hires,
+            self.size, self.sampler, self.acting, self.strength, self.hires, self.loras, self.embeddings,
         )  # fmt: skip
 
     def loaded(self, studio: Studio) -> DrawingSettings:
         """With its concepts, in its style. Raises ConceptError if one is not in the library any more."""
         settings = self.settings(studio.load_concepts(self.concepts))
         prompt, negative = styled(settings.prompt, self.negative, self.style, studio.styles())
-        return replace(settings, prompt=prompt, negative=negative)
+        loras, embeddings = studio.others.paths(self.loras, self.embeddings)
+        return replace(settings, prompt=prompt, negative=negative, loras=loras, embeddings=embeddings)
+
+
+def _bounded(strengths: Iterable[float]) -> None:
+    if max(map(abs, strengths), default=0) > 10:
+        raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
 
 
 def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRequest:
@@ -133,6 +142,8 @@ def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRe
         acting=told.acting,
         strength=told.strength if told.hires > 1 else None,
         hires=told.hires,
+        loras=tuple((name, s) for used, s in told.loras if (name := studio.others.known("lora", used))),
+        embeddings=tuple(filter(None, (studio.others.known("embedding", used) for used in told.embeddings))),
     )
 
 
@@ -299,6 +310,8 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
 def _remarks(job: Job, base: Base, settings: DrawingSettings) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
     for remark in before_drawing(base, settings.prompt, settings.concepts, settings.acting):
+        job.note(str(remark))
+    for remark in of_other_files(f"{settings.prompt}\n{settings.negative}", settings.embeddings):
         job.note(str(remark))
 
 

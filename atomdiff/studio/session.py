@@ -1,4 +1,4 @@
-"""A running studio: its base models, library, history, job queue and trainings.
+"""A running studio: its base models, library, history, others' files, job queue and trainings.
 
 Every method may be called from any thread, but what loads a model belongs to the queue's.
 """
@@ -16,6 +16,7 @@ from atomdiff.serving.bases import Bases
 from atomdiff.serving.job_queue import JobQueue
 from atomdiff.serving.trainings import Trainings
 from atomdiff.studio.history import History
+from atomdiff.studio.other_files import OtherFiles
 
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
@@ -63,6 +64,7 @@ class Studio:
         self.history = History(options.out)
         self.library = Library(options.concepts)
         self.library.scan()
+        self.others = OtherFiles(self.history.folder)
         self.queue = JobQueue()
         self.bases = Bases(options.load, options.base)
         self.trainings = Trainings(self.history.folder, self.queue, self.bases, self.history.mark)

@@ -16,6 +16,7 @@ from atomdiff.studio.draw_form import ROWS, STRENGTHS
 from atomdiff.studio.drawing import DrawRequest
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
+from atomdiff.studio.tabs.other_files import other_files, shown
 
 if TYPE_CHECKING:
     from atomdiff.core.blocks import Strength
@@ -66,6 +67,7 @@ class DrawSettings:
             values["guidance"] = info.guidance
         updates = {form[name]: gr.update(value=value) for name, value in values.items()}
         updates[form["guidance"]] = _slider(GUIDANCE, values["guidance"])
+        updates |= shown(form, request.loras)
         return updates | self._chosen(request.concepts, request.base) | {self.subjects: values["concepts"]}
 
     def with_concept(
@@ -153,6 +155,7 @@ class DrawSettings:
             form["strength"] = gr.Slider(
                 0.05, 1, 0.6, step=0.05, label="How much may change", buttons=[], elem_id="change"
             )
+        other_files(studio, form)
         with gr.Accordion("More settings", open=False, elem_classes="quiet", elem_id="more"):
             self._more(info)
 

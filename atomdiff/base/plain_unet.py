@@ -66,6 +66,12 @@ def plain_layers(unet: nn.Module) -> dict[str, Layer]:
     return layers
 
 
+def as_plain(unet: nn.Module) -> nn.Module:
+    """The UNet itself, or where PEFT adapts any of its layers, the plain UNet in it."""
+    adapted = any(hasattr(module, "get_base_layer") for module in unet.modules())
+    return PlainUNet(plain_layers(unet)) if adapted else unet
+
+
 def _readable(layer: Layer) -> Layer:
     """The layer, or where sequential offloading keeps its weight elsewhere, a copy that holds it."""
     kept = getattr(getattr(layer, "_hf_hook", None), "weights_map", None)
