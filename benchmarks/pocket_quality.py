@@ -33,6 +33,17 @@ from .shapes import Clock
 STEPS, GUIDANCE = 25, 4.0
 LOWEST = {"class": 0.97, "context": 0.97, "colour": 0.97, "pattern": 0.92, "accessory": 0.92, "second": 0.85}
 VIEWS = 4
+PAGE = """{}.
+
+![pictures of the pocket model](pocket.png)
+
+From {!r} to {!r}: one picture each, not chosen.
+
+{}
+{}
+What the judge takes for what, on unseen renders:
+
+{}"""
 SIDES = {"class": "other", "other": "class", "colour": "other colour", "other colour": "colour"}
 
 
@@ -110,6 +121,16 @@ def pair_requests(count: int, seed: int) -> list[Request]:
             names = [f"{s.colour} {s.kind}" for s in (first, second)]
         made.append(Request(f"{_a(names[0])} and {_a(names[1])} {world.CONTEXTS[scene.context]}", wanted))
     return made
+
+
+def all_requests(count: int, pairs: bool) -> dict[str, list[Request]]:
+    """Every kind of prompt, those for two subjects if there are to be `pairs`."""
+    asked = {
+        "class + context + one": requests(count, False, seed=7),
+        "everything at once": requests(count // 2, True, seed=8),
+        "a style": styled_requests(count // 4, seed=9),
+    }
+    return asked | ({"two subjects": pair_requests(count // 4, seed=10)} if pairs else {})
 
 
 def _a(phrase: str) -> str:
@@ -190,27 +211,21 @@ def main() -> None:
     a = parser.parse_args()
     base, judge = load_base(str(a.base)), Judge.load(a.judge or a.base / "judge.safetensors")
     mix = corpus.LARGE if base.resolution == corpus.LARGE.size else corpus.SMALL
-    asked = {
-        "class + context + one": requests(a.prompts, False, seed=7),
-        "everything at once": requests(a.prompts // 2, True, seed=8),
-        "a style": styled_requests(a.prompts // 4, seed=9),
-    }
-    if "other" in judge.heads:
-        asked["two subjects"] = pair_requests(a.prompts // 4, seed=10)
+    asked = all_requests(a.prompts, "other" in judge.heads)
     pictures = {
         name: drawn(base, [request.prompt for request in some], 1000 * (k + 1))
         for k, (name, some) in enumerate(asked.items())
     }
     results = {name: score(asked[name], judge(some)) for name, some in pictures.items()}
     known = Examined.of(base, judge, mix, a.out / "renders")
-    figures, errors = table(results, known), (("of", "most often, of so many pictures of it"), known.errors)
-    show(f"{sum(map(len, asked.values()))} prompts, {STEPS} steps, CFG {GUIDANCE:g}", *figures)
-    show("What the judge takes for what, on unseen renders", *errors)
+    tables = table(results, known), (("of", "most often, of so many pictures of it"), known.errors)
+    show(f"{sum(map(len, asked.values()))} prompts, {STEPS} steps, CFG {GUIDANCE:g}", *tables[0])
+    show("What the judge takes for what, on unseen renders", *tables[1])
     simple = asked["class + context + one"]
     picked = range(0, len(simple), max(1, len(simple) // 48))
     chosen = [pictures["class + context + one"][i] for i in picked]
-    sheet = contact_sheet([("", chosen[k : k + 12]) for k in range(0, 48, 12)])
-    kept = save_picture(sheet, a.out / "pocket.png")
+    rows = [("", chosen[k : k + 12]) for k in range(0, 48, 12)]
+    sheet = save_picture(contact_sheet(rows), a.out / "pocket.png")
     renders = torch.from_numpy(corpus.pretraining(a.out / "renders", 512, seed=92, mix=mix).pictures)
     dogs = judge(drawn(base, "a dog", 5000, 64)).answers["colour"]
     megabytes = sum(file.stat().st_size for file in a.base.rglob("*.safetensors")) / 1e6
@@ -222,19 +237,13 @@ def main() -> None:
         Target("the whole", megabytes, high=40, unit="MB"),
     ]
     if a.docs:
-        shutil.copyfile(kept, Path("docs/pocket.png"))
-        text = f"""{written()}.
-
-![pictures of the pocket model](pocket.png)
-
-From {simple[0].prompt!r} to {simple[picked[-1]].prompt!r}: one picture each, not chosen.
-
-{markdown(*figures)}
-{markdown(("target", "measured", "wanted", "met"), [target.row for target in wanted])}
-What the judge takes for what, on unseen renders:
-
-{markdown(*errors)}"""
-        write_section(Path("docs/pocket.md"), "quality", text)
+        shutil.copyfile(sheet, Path("docs/pocket.png"))
+        told = PAGE.format(
+            written(), simple[0].prompt, simple[picked[-1]].prompt, markdown(*tables[0]),
+            markdown(("target", "measured", "wanted", "met"), [target.row for target in wanted]),
+            markdown(*tables[1]),
+        )  # fmt: skip
+        write_section(Path("docs/pocket.md"), "quality", told)
     print(machine())
     verdict(wanted, a.check)
 
