@@ -26,7 +26,7 @@ from atomdiff.concept.passport import passport_of
 from atomdiff.core.inject import AtomSpec, attach, detach, fold
 from atomdiff.errors import AtomdiffError, ConceptError
 
-from .report import Target, command, machine, one_sentence, show, verdict
+from .report import Target, command, conclude, one_sentence
 from .shapes import apart
 
 NODE = Path(__file__).parent.parent / "comfyui-atomdiff"
@@ -200,15 +200,10 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="a checkout of ComfyUI")
     a = parser.parse_args()
     rows, refused = differences(a.comfyui), refuses(a.comfyui)
-    show(
-        "ComfyUI against atomdiff and diffusers, relative",
-        ("", "difference"),
-        [(n, f"{d:.1e}") for n, d in rows],
-    )
-    print(f"A concept of another base is {'refused' if refused else 'not refused'}.")
-    print(machine())
     targets = [Target(name, value, high=LIMIT) for name, value in rows if not name.startswith("moved")]
-    verdict([*targets, Target("another base is refused", float(refused), low=1)], a.check)
+    targets.append(Target("another base is refused", float(refused), low=1))
+    table = ("", "difference"), [(name, f"{value:.1e}") for name, value in rows]
+    conclude(a, "ComfyUI against atomdiff and diffusers, relative", table, targets)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,8 @@ from . import comfyui
 from .comfyui import apart, random_concept
 from .full_size.building import CLIP_L, SD15, VAE, Kind, build
 from .full_size.original_names import save_single_file
-from .report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
+from .mixed_batch import resident_megabytes
+from .report import Target, command, conclude, one_sentence
 
 WORD = "sks"
 SMALL = Kind(
@@ -114,20 +114,15 @@ def predicted(pipe: Any, word: str) -> Tensor:
     return pipe.unet(noise, 500, hidden, return_dict=False)[0]
 
 
-def memory() -> float:
-    """Of this process, in MB."""
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
-
-
 @contextlib.contextmanager
 def costs(row: Row) -> Iterator[None]:
     """CPU seconds and memory of what is done within."""
-    before, start = memory(), time.process_time()
+    gc.collect()
+    before, start = resident_megabytes(), time.process_time()
     yield
     row.seconds = time.process_time() - start
-    row.memory = memory() - before
+    gc.collect()
+    row.memory = resident_megabytes() - before
 
 
 # ------------------------------------------------------------------------------------------ routes
@@ -303,17 +298,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=a.folder) as folder, loading.quiet():
         rows, targets = measure(Path(folder), a.small, a.routes, a.comfyui)
     size = "SD 1.5's layout, few channels" if a.small else "SD 1.5's shape"
-    title = f"A concept in other tools, {size}"
-    show(title, HEADERS, rows)
-    print(machine())
-    if a.docs:
-        swap = next(target.value for target in targets if target.name.startswith("set_concepts"))
-        told = f"{written()}."
-        if swap is not None:
-            told += f" `set_concepts` took {swap:.1f} CPU ms a concept, with four loaded."
-        text = f"## {title}\n\n{told}\n\n{LEGEND}\n\n{markdown(HEADERS, rows)}"
-        write_section(Path(a.page), "interop small" if a.small else "interop", text)
-    verdict(targets, a.check)
+    swap = next(target.value for target in targets if target.name.startswith("set_concepts"))
+    told = (
+        f"`set_concepts` took {swap:.1f} CPU ms a concept, with four loaded.\n\n" if swap is not None else ""
+    )
+    section = "interop small" if a.small else "interop"
+    conclude(a, f"A concept in other tools, {size}", (HEADERS, rows), targets, section, told + LEGEND)
 
 
 if __name__ == "__main__":

@@ -110,17 +110,18 @@ def residence(base: Base, count: int) -> tuple[float, float]:
     """Megabytes of `count` resident concepts of int4 files: their numbers, and what the process grew by."""
     held = Residents(base)
     some = random_concepts(base, 8, "int4")
-    before = _resident_set()
+    before = resident_megabytes()
     for i in range(count):
         held.add(some[i % len(some)], f"concept {i}")
-    return held.nbytes / 1e6, (_resident_set() - before) / 1e6
+    return held.nbytes / 1e6, resident_megabytes() - before
 
 
-def _resident_set() -> int:
+def resident_megabytes() -> float:
+    """Of this process, now; its most where the system does not tell that."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 # ------------------------------------------------------------------------------------------- training

@@ -202,13 +202,12 @@ def main() -> None:
         together(visitors, Visitor.check_history)
         broken = studio.log.read_text().count("Traceback")
     seen: Counter[str] = sum((visitor.seen for visitor in visitors), Counter())
-    title = f"{options.clients} clients, {options.minutes:g} minutes ({report.machine()})"
+    title = f"{options.clients} clients, {options.minutes:g} minutes"
     grown = [
         (f"{what} after warm-up, at the end", f"{a:.0f}, {b:.0f}")
         for what, a, b in zip(("MB", "threads"), before, after, strict=True)
     ]
     counts = [(what, str(seen[what])) for what in ("drawn", "stopped", "failed", "lost", "swapped")]
-    report.show(title, ("", "count"), counts + grown)
     for problem in sorted(set().union(*(visitor.problems for visitor in visitors)))[:5]:
         print(f"failed: {problem}")
     targets = [
@@ -221,7 +220,7 @@ def main() -> None:
         report.Target("growth of memory", 100 * (after[0] / before[0] - 1), high=5, unit="%"),
         report.Target("the next job starts after a cancel", wait, high=1, unit="s"),
     ]
-    report.verdict(targets, options.check)
+    report.conclude(options, title, (("", "count"), counts + grown), targets)
 
 
 if __name__ == "__main__":

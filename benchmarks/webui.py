@@ -32,7 +32,7 @@ from atomdiff.integrations.words import Learned
 
 from .comfyui import CONTEXT, SHAPE, WIDTHS, apart, random_concept
 from .full_size.original_names import unet_name
-from .report import Target, command, machine, one_sentence, show, verdict
+from .report import Target, command, conclude, one_sentence
 
 EXTENSION = Path(__file__).parent.parent / "sd-webui-atomdiff"
 LIMIT = 1e-5
@@ -211,9 +211,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as library, _library(Path(library)):
         targets = differences(a.forge, Path(library))
     rows = [(target.name, f"{target.value:.1e}") for target in targets]
-    show("Forge against atomdiff", ("", "difference"), [row for row in rows if "ε̂" in row[0]])
-    print(machine())
-    verdict(targets, a.check)
+    table = ("", "difference"), [row for row in rows if "ε̂" in row[0]]
+    conclude(a, "Forge against atomdiff", table, targets)
 
 
 @contextmanager
