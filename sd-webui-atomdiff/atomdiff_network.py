@@ -18,7 +18,6 @@ from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
 from atomdiff.files import card
 from atomdiff.files.safetensors_file import sha256
 from atomdiff.integrations.exports.embedding import embeddings_of
-from atomdiff.integrations.exports.weights import kohya_name
 from atomdiff.integrations.original_layout import diffusers_name, plain_unet
 from atomdiff.integrations.words import Learned
 from atomdiff.library import Library
@@ -152,7 +151,7 @@ def register_patch():
 def add_network(sd_model, name, concept, strength):
     """The concept as one of the networks of A1111's Lora extension, which adds what `calc_updown` gives to
     the weights and keeps them for later."""
-    import network
+    import network  # both are the Lora extension's
     import networks
 
     class Module(network.NetworkModule):
@@ -168,10 +167,9 @@ def add_network(sd_model, name, concept, strength):
 
     own = network.Network(f"atom:{name}:{sha256(concept)[:12]}:{strength}", None)
     own.unet_multiplier = own.te_multiplier = 1.0
-    is_sd2 = "model_transformer_resblocks" in sd_model.network_layer_mapping
     for layers, share in by_strength(changes_of(sd_model, concept), strength):
-        for layer, (_, (delta, _, _)) in layers.items():
-            key = networks.convert_diffusers_name_to_compvis(kohya_name(layer), is_sd2)
+        for place, (delta, _, _) in layers.values():
+            key = place.removesuffix(".weight").replace(".", "_")
             module = sd_model.network_layer_mapping.get(key)
             if module is None:
                 raise ConceptError(f"The Lora extension knows no layer {key!r}: is it a newer one?")
