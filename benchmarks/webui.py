@@ -54,6 +54,7 @@ class Forge:
     """The host: its modules, and a Stable Diffusion with the weights of a diffusers UNet."""
 
     def __init__(self, folder: Path, unet: UNet2DConditionModel) -> None:
+        self._folder = folder
         own, sys.argv = sys.argv, sys.argv[:1]  # it reads the command line when it is imported
         sys.path[:0] = [str(folder), str(EXTENSION), str(EXTENSION / "scripts")]
         try:
@@ -94,7 +95,7 @@ class Forge:
             "script_callbacks": {"on_before_ui": lambda call: None},
             "ui_extra_networks_user_metadata": {}, "infotext_utils": {"image_from_url_text": None},
             "images": {"read_info_from_image": None, "save_image_with_geninfo": None},
-            "util": {"MassFileLister": _Lister},
+            "util": {"MassFileLister": _Lister}, "sd_models": {}, "cache": {},
         }  # fmt: skip
         importlib.import_module("modules")
         for name, held in parts.items():
@@ -120,6 +121,30 @@ class Forge:
             yield p
         finally:
             self.networks.deactivate(p, data)
+
+    def predict_as_a1111(
+        self, concept: atomdiff.Concept, strength: float, inputs: tuple[Tensor, ...]
+    ) -> Tensor:
+        """ε̂ with the concept among the networks of the Lora extension, whose modules make what is added to
+        a weight; adding it, and putting the weight back, is stood in."""
+        sys.path.insert(0, str(self._folder / "extensions-builtin" / "Lora"))
+        model = self.unet.model
+        places = {name.replace(".", "_"): part for name, part in model.named_modules()}
+        sd_model = SimpleNamespace(model=model, network_layer_mapping=places)
+        networks: Any = ModuleType("networks")
+        networks.loaded_networks = []
+        sys.modules["networks"] = networks
+        sys.modules["atomdiff_network"].add_network(sd_model, "dog", concept, strength)
+        held = {}
+        with torch.no_grad():
+            for key, part in networks.loaded_networks[0].modules.items():
+                held[key] = places[key].network_weights_backup = places[key].weight.clone()
+                places[key].weight += part.calc_updown(places[key].weight)[0]
+            made = model.diffusion_model(inputs[0], inputs[1], context=inputs[2])
+            for key, own in held.items():
+                places[key].weight.copy_(own)
+                del places[key].network_weights_backup
+        return made
 
     def predict(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """ε̂ with the patches in the weights, which are taken out again."""
@@ -179,6 +204,11 @@ def differences(folder: Path, library: Path) -> list[Target]:
         Target(
             "ε̂ with a second one at -0.5",
             apart(theirs("<atom:dog:0.8><atom:cat:-0.5>"), ours((dog, 0.8), (cat, -0.5))),
+            high=LIMIT,
+        ),
+        Target(
+            "ε̂ through A1111's Lora extension",
+            apart(forge.predict_as_a1111(dog, 0.8, inputs), ours((dog, 0.8))),
             high=LIMIT,
         ),
         Target("the learned word's vectors", spoken, high=1e-6),
