@@ -2,9 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help install demo test lint docs pocket gpu clean
+.PHONY: help install demo test test-ray lint docs pocket gpu clean
 help:          ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 install: $(VENV)/installed  ## the virtual environment with everything in it
 
@@ -23,6 +23,10 @@ demo: install  ## train a concept from five pictures of a dog and draw it, befor
 
 test: install  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-ray: install  ## the tests on a cluster of several processes (fetches Ray, 80 MB)
+	$(BIN)/pip install --quiet "ray[serve]==2.60.0"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 tests/test_ray.py
 
 lint: install  ## style and types
 	$(BIN)/ruff check .

@@ -95,16 +95,13 @@ def loaded(service: httpx.Client, running: Served, options: argparse.Namespace, 
     before, began, worked = _counted(service), time.monotonic(), _processor(process)
     out = folder / "locust"
     users, length = str(options.users), f"{round(60 * options.minutes)}s"
-    flags = ["--headless", "-u", users, "-r", users, "-t", length, "-H", running.url, "--only-summary"]
-    flags += ["--stop-timeout", "600", "--json-file", str(out), "--exit-code-on-error", "0"]
+    flags = ["--headless", "-u", users, "-r", users, "-t", length, "-H", running.url.rstrip("/")]
+    flags += ["--only-summary", "--stop-timeout", "600", "--json-file", str(out), "--exit-code-on-error", "0"]
     told = {"CONCEPTS": str(options.concepts), "STEPS": str(options.steps), "ATOMDIFF_TOKEN": TOKEN}
-    subprocess.run(
-        [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("serve_users.py")), *flags],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | told,
-    )
+    users_of = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("serve_users.py"))]
+    done = subprocess.run([*users_of, *flags], capture_output=True, text=True, env=os.environ | told)
+    if not out.with_suffix(".json").exists() or " 0(0.00%)" not in done.stdout:
+        print(done.stdout[-3000:], done.stderr[-1000:])  # what failed, and how
     seconds, worked, after = time.monotonic() - began, _processor(process) - worked, _counted(service)
     seen = json.loads(out.with_suffix(".json").read_text())[0]
     waits = sorted(float(ms) for ms, count in seen["response_times"].items() for _ in range(count))
@@ -184,7 +181,10 @@ def tell(load: Load, options: argparse.Namespace) -> None:
     headers = ("", "clock", "processor")
     rows = [
         ("a picture alone, s", f"{load.alone:.2f}", f"{load.alone_processor:.2f}"),
-        ("a picture under load, s", *(f"{s / load.pictures:.2f}" for s in (load.seconds, load.processor))),
+        (
+            "a picture under load, s",
+            *(f"{s / max(1, load.pictures):.2f}" for s in (load.seconds, load.processor)),
+        ),
         ("pictures a second, of one at a time", f"{load.gain:.2f}", f"{load.gain_processor:.2f}"),
         ("wait, median and p95, s", f"{load.median:.1f}, {load.p95:.1f}", ""),
         ("pictures, failed, lost, 5xx", f"{load.pictures}, {load.failed}, {load.lost}, {load.broken}", ""),

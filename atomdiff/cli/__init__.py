@@ -6,7 +6,7 @@ sentence and exit status 2. A new module of commands is imported here, which is 
 
 # Each adds its commands to `app`, in the order in which --help lists them.
 from atomdiff.cli import draw, inspect, timeline, card, share, algebra, library, hub, grid, evaluate  # noqa: F401, I001
-from atomdiff.cli import studio, serve  # noqa: F401
+from atomdiff.cli import studio, serve, farm  # noqa: F401
 from atomdiff.base import threads
 from atomdiff.cli.common import app
 

@@ -16,8 +16,12 @@ from atomdiff.errors import SettingsError
 @one_sentence
 def serve(
     base: Annotated[
-        str, typer.Option(help="pocket, sd15, sd21, sdxl, a diffusers folder, a file or a hub id.")
-    ] = "pocket",
+        list[str] | None,
+        typer.Option(
+            help="pocket (the default), sd15, sd21, sdxl, a diffusers folder, a file or hub id; several with "
+            "--ray, of which requests name one as their model."
+        ),
+    ] = None,
     concepts: Annotated[
         Path | None, typer.Option(help="The folder of concepts; by default your own library.")
     ] = None,
@@ -50,6 +54,11 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Pictures that may wait; then 429 is answered.")] = 64,
     max_seconds: Annotated[float, typer.Option(help="From a request to its pictures; then 503.")] = 600,
     max_upload: Annotated[int, typer.Option(help="MiB of a request that brings files.")] = 64,
+    ray: Annotated[bool, typer.Option("--ray", help="Draw on a cluster, by Ray Serve.")] = False,
+    address: Annotated[str, typer.Option(help="Of Ray's cluster, `auto` for this machine's.")] = "",
+    replicas: Annotated[str, typer.Option(help="The fewest and the most of Ray's replicas.")] = "1:4",
+    cpus: Annotated[float, typer.Option(help="Of a replica.")] = 1,
+    gpus: Annotated[float, typer.Option(help="Of a replica.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
@@ -68,10 +77,27 @@ def serve(
     )  # fmt: skip
     load = functools.partial(load_base, device=device, dtype=dtype, given=True)
     tokens, hosts = tuple(token or ()), tuple(allowed_hosts or ())
-    options = Options(load, base, concepts, out, host, tokens, hosts, limits)
+    bases = base or ["pocket"]
+    if len(bases) > 1 and not ray:
+        raise SettingsError("Several bases are served with --ray; on one machine one is resident.")
+    options = Options(load, bases[0], concepts, out, host, tokens, hosts, limits)
     listening = listen(host, port)
-    typer.echo(f"base: {base}")
-    service = Service(options)
+    typer.echo(f"base: {', '.join(bases)}")
+    if ray:
+        from atomdiff.serving.cluster import ClusterService, connect
+
+        connect(address)
+        service: Service = ClusterService(options, bases, _two(replicas), cpus, gpus)
+    else:
+        service = Service(options)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     run(service, listening, lambda: typer.echo(f"Serving at {address} (Ctrl-C ends it)."))
+
+
+def _two(replicas: str) -> tuple[int, int]:
+    """`FEWEST:MOST`. Raises SettingsError."""
+    least, _, most = replicas.partition(":")
+    if not (least.isdigit() and (most or least).isdigit() and 1 <= int(least) <= int(most or least)):
+        raise SettingsError(f"--replicas is FEWEST:MOST, 1:4 say, not {replicas[:40]!r}.")
+    return int(least), int(most or least)

@@ -105,8 +105,13 @@ class Bases:
         base = self._loaded = self._load(reference)
         self.names.pop(reference, None)
         self.names = {base.name: reference, **self.names}
-        self._info[base.name] = _info(base.name, base.family, base.resolution)
+        self._info[base.name] = info_of(base)
         return base.name
+
+
+def info_of(base: Base) -> BaseInfo:
+    """What is known of a loaded base."""
+    return _info(base.name, base.family, base.resolution)
 
 
 def _info(name: str, family: str, resolution: int) -> BaseInfo:

@@ -85,23 +85,27 @@ class Service:
     """Everything that the endpoints talk to. Raises AtomdiffError if base, library or folder cannot be
     used."""
 
-    def __init__(self, options: Options) -> None:
-        from atomdiff.library import Library
+    trains = True
 
-        self.options, self.limits, self.metrics = options, options.limits, Metrics()
-        self.library = Library(options.concepts)
-        self.library.scan()
+    def __init__(self, options: Options) -> None:
+        self._open(options)
         self.queue = JobQueue()
         self.bases = Bases(options.load, options.base)
-        self._known: OrderedDict[str, Stored] = OrderedDict()
         self._drawer: Drawer | None = None
-        batch = self.limits.batch or self.info().batch
-        limits = self.limits
+        limits, batch = self.limits, self.limits.batch or self.info().batch
         self.batcher = Batcher(self.queue, self._draw, batch, limits.window, limits.waiting, self.metrics)
         out = Path(options.out)
         out.mkdir(parents=True, exist_ok=True)
         self.trainings = Trainings(out, self.queue, self.bases, str, limits.trainings, self._keep)
         self.trainings.take_up_all()
+
+    def _open(self, options: Options) -> None:
+        from atomdiff.library import Library
+
+        self.options, self.limits, self.metrics = options, options.limits, Metrics()
+        self.library = Library(options.concepts)
+        self.library.scan()
+        self._known: OrderedDict[str, Stored] = OrderedDict()
 
     def info(self, base: str = "") -> BaseInfo:
         """What is known of a base, by its name. Raises SettingsError for one that is not served."""

@@ -3,8 +3,9 @@
     [{"instance_data_dir": "dog", "instance_prompt": "a sks dog", "class_prompt": "a dog"},
      {"instance_data_dir": "cat", "class_word": "cat", "max_train_steps": 400}]
 
-Each entry is trained by itself, on one loaded base, to a file of its own; concepts are combined when they are
-drawn. An entry may hold any setting that does not concern the base or the machine.
+A file that ends in .jsonl has an entry a line, without the list's brackets. Each entry is trained by itself,
+on one loaded base, to a file of its own; concepts are combined when they are drawn. An entry may hold any
+setting that does not concern the base or the machine.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ def read(file: str, common: TrainingSettings, names: Mapping[str, str]) -> list[
     if common.instance_data_dir:
         raise SettingsError("--concepts_list names the picture folders; drop --instance_dir.")
     try:
-        entries: Any = json.loads(decode(path.read_bytes()))
+        entries = _entries(decode(path.read_bytes()), path.suffix.lower() == ".jsonl")
     except OSError as error:
         raise SettingsError(
             f"The list '{file}' cannot be read: {error.strerror}; give a JSON file."
@@ -54,6 +55,13 @@ def read(file: str, common: TrainingSettings, names: Mapping[str, str]) -> list[
         if called.count(name) > 1:
             raise SettingsError(f"Two subjects of '{file}' are called '{name}'; give each a name of its own.")
     return found
+
+
+def _entries(text: str, lines: bool) -> Any:
+    """A JSON list, or a subject a line. Raises ValueError."""
+    if not lines:
+        return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _settings(

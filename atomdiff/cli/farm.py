@@ -1,0 +1,68 @@
+"""The command that trains many subjects over a cluster: `farm`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atomdiff.cli.common import app, one_sentence
+from atomdiff.errors import TrainingError
+
+
+@app.command()
+@one_sentence
+def farm(
+    subjects: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LIST.jsonl",
+            help="A subject a line, with settings as of --concepts_list: "
+            '{"instance_data_dir": "dog", "class_word": "dog", "max_train_steps": 400}.',
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where results.jsonl goes; what is in it is not trained again.")],
+    base: Annotated[
+        str, typer.Option(help="pocket, sd15, sd21, sdxl, or what every machine finds under this name.")
+    ] = "pocket",
+    concepts: Annotated[
+        Path | None, typer.Option(help="The folder of concepts; by default your own library.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Of Ray's cluster, `auto` for this machine's; by default one is made here.")
+    ] = "",
+    cpus: Annotated[float, typer.Option(min=0, help="Of a training.")] = 1,
+    gpus: Annotated[float, typer.Option(min=0, help="Of a training; 0.5 lets two share one.")] = 0,
+    tower: Annotated[
+        str, typer.Option(help="Folder of facebook/dinov2-small, on every machine, to judge likeness by.")
+    ] = "",
+    mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+) -> None:
+    """Train thousands of subjects over a cluster, by Ray: each ends in the library, with its likeness.
+
+    Stopped, it goes on where it was; what could not be trained is tried again then.
+    """
+    from atomdiff.cli.train_flags import field_names
+    from atomdiff.library import Library
+    from atomdiff.serving.cluster import connect
+    from atomdiff.serving.farm import Subject
+    from atomdiff.serving.farm import farm as run
+    from atomdiff.training.concepts_list import read
+    from atomdiff.training.settings import TrainingSettings
+
+    common = TrainingSettings(base=base, mixed_precision=mixed_precision, output_dir=str(out))
+    every = [Subject.of(settings) for settings in read(str(subjects), common, field_names())]
+    connect(address)
+    found = run(every, out, Library(concepts), _tell, cpus, gpus, tower)
+    failed = [subject for subject in every if "error" in found[subject.key]]
+    typer.echo(f"{len(every) - len(failed)} of {len(every)} subjects are in the library; {out}/results.jsonl")
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} could not be trained, the first '{failed[0].settings.name}': "
+            f"{found[failed[0].key]['error']}"
+        )
+
+
+def _tell(done: int, total: int, last: str) -> None:
+    typer.echo(f"{done} of {total}  {last}")
