@@ -236,7 +236,8 @@ def megabytes(file: Path | None) -> str:
     if file is None:
         return ""
     files = [file] if file.is_file() else [part for part in file.rglob("*") if part.is_file()]
-    return f"{sum(part.stat().st_size for part in files) / 1e6:,.3g}"
+    size = sum(part.stat().st_size for part in files) / 1e6
+    return f"{size:,.0f}" if size >= 100 else f"{size:.3g}"
 
 
 def cells(row: Row, change: float) -> tuple[str, ...]:

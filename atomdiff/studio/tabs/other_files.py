@@ -21,7 +21,7 @@ def other_files(studio: Studio, form: dict[str, Any]) -> None:
     with gr.Accordion("Other people's files", open=False, elem_classes="quiet", elem_id="others"):
         gr.HTML(html.hint(ABOUT))
         given = gr.File(
-            show_label=False, file_count="multiple", type="filepath", height=110, elem_id="other-files",
+            show_label=False, file_count="multiple", type="filepath", height=150, elem_id="other-files",
             elem_classes="drop",
         )  # fmt: skip
         told = gr.HTML("", elem_id="others-told")
