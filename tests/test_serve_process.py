@@ -71,5 +71,21 @@ def test_flags_that_cannot_work_are_told():
     assert "at least 8 letters" in refused("--token", "short")
     assert "no spaces" in refused("--token", "two words, long")
     assert "limit of steps is at least 1" in refused("--max-steps", "0")
+    assert "--ray" in refused("--base", "pocket", "--base", "sd15")
+    assert "FEWEST:MOST" in refused("--ray", "--port", "0", "--replicas", "4:1")
     assert "from 1 to 65535" in refused("--port", "70000")
     assert "cannot be listened on" in refused("--host", "192.0.2.1", "--token", "long-enough")
+
+
+def test_a_list_for_the_farm_is_read_before_anything_is_begun(tmp_path):
+    subjects = tmp_path / "subjects.jsonl"
+    for text, told in (
+        ("{", "is no JSON"),
+        ("", "a JSON list of subjects"),
+        ('{"name": "a"}', "Entry 1 of"),
+        ('{"instance_data_dir": "nowhere"}', "does not exist"),
+    ):
+        subjects.write_text(text)
+        done = CliRunner().invoke(app, ["farm", str(subjects), "--out", str(tmp_path / "out")])
+        assert done.exit_code == 2 and told in done.stderr, done.output
+    assert not (tmp_path / "out").exists()

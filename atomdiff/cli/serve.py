@@ -81,18 +81,19 @@ def serve(
     if len(bases) > 1 and not ray:
         raise SettingsError("Several bases are served with --ray; on one machine one is resident.")
     options = Options(load, bases[0], concepts, out, host, tokens, hosts, limits)
-    listening = listen(host, port)
-    typer.echo(f"base: {', '.join(bases)}")
-    if ray:
-        from atomdiff.serving.cluster import ClusterService, connect
+    between = _two(replicas)
+    with listen(host, port) as listening:
+        typer.echo(f"base: {', '.join(bases)}")
+        if ray:
+            from atomdiff.serving.cluster import ClusterService, connect
 
-        connect(address)
-        service: Service = ClusterService(options, bases, _two(replicas), cpus, gpus)
-    else:
-        service = Service(options)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}"
-    run(service, listening, lambda: typer.echo(f"Serving at {address} (Ctrl-C ends it)."))
+            connect(address)
+            service: Service = ClusterService(options, bases, between, cpus, gpus)
+        else:
+            service = Service(options)
+        shown = f"[{host}]" if ":" in host else host
+        told = f"Serving at http://{shown}:{listening.getsockname()[1]} (Ctrl-C ends it)."
+        run(service, listening, lambda: typer.echo(told))
 
 
 def _two(replicas: str) -> tuple[int, int]:

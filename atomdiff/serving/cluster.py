@@ -45,9 +45,10 @@ def connect(address: str = "") -> None:
         ray.init(
             address or None, include_dashboard=False if not address else None, logging_level=logging.WARNING
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray's own kinds, and plain ones
         told = " ".join(str(error).split())[:160]
-        raise SettingsError(f"The cluster {address!r} cannot be joined ({told}): see `ray status`.") from None
+        what = f"The cluster {address!r} cannot be joined" if address else "Ray cannot be started here"
+        raise SettingsError(f"{what} ({told}): see `ray status`.") from None
 
 
 def deploy(
