@@ -17,7 +17,8 @@ $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 
 demo: install  ## train a concept from five pictures of a dog and draw it, before and after
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	    train_dreambooth_atoms.py --instance_dir assets/dog --output_dir outputs/dog --overwrite
+	    train_dreambooth_atoms.py --instance_dir assets/dog --output_dir outputs/dog --overwrite \
+	    --timeline_steps 10
 	$(BIN)/atomdiff compare --concept outputs/dog/dog.safetensors --out outputs/dog/before_after.png \
 	    "a sks dog on the beach" "a sks dog in space" "a sks dog wearing a red hat in the snow" "a pencil sketch of a sks dog in the city"
 

@@ -19,13 +19,13 @@ from atomdiff.pocket.world import (
     render,
 )
 
+SIDE = 256  # pixels: more than the model has, as photographs do
 
-def _save_set(folder: Path, large: Path, scenes: Sequence[Scene]) -> None:
+
+def _save_set(folder: Path, scenes: Sequence[Scene]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    large.mkdir(parents=True, exist_ok=True)
     for i, scene in enumerate(scenes):
-        render(scene, 64).save(folder / f"{i}.png", optimize=True)
-        render(scene, 256).save(large / f"{i}.png", optimize=True)
+        render(scene, SIDE).save(folder / f"{i}.png", optimize=True)
 
 
 def write_assets(root: Path) -> None:
@@ -37,7 +37,7 @@ def write_assets(root: Path) -> None:
         scenes = [random_scene(rng, subject, context=c, accessory="none", style="drawing", flip=i % 2 == 1,
                                scale=(0.70, 0.60, 0.66, 0.56, 0.72)[i]) for i,
                                c in enumerate(places[k])]  # fmt: skip
-        _save_set(root / subject.kind, root / "large" / subject.kind, scenes)
+        _save_set(root / subject.kind, scenes)
     rng = np.random.default_rng(77)
     looks = (("cat", "pink", "teal", "plain", "city"), ("car", "yellow", "red", "stripes", "night"),
              ("flower", "red", "yellow", "plain", "meadow"), ("rocket", "blue", "orange", "plain", "space"),
@@ -53,7 +53,7 @@ def write_assets(root: Path) -> None:
         )
         for kind, colour, second, pattern, context in looks
     ]
-    _save_set(root / "style", root / "large" / "style", styled)
+    _save_set(root / "style", styled)
 
 
 def contact_sheet(rows: int = 8, columns: int = 12, size: int = 96, seed: int = 0) -> Image.Image:
