@@ -12,6 +12,7 @@ $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps open-clip-torch==3.3.0  # for CLIP's vocabulary alone
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 

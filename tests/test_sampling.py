@@ -274,10 +274,12 @@ def test_settings_that_cannot_work(base, setting, message):
 def test_pictures_say_how_to_redraw_them(base, tmp_path):
     concept = concept_for(base, name='Rex: "the" dog')
     image = draw(base, "a sks dog", concepts=[(concept, 0.8)], seed=7, negative="blurry", **QUICK)[0]
+    checksum = sha256(concept)[:12]
     assert image.info["parameters"] == (
         "a sks dog\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 2, Seed: 7, "
         "Size: 64x64, Model: tiny-sd1, "
-        f'Concepts: "Rex the dog:0.8:{sha256(concept)[:12]}", Concepts act: plain, Version: atomdiff'
+        f'Concepts: "Rex the dog:0.8:{checksum}", Concepts act: plain, '
+        f'Hashes: {{"atom:Rex the dog": "{checksum}"}}, Version: atomdiff'
     )
     redrawn = draw(base, "a sks dog", concepts=[concept], acting="gated", **QUICK)[0]
     said = infotext.parse(redrawn.info["parameters"])

@@ -326,7 +326,7 @@ def test_strengths_by_block_go_through_the_form():
         "guidance": 1.0, "carry": 1.0, "batch": 1.0,
         "prompt": "a dog", "concepts": ["id"], "strength_0": 0.5, "negative": "", "size": "64x48", "seed": "",
         "steps": 5, "count": 1, "sampler": "dpm++", "base": "pocket", "blocks": "down=0.5 up=1",
-        "acting": "plain",
+        "acting": "plain", "loras": [], "embeddings": [],
     }  # fmt: skip
     order = draw_form.request_from(values)
     assert order.concepts == (("id", {"down": 0.25, "up": 0.5}),)
