@@ -110,7 +110,7 @@ def written() -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """As it would be typed again: `python -m`, and without a folder of one's own for what is in between."""
+    """As it would be typed again: `python -m`, without --out, and FOLDER for folders of this machine."""
     file, *rest = arguments
     path = Path(file)
     name = path.parent.name if path.stem == "__main__" else path.stem
@@ -120,6 +120,8 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _quoted(argument: str) -> str:
+    if Path(argument).is_absolute():
+        return "FOLDER"
     return f'"{argument}"' if "'" in argument and '"' not in argument else shlex.quote(argument)
 
 
