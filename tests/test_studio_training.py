@@ -79,8 +79,8 @@ def test_texts_of_the_pictures_names_are_their_captions(studio, pictures, tmp_pa
     assert kept == {name: file.read_bytes() for name, file in zip(named, files, strict=True)}
     shown, problems = train.used_pictures(list(map(str, files)))
     assert [(picture.size, caption) for _, picture, caption in shown] == [
-        ((64, 64), "sks art of a dog in a meadow"),
-        ((64, 64), ""),
+        ((256, 256), "sks art of a dog in a meadow"),
+        ((256, 256), ""),
     ]
     assert problems == []
     files[2].write_bytes(b"\xff\xfe\x00")
