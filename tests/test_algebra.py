@@ -62,7 +62,7 @@ CHANGES = [changes(concept) for concept in MADE]
 # -------------------------------------------------------------------------------------------- sums
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(WHOLE), st.lists(st.tuples(st.integers(0, len(SPECS) - 1), weights), max_size=2), weights
 )
@@ -169,7 +169,7 @@ def test_a_concept_is_like_itself_in_every_precision(precision):
         assert concept.similarity(stored) == pytest.approx(1, abs=0.03 if precision == "int4" else 1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.floats(0.1, 5))
 def test_likeness_is_of_maps_not_of_numbers(seed, scale):
     few = made(AtomSpec(num_atoms=4, linear_block=2), seed)
@@ -215,7 +215,7 @@ def test_the_most_similar_are_found_among_other_files(tmp_path):
 # ------------------------------------------------------------------------------------------- trimming
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.sampled_from([0, 1, 2]), st.integers(2500, 30_000), st.sampled_from(PRECISIONS))
 def test_trimming_fits_and_is_idempotent(index, budget, dtype):
     concept = MADE[index]
@@ -258,7 +258,7 @@ def test_only_trimmed_concepts_leave_layers_out():
     assert safetensors_file.to_bytes(full) == safetensors_file.to_bytes(MADE[0])  # nothing to leave out
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.booleans(), min_size=2, max_size=70).filter(lambda bits: any(bits) and not all(bits)))
 def test_the_layers_present_are_written_and_read(bits):
     kept = {"conv": np.array(bits), "linear": np.array([True])}

@@ -125,7 +125,7 @@ def test_what_is_no_sound_card_is_refused_in_one_sentence(data, message):
         card.extract(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_single_wrong_byte_passes(data):
     whole = joined(IHDR, CARRIED, IDAT, IEND)

@@ -79,7 +79,7 @@ def _agree(layer: AtomLayer, explicit: Callable[..., Tensor], x: Tensor) -> None
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_recursive(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))

@@ -20,7 +20,7 @@ def _masks(regions, height, width, g):
     return Masks(made / made.sum(0))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     regions=st.integers(1, 3),
     stride=st.integers(1, 2),
@@ -55,7 +55,7 @@ def test_a_linear_layer_of_tokens_is_the_blend_of_those_of_each_region() -> None
     torch.testing.assert_close(own.linear(x, weight, bias), wanted, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(height=st.integers(2, 17), width=st.integers(2, 17), down=st.integers(0, 3))
 def test_masks_sum_to_one_at_every_size(height, width, down) -> None:
     masks = _masks(3, height, width, torch.Generator().manual_seed(0))

@@ -112,7 +112,7 @@ def test_a_stored_basis_comes_back():
     assert torch.equal(from_bytes(to_bytes(made)).bases["conv"], basis)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20),
@@ -291,7 +291,7 @@ def test_missing_files_and_folders(tmp_path):
         save_concept(concept(), Path(tmp_path / "file" / "x.safetensors"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_flipped_bytes_never_crash(data):
     good = bytearray(to_bytes(concept()))
@@ -420,7 +420,7 @@ def test_hostile_quantised_files_give_one_sentence(kind):
     assert len(str(caught.value)) < 600
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_flipped_bytes_of_quantised_files_never_crash(data):
     good = bytearray.fromhex(vector("hex", data.draw(st.sampled_from(["int8", "int4"]))))

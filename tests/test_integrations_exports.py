@@ -206,7 +206,7 @@ def test_a_loras_error_is_kept_and_told(tiny_base: Callable[..., Any], tmp_path:
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_low_rank_is_the_best_there_is(rows: int, columns: int, rank: int, seed: int) -> None:
     change = torch.randn(rows, columns, 3, 3, generator=torch.Generator().manual_seed(seed))
     made = weights.low_rank(change, rank)

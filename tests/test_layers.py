@@ -66,7 +66,7 @@ def _agree(layer: AtomLayer, explicit: Callable[[Tensor, Tensor], Tensor], x: Te
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_conv_equals_explicit_atoms(data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
@@ -145,7 +145,7 @@ def _explicit_blocks(weight: Tensor, atoms: Tensor) -> Tensor:
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.booleans())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_linear_equals_explicit_blocks(rows: int, columns: int, kc: int, ndim: int, bias: bool) -> None:
     base = nn.Linear(columns * kc, rows * kc, bias=bias)
     layer = AtomLinear(base, kc)

@@ -306,7 +306,7 @@ def test_two_processes_at_once(library):
     assert len(library.find()) == len(list(library.folder.glob("*.safetensors"))) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=50))
 def test_names_of_files_are_safe_everywhere(title):
     name = file_name(title, "0123456789abcdef")

@@ -41,7 +41,7 @@ def _alone(x, own, weight, bias, window, groups):
     return torch.cat(rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     index=st.lists(st.integers(-1, 2), min_size=1, max_size=4),
     repeat=st.integers(1, 2),
@@ -86,7 +86,7 @@ def test_gradients_of_a_convolution_are_those_of_each_alone(form, index) -> None
     _same(got[1], torch.zeros_like(maps) if wanted[1] is None else wanted[1])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(index=st.lists(st.integers(-1, 1), min_size=1, max_size=4), seed=st.integers(0, 2**31))
 def test_every_row_of_a_linear_layer_is_as_if_alone(index, seed) -> None:
     g = torch.Generator().manual_seed(seed)

@@ -42,7 +42,7 @@ def test_a1111s_rules(prompt: str, parts: list[list[tuple[str, float]]]) -> None
 
 
 @given(st.text(alphabet="ab ():[]\\.1BREAK,é\n", max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_some_prompt(prompt: str) -> None:
     parts = parse(prompt)
     assert parts and all(part for part in parts)

@@ -64,7 +64,7 @@ def payload(data: bytes, size: int | None = None, layout: int = 0) -> bytes:
     return struct.pack("<BI", layout, len(data) if size is None else size) + stream
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 80), TEXT, TEXT, st.sampled_from([1e-6, 0.1, 100.0]), st.randoms(use_true_random=False))
 def test_any_concept_comes_back_whatever_the_order_of_its_codes(layers, name, trigger, scale, dice):
     data = concept_file(layers, name, trigger, scale)
@@ -73,7 +73,7 @@ def test_any_concept_comes_back_whatever_the_order_of_its_codes(layers, name, tr
     assert qr.join(shuffled) == data
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(min_size=1, max_size=400))
 def test_any_numbers_come_back(numbers):
     data = raw_file(numbers * 2)
@@ -168,7 +168,7 @@ def test_altered_numbers_are_noticed():
         qr.join([qr.Frame(0, 1, frame.checksum, other)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_damaged_payloads_raise_concept_errors_only(seed, count):
     dice = random.Random(seed)

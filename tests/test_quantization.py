@@ -92,7 +92,7 @@ numbers = arrays(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(numbers, st.integers(-60, 0), st.sampled_from(QUANTISED), st.sampled_from(["conv", "linear"]))
 def test_any_numbers_are_quantised_once_and_for_all(given_numbers, exponent, dtype, name):
     values = (given_numbers * 2.0**exponent).astype(np.float32)
@@ -104,7 +104,7 @@ def test_any_numbers_are_quantised_once_and_for_all(given_numbers, exponent, dty
     assert again.tobytes() == whole.tobytes()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arrays(
         np.int8,

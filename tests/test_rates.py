@@ -58,7 +58,7 @@ def measured(base, spec=SPEC, rate=1e-4):
 
 
 @given(st.lists(st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3), min_size=1, max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_move_is_what_torch_s_adam_does_at_a_vanishing_rate(gradients):
     parameter = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
     adam, move = torch.optim.Adam([parameter], lr=1.0), AdamMove(parameter)

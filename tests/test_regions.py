@@ -35,7 +35,7 @@ def test_what_two_regions_share_stays() -> None:
     assert prompts_of("a sks dog", [[DOG], [DOG]]) == ["a sks dog"] * 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     boxes=st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=3),
     size=st.tuples(st.integers(2, 20), st.integers(2, 20)),

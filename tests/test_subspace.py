@@ -20,7 +20,7 @@ def _normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(kernels)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_dct_basis_is_orthonormal_and_nested(kernel: tuple[int, int]) -> None:
     k2 = kernel[0] * kernel[1]
     full = subspace.dct_basis(kernel, k2)
@@ -67,7 +67,7 @@ def test_bases_refuse_what_cannot_be() -> None:
 
 
 @given(kernels, st.integers(1, 25), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_map_view_equals_coefficients_times_atoms(
     kernel: tuple[int, int], m: int, dtype: torch.dtype
 ) -> None:
@@ -90,7 +90,7 @@ def test_full_basis_writes_the_weight_exactly() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_blocks_there_and_back(rows: int, columns: int, kc: int) -> None:
     weight = _normal(rows * kc, columns * kc)
     blocks = subspace.to_blocks(weight, kc)
@@ -123,7 +123,7 @@ def test_a_maps_gradient_is_its_adjoint() -> None:
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_mixed_shifts_and_their_adjoints(
     kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
 ) -> None:

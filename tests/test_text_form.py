@@ -43,7 +43,7 @@ def concepts(draw) -> Concept:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(concepts(), st.sampled_from(quantization.PRECISIONS))
 def test_bytes_text_and_json_give_each_other_back(made, dtype):
     data = to_bytes(made, dtype)
@@ -95,7 +95,7 @@ def test_a_damaged_text_is_told_in_one_sentence(damage, message):
     assert len(str(caught.value)) < 300
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_one_wrong_letter_is_always_found(data):
     text = to_text(to_bytes(concept(), "int4"))
@@ -179,7 +179,7 @@ def test_json_that_is_no_concept_is_told_in_one_sentence(text, message):
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_json_with_anything_in_it_never_crashes(data):
     content = json.loads(to_json(to_bytes(concept(), "int8")))

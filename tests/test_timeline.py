@@ -94,7 +94,7 @@ def test_layers_of_zeros_are_kept_in_place(tmp_path):
     assert to_bytes(timeline_file.from_bytes(timeline_file.to_bytes(ends)).at(1)) == to_bytes(concept(0, 1))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 10**9 - 1), min_size=1, max_size=5, unique=True), st.floats(-9, 9, width=32))
 def test_round_trip_is_exact(steps, loss):
     made = None
@@ -192,7 +192,7 @@ def test_nan_and_cut_files_are_refused():
             timeline_file.from_bytes(data[:end])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 10**6), st.integers(0, 255))
 def test_a_changed_byte_is_read_or_refused(place, value):
     data = bytearray(WHOLE)
