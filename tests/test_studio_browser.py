@@ -104,6 +104,16 @@ def test_first_start_the_example_then_pictures_that_carry_it(browser, tmp_path):
         assert picture.info["parameters"].startswith("a sks dog\nSteps: 2")
 
 
+def use_settings_of_newest(page, folder: Path) -> None:
+    """Gives the picture that was drawn last to Picture info, and takes its settings over into Draw."""
+    page.reload()
+    page.get_by_role("tab", name="Picture info").click()
+    newest = max((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
+    page.locator("#picture-file input[type=file]").set_input_files(newest)
+    page.locator("#picture-told dt").first.wait_for()
+    page.locator("#use-settings").click()
+
+
 def downloaded(page, target: Path) -> None:
     """Looks at the first picture and downloads it."""
     page.locator("#gallery img").first.click()
@@ -173,12 +183,7 @@ def test_settings_come_back_from_a_picture(page, folder):
     told = page.locator("#picture-told").inner_text()
     assert "Rex:1:" in told
     seed = re.search(r"Seed\s+(\d+)", told)[1]
-    page.reload()
-    page.get_by_role("tab", name="Picture info").click()
-    newest = max((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
-    page.locator("#picture-file input[type=file]").set_input_files(newest)
-    page.locator("#picture-told dt").first.wait_for()
-    page.locator("#use-settings").click()
+    use_settings_of_newest(page, folder)
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a sks dog'")
     assert page.locator("#seed input, #seed textarea").first.input_value() == seed
     assert page.locator("#strength-0").is_visible()
@@ -303,12 +308,7 @@ def test_other_peoples_files_are_dropped_drawn_and_told(page, folder, tmp_path):
     page.locator("#to-picture").click()
     page.locator("#picture-told dt").first.wait_for()
     assert "<lora:paint:0.5>" in page.locator("#picture-told").inner_text()
-    page.reload()
-    page.get_by_role("tab", name="Picture info").click()
-    newest = max((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
-    page.locator("#picture-file input[type=file]").set_input_files(newest)
-    page.locator("#picture-told dt").first.wait_for()
-    page.locator("#use-settings").click()
+    use_settings_of_newest(page, folder)
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a dog, easy-word'")
     page.locator("#others button").first.click()
     assert page.locator("#lora-0 input[type=number]").input_value() == "0.5"

@@ -38,6 +38,17 @@ BaseOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")]
+ConceptsOption = Annotated[
+    Path | None, typer.Option(help="The folder of concepts; by default your own library.")
+]
+AllowedHostsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A name under which a reverse proxy reaches it, draw.example.com or *.example.com; may be given "
+        "several times.",
+    ),
+]
 FileArgument = Annotated[Path, typer.Argument(help="A concept file, a card, or a name in the library.")]
 HOW = typer.Option(
     metavar="plain|gated",

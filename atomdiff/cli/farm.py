@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from atomdiff.cli.arguments import ConceptsOption
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import TrainingError
 
@@ -26,9 +27,7 @@ def farm(
     base: Annotated[
         str, typer.Option(help="pocket, sd15, sd21, sdxl, or what every machine finds under this name.")
     ] = "pocket",
-    concepts: Annotated[
-        Path | None, typer.Option(help="The folder of concepts; by default your own library.")
-    ] = None,
+    concepts: ConceptsOption = None,
     address: Annotated[
         str, typer.Option(help="Of Ray's cluster, `auto` for this machine's; by default one is made here.")
     ] = "",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from atomdiff.cli.arguments import AllowedHostsOption, ConceptsOption
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -22,9 +23,7 @@ def serve(
             "--ray, of which requests name one as their model."
         ),
     ] = None,
-    concepts: Annotated[
-        Path | None, typer.Option(help="The folder of concepts; by default your own library.")
-    ] = None,
+    concepts: ConceptsOption = None,
     out: Annotated[Path, typer.Option(help="Where trainings are kept.")] = Path("outputs/serve"),
     host: Annotated[
         str, typer.Option(help="0.0.0.0 lets others on the network in, with --token.")
@@ -40,12 +39,7 @@ def serve(
             show_envvar=True,
         ),
     ] = None,
-    allowed_hosts: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="A name under which a reverse proxy reaches it, as for the studio."
-        ),
-    ] = None,
+    allowed_hosts: AllowedHostsOption = None,
     batch: Annotated[int, typer.Option(help="Pictures drawn together; 0 is what suits the base.")] = 0,
     window: Annotated[float, typer.Option(help="Seconds that a picture waits for others.")] = 0.05,
     max_pixels: Annotated[int, typer.Option(help="Of a picture; 0 is 4 times the base's area.")] = 0,

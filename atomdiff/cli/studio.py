@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from atomdiff.base.architectures import ALIASES
-from atomdiff.cli.arguments import DeviceOption, DtypeOption, load_base
+from atomdiff.cli.arguments import AllowedHostsOption, ConceptsOption, DeviceOption, DtypeOption, load_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -21,9 +21,7 @@ def studio(
     base: Annotated[
         str, typer.Option(help=f"{', '.join(ALIASES)}, a diffusers folder, a file or a hub id.")
     ] = "pocket",
-    concepts: Annotated[
-        Path | None, typer.Option(help="The folder of concepts; by default your own library.")
-    ] = None,
+    concepts: ConceptsOption = None,
     out: Annotated[Path, typer.Option(help="Where pictures and history are kept.")] = Path("outputs/studio"),
     host: Annotated[
         str, typer.Option(help="0.0.0.0 lets others on the network in; think of --auth then.")
@@ -34,14 +32,7 @@ def studio(
         list[str] | None,
         typer.Option(metavar="USER:PASSWORD", help="Let only this user in; may be given several times."),
     ] = None,
-    allowed_hosts: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="A name under which a reverse proxy reaches it, draw.example.com or *.example.com; may be "
-            "given several times.",
-        ),
-    ] = None,
+    allowed_hosts: AllowedHostsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
 ) -> None:
