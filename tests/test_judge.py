@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from atomdiff import pocket
 from atomdiff.pocket import corpus, world
 from atomdiff.pocket.corpus import HEADS
-from atomdiff.pocket.judge import Judge, examine
+from atomdiff.pocket.judge import Judge, JudgeNet, examine
 
 WEIGHTS = pocket.path() / "judge.safetensors"
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="the judge is not trained yet")
@@ -32,3 +34,10 @@ def test_the_judge_on_unseen_renders(right):
 
 def test_the_judge_is_small():
     assert WEIGHTS.stat().st_size <= 3e6
+
+
+def test_pictures_of_another_size_are_read_as_tensors_too():
+    pictures = [Image.new("RGB", (128, 128), colour) for colour in ("red", "teal")]
+    judge = Judge(JudgeNet())
+    as_tensor = judge(torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]))
+    assert torch.equal(as_tensor.identity, judge(pictures).identity)

@@ -114,9 +114,11 @@ class Judge:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image] | Tensor) -> Verdict:
-        """PIL pictures of any size (resized to what it reads), or uint8 (n, side, side, 3)."""
+        """PIL pictures of any size (resized to what it reads), or uint8 (n, h, w, 3)."""
+        side = self.net.side, self.net.side
+        if isinstance(pictures, Tensor) and pictures.shape[1:3] != side:
+            pictures = [Image.fromarray(picture) for picture in pictures.numpy()]
         if not isinstance(pictures, Tensor):
-            side = self.net.side, self.net.side
             small = [p.convert("RGB").resize(side, Image.Resampling.LANCZOS) for p in pictures]
             pictures = torch.from_numpy(np.stack([np.asarray(p) for p in small]))
         parts = [self.net(_to_tensor(part)) for part in pictures.split(128)]

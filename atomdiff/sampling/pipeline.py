@@ -64,8 +64,9 @@ class Batches:
 
     def finished(self, prompts: Sequence[str], each: Sequence[Concepts]) -> list[Image]:
         """All pictures in order; their texts, as A1111 writes them, tell these prompts and concepts."""
+        checksum = functools.cache(sha256)
         for i, image in self._images.items():
-            named = [used(concept.title, strength, sha256(concept)) for concept, strength in each[i]]
+            named = [used(concept.title, strength, checksum(concept)) for concept, strength in each[i]]
             own = replace(self._settings, prompt=prompts[i], seed=self._settings.seed + i)
             image.info["parameters"] = str(own.generation(self._base.name, named))
         return [self._images[i] for i in range(len(prompts))]
