@@ -27,6 +27,44 @@ if TYPE_CHECKING:
 
 Callback = Callable[[int, int], None]
 Concepts = Sequence[tuple[Concept, Strength]]
+NOT_FINITE = "The picture turned into NaN {where}: lower the concept's strength or guidance, or draw in fp32."
+
+
+def draw_batch(
+    base: Base, settings: DrawingSettings, told: Mapping[str, Any], seeds: Sequence[int],
+    starts: Sequence[img2img.Start] = (), step: Callback = lambda done, total: None,
+) -> list[Image]:  # fmt: skip
+    """One call of the base's pipeline: a picture of each seed, or of each of `starts`, by settings that are
+    filled in for the base. The pipeline is `told` so much; `step` hears of (steps done, of how many).
+
+    Raises SettingsError where latents or pictures are no numbers any more.
+    """
+    import numpy as np
+    import torch
+
+    total = img2img.steps_done(settings.steps, starts[0].strength) if starts else settings.steps
+    width, height = settings.size or (0, 0)
+    noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
+
+    def tell(pipe: Any, number: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if not tensors["latents"].isfinite().all():
+            raise SettingsError(NOT_FINITE.format(where=f"at step {number + 1}"))
+        step(min(number + 1, total), total)
+        return {}
+
+    with torch.no_grad():
+        made = base.pipe(
+            **told,
+            **(img2img.arguments(starts, settings.steps) if starts else noise),
+            guidance_scale=settings.guidance,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=tell,
+            output_type="np",
+        ).images  # (b, h, w, 3)
+    if not np.isfinite(made).all():
+        raise SettingsError(NOT_FINITE.format(where="when it was decoded"))
+    images = base.pipe.image_processor.numpy_to_pil(made)
+    return [start.finished(image) for start, image in zip(starts, images, strict=True)] if starts else images
 
 
 class Batches:
@@ -39,26 +77,13 @@ class Batches:
     ) -> None:  # fmt: skip
         self._base, self._settings, self._starts = base, settings, starts
         self._callback, self._count, self._begun = callback, count, 0
-        self._steps = img2img.steps_done(settings.steps, starts[0].strength) if starts else settings.steps
         self._images: dict[int, Image] = {}
 
     def draw(self, places: Sequence[int], told: Mapping[str, Any]) -> None:
         """The pictures at these places, of which the pipeline is told so."""
-        import torch
-
-        settings, starts = self._settings, [self._starts[i] for i in places] if self._starts else []
-        width, height = settings.size or (0, 0)
-        noise = {"num_inference_steps": settings.steps, "width": width, "height": height}
-        with torch.no_grad():
-            made = self._base.pipe(
-                **told,
-                **(img2img.arguments(starts, settings.steps) if starts else noise),
-                guidance_scale=settings.guidance,
-                generator=[torch.Generator("cpu").manual_seed(settings.seed + i) for i in places],
-                callback_on_step_end=self._tell,
-            ).images
-        if starts:
-            made = [start.finished(image) for start, image in zip(starts, made, strict=True)]
+        starts = [self._starts[i] for i in places] if self._starts else []
+        seeds = [self._settings.seed + i for i in places]
+        made = draw_batch(self._base, self._settings, told, seeds, starts, self._tell)
         self._images |= zip(places, made, strict=True)
         self._begun += 1
 
@@ -71,17 +96,9 @@ class Batches:
             image.info["parameters"] = str(own.generation(self._base.name, named))
         return [self._images[i] for i in range(len(prompts))]
 
-    def _tell(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """diffusers' step callback: passes progress on, and stops where latents are no numbers any more."""
-        if not tensors["latents"].isfinite().all():
-            raise SettingsError(
-                f"The picture turned into NaN at step {step + 1}: lower the concept's strength, or draw in "
-                "fp32 or bf16."
-            )
+    def _tell(self, done: int, total: int) -> None:
         if self._callback is not None:
-            done = self._begun * self._steps + min(step + 1, self._steps)
-            self._callback(done, self._count * self._steps)
-        return {}
+            self._callback(self._begun * total + done, self._count * total)
 
 
 @contextlib.contextmanager

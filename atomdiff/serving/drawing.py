@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
+from atomdiff.errors import AtomdiffError, Interrupted
 from atomdiff.sampling.settings import DrawingSettings, used
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from atomdiff.sampling.img2img import Start
     from atomdiff.sampling.resident import Resident
 
-NOT_FINITE = "The picture turned into NaN: lower the guidance, or the strengths of its concepts."
 MAX_HELD = 256 << 20  # bytes of concepts that are held ready; those not used for longest make room
 
 Step = Callable[[int, int], None]
@@ -94,47 +93,22 @@ class Drawer:
         return made
 
     def _batch(self, wanted: Sequence[Wanted], concepts: Sequence[Any], step: Step) -> list[Image]:
-        import numpy as np
-        import torch
-
         from atomdiff.sampling import img2img
         from atomdiff.sampling.mixed import mixer
-        from atomdiff.sampling.pipeline import with_scheduler
+        from atomdiff.sampling.pipeline import draw_batch, with_scheduler
 
         common, starts = wanted[0].settings, [one.start for one in wanted if one.start is not None]
-        width, height = common.size or (0, 0)
-        noise = {"num_inference_steps": common.steps, "width": width, "height": height}
         base = img2img.with_pipeline(self.base, starts[0].mask is not None) if starts else self.base
-        steps = img2img.steps_done(common.steps, starts[0].strength) if starts else common.steps
-
-        def tell(pipe: Any, number: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            if not tensors["latents"].isfinite().all():
-                raise SettingsError(NOT_FINITE)
-            step(min(number + 1, steps), steps)
-            return {}
-
-        with torch.no_grad(), with_scheduler(base, common), mixer(base) as mixed:
+        with with_scheduler(base, common), mixer(base) as mixed:
             told = mixed.told(
                 [one.settings.prompt for one in wanted], concepts, [one.settings.negative for one in wanted]
             )
-            made = base.pipe(
-                **told,
-                **(img2img.arguments(starts, common.steps) if starts else noise),
-                guidance_scale=common.guidance,
-                generator=[torch.Generator("cpu").manual_seed(one.settings.seed) for one in wanted],
-                callback_on_step_end=tell,
-                output_type="np",
-            ).images  # (b, h, w, 3)
-        if not np.isfinite(made).all():
-            raise SettingsError(NOT_FINITE)
-        made = base.pipe.image_processor.numpy_to_pil(made)
-        if starts:
-            made = [start.finished(image) for start, image in zip(starts, made, strict=True)]
+            made = draw_batch(base, common, told, [one.settings.seed for one in wanted], starts, step)
         for one, image, own in zip(wanted, made, concepts, strict=True):
             named = [used(resident.title, strength, resident.sha256) for resident, strength in own]
             plain = replace(one.settings, acting="plain")
             image.info["parameters"] = str(plain.generation(self.base.name, named))
-        return list(made)
+        return made
 
     def _resident(self, concept: Stored) -> Resident:
         """Held ready, and the last to make room. Raises ConceptError for a concept of another base."""
