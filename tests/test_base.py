@@ -16,6 +16,7 @@ from atomdiff.base import architectures, loading
 from atomdiff.base.stable_diffusion import added_conditions, encode_prompts, load_base, truncated_part
 from atomdiff.concept.passport import BasePassport, passport_of
 from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsError
+from benchmarks.full_size.original_names import open_clip
 
 
 @pytest.mark.parametrize(
@@ -52,13 +53,16 @@ def test_prompts_become_what_the_unet_takes(tiny_base, kind):
     assert noise.shape == (2, 4, 8, 8)
 
 
-def test_a_single_file_takes_its_configuration_from_the_folder_beside_it(tmp_path, tiny_folder):
-    pipe = tiny_models.pipeline("sd1")
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_a_single_file_takes_its_configuration_from_the_folder_beside_it(tmp_path, tiny_folder, kind):
+    pipe = tiny_models.pipeline(kind)
     file = tiny_models.save_single_file(pipe, tmp_path / "dream.safetensors")
-    shutil.copytree(tiny_folder("sd1"), tmp_path / "dream")
+    shutil.copytree(tiny_folder(kind), tmp_path / "dream")
     base = load_base(str(file))
-    assert base.name == "dream.safetensors"
-    assert base.passport == load_base(str(tiny_folder("sd1"))).passport
+    assert (base.name, base.family, base.prediction_type) == (
+        "dream.safetensors", kind, "v_prediction" if kind == "sd2" else "epsilon",
+    )  # fmt: skip
+    assert base.passport == load_base(str(tiny_folder(kind))).passport
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = getattr(base.pipe, part).state_dict(), getattr(pipe, part).state_dict()
         assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
@@ -68,6 +72,16 @@ def test_a_single_file_with_no_configuration_offline_says_what_to_put_beside_it(
     file = tiny_models.save_single_file(tiny_models.pipeline("sd1"), tmp_path / "dream.safetensors")
     with pytest.raises(BaseError, match=r"weights only.*beside it, named 'dream'"):
         load_base(str(file))
+
+
+def test_a_text_encoder_under_openclips_names_is_read_back_by_diffusers():
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    encoder = tiny_models.pipeline("sdxl").text_encoder_2
+    state = {f"x.{name}": weight for name, weight in open_clip(encoder.state_dict()).items()}
+    found = convert_open_clip_checkpoint(encoder, state, "x.")
+    own = encoder.state_dict()
+    assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
 
 
 def test_v_prediction_marker_in_a_single_file_is_read(tmp_path, tiny_folder):

@@ -53,7 +53,6 @@ def test_matrices_alone_are_shown() -> None:
 def test_names_of_the_original_layout_are_told(name: str) -> None:
     unet = empty_unet(SHAPES[name])
     for ours in unet.state_dict():
-        if not ours.startswith("add_embedding"):  # SDXL's, which the reverse map does not have
-            assert diffusers_name(unet_name(ours, unet.config)) == ours
+        assert diffusers_name(unet_name(ours, unet.config)) == ours
     assert diffusers_name("label_emb.0.2.weight") == "add_embedding.linear_2.weight"
     assert diffusers_name("first_stage_model.x") is None

@@ -136,7 +136,7 @@ def generate(
     tell_files(f"{prompt}\n{negative}", embeddings)
     texts = prompt if regions else prompts.for_each(prompt, seed, count)
     if not regions:
-        begun |= {"strength": strength, "hires": hires, "loras": loras, "embeddings": embeddings}
+        begun |= {"strength": strength, "hires": hires, "loras": loras, "embeddings": embeddings, "spend": True}
     images = draw_with_bar(
         loaded,
         texts,
@@ -180,7 +180,7 @@ def compare(
         tell_about(loaded, prompt, weighted, acting)
     options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "acting": acting}
     without = draw_with_bar(loaded, prompts, **options)
-    drawn = draw_with_bar(loaded, prompts, concepts=weighted, **options)
+    drawn = draw_with_bar(loaded, prompts, concepts=weighted, spend=True, **options)
     title = " + ".join(item.title for item, _ in weighted)
     rows = []
     for i, prompt in enumerate(prompts):

@@ -198,7 +198,9 @@ def refuse_if_busy(model: nn.Module) -> None:
     """Raises AtomdiffError for a model with atoms or folded concepts."""
     if attached_to(model) is not None or any(isinstance(m, AtomLayer) for m in model.modules()):
         raise AtomdiffError("The model carries atoms already; call detach(model) first.")
-    if folded_into(model) is not None:
+    if (folded := folded_into(model)) is not None:
+        if not getattr(folded, "kept", True):
+            raise AtomdiffError("The model was drawn with for good, to save memory; load it again.")
         raise AtomdiffError(
             "The model has concepts folded into its weights; call remove() on them first, or "
             "atomdiff.unload(pipe) if they were loaded into a pipeline."
@@ -216,15 +218,24 @@ def _finite(strength: float) -> float:
 
 
 class Folded:
-    """Concepts folded into a model's weights, until `remove()` or the end of a `with` block."""
+    """Concepts folded into a model's weights, until `remove()` or the end of a `with` block; for good if the
+    pristine weights were not kept."""
 
-    def __init__(self, model: nn.Module, pristine: dict[str, nn.Parameter]) -> None:
-        self.model = model
-        self._pristine = pristine
+    def __init__(self, model: nn.Module, kept: bool = True) -> None:
+        self.model, self.kept = model, kept
+        self._pristine: dict[str, nn.Parameter] = {}
+
+    def _move(self, name: str, layer: nn.Module, weight: Tensor) -> None:
+        pristine = layer._parameters["weight"]
+        if self.kept and pristine is not None:
+            self._pristine[name] = pristine
+        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
 
     def remove(self) -> None:
-        """Put the pristine weights back: the same Parameter objects, bit for bit. Doing it twice is
-        harmless."""
+        """Put the pristine weights back, if they were kept: the same Parameter objects, bit for bit. Doing it
+        twice is harmless."""
+        if not self.kept:
+            return
         for name, parameter in self._pristine.items():
             layer = self.model.get_submodule(name)
             now = layer._parameters["weight"]
@@ -245,13 +256,18 @@ class Folded:
 
 
 @torch.no_grad()
-def fold(model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]]) -> Folded:
+def fold(
+    model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]], keep: bool = True
+) -> Folded:
     """W' = W + Σ sᵢ ΔWᵢ for every named layer, summed in fp32 from the pristine W and rounded once to W's
     dtype.
 
     `deltas` pairs, for each concept, {layer name: ΔW or a function of the pristine weight} with a strength. A
     layer whose strengths are all 0 keeps its weight. Raises AtomdiffError if the model has atoms or folded
     concepts, ConceptError if a layer does not exist or a ΔW has the wrong shape; then no weight has changed.
+
+    Without `keep` a layer's pristine weight is let go as soon as it is moved, so that no two copies are ever
+    held; the model is spent then (and is at an error), and must be loaded again for anything else.
     """
     refuse_if_busy(model)
     terms: dict[str, list[tuple[DeltaOf | Tensor, float]]] = {}
@@ -260,12 +276,10 @@ def fold(model: nn.Module, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor]
             for name, delta in layers.items():
                 terms.setdefault(name, []).append((delta, float(strength)))
     modules = dict(model.named_modules())
-    moved = {name: _moved_weight(name, modules.get(name), parts) for name, parts in terms.items()}
-    pristine: dict[str, nn.Parameter] = {}
-    for name, weight in moved.items():
-        pristine[name] = modules[name]._parameters["weight"]
-        modules[name]._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    folded = Folded(model, pristine)
+    each = ((name, _moved_weight(name, modules.get(name), parts)) for name, parts in terms.items())
+    folded = Folded(model, keep)
+    for name, weight in list(each) if keep else each:  # all, before the first is moved
+        folded._move(name, modules[name], weight)
     mark_folded(model, folded)
     return folded
 

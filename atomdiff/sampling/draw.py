@@ -59,6 +59,7 @@ def draw(
     hires: float = 1.0,
     loras: Sequence[tuple[Path, float]] = (),
     embeddings: Sequence[Path] = (),
+    spend: bool = False,
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
@@ -81,6 +82,11 @@ def draw(
     `loras` are other people's LoRA files with strengths, and `embeddings` textual inversions, each called by
     the name of its file; they are in the base while it draws, and out of it afterwards (see `adapters`).
 
+    Concepts that are drawn plainly move the weights of the base, of which it keeps the originals meanwhile, a
+    second copy of the layers that they change. A base that is not needed any more may be spent: with `spend`
+    the originals are let go, layer by layer, where pictures are drawn plainly, in one pass and without LoRAs,
+    and the base must be loaded again for anything else.
+
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
@@ -100,7 +106,8 @@ def draw(
         warning = concept.check_base(base.passport)
         if warning:
             warnings.warn(warning, CousinWarning, stacklevel=2)
-    how = _How(batch_size or ARCHITECTURES[base.family].batch, callback, preview)
+    keep = not spend or settings.acting != "plain" or hires != 1 or bool(loras)
+    how = _How(batch_size or ARCHITECTURES[base.family].batch, callback, preview, keep=keep)
     if mixing:
         if image is not None or mask is not None or loras or embeddings:
             raise SettingsError(
@@ -132,13 +139,14 @@ def weighted_of(concepts: Sequence[Any]) -> list[tuple[Concept, Strength]]:
 
 @dataclass(frozen=True)
 class _How:
-    """At most how many pictures are drawn at a time, who is told of it, and what prompts are to the text
-    encoders."""
+    """At most how many pictures are drawn at a time, who is told of it, what prompts are to the text
+    encoders, and whether the base is kept as it was."""
 
     limit: int
     callback: Callback | None
     preview: Callable[[Tensor], None] | None
     said: adapters.Said = str
+    keep: bool = True
 
 
 def _of_each(prompt: str | Sequence[str], count: int, batch_size: int | None, seed: int) -> list[str]:
@@ -178,7 +186,7 @@ def _draw_once(
     made = Batches(base, settings, sum(len(planned) for *_, planned in plans), how.callback, starts)
     with with_scheduler(base, settings, how.preview):
         for own, converted, planned in plans:
-            with concepts_acting(base, own, negative, settings.acting) as avoided:
+            with concepts_acting(base, own, negative, settings.acting, how.keep) as avoided:
                 for batch in planned:
                     texts = [converted[i] for i in batch]
                     made.draw(batch, prompt_arguments(base, texts, avoided(len(batch))))

@@ -60,10 +60,11 @@ def groups(
 
 @contextlib.contextmanager
 def acting(
-    base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, how: str
+    base: Base, weighted: Sequence[tuple[Concept, Strength]], negative: str, how: str, keep: bool = True
 ) -> Iterator[Negatives]:
     """Within: these concepts act, on prompts that are converted for their learned words. Yields the negative
-    prompt. Raises ConceptError for a concept of another base."""
+    prompt. Without `keep` the base is spent afterwards, see `inject.fold`. Raises ConceptError for a concept
+    of another base."""
     unet = as_plain(base.unet)
     deltas = [part for item, strength in weighted for part in by_strength(item.deltas(unet), strength)]
     words = [(concept, of_words(strength)) for concept, strength in weighted]
@@ -71,7 +72,7 @@ def acting(
     # The base alone is drawn in one way, bit for bit.
     gated = how == "gated" and any(strength for _, strength in [*deltas, *words])
     avoided = negatives(base, negative, gated, learned)
-    with folded(base, deltas, gated), added(base, learned):
+    with folded(base, deltas, gated, keep), added(base, learned):
         yield avoided
 
 
@@ -91,16 +92,19 @@ def negatives(base: Base, prompt: str, gated: bool, learned: Sequence[LearnedEmb
 
 @contextlib.contextmanager
 def folded(
-    base: Base, deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]], gated: bool
+    base: Base,
+    deltas: Sequence[tuple[Mapping[str, DeltaOf | Tensor], float]],
+    gated: bool,
+    keep: bool = True,
 ) -> Iterator[None]:
     """Within: concepts are folded into the UNet, as `inject.fold` does. Gated, its layers compute with the
     weights as they were for the negative prompts, the first half of a guided batch, and in the first steps.
     """
     unet = base.unet
-    pristine = _weights(unet)
-    with fold(as_plain(unet), deltas), contextlib.ExitStack() as stack:
-        moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
-        if moved and gated:
+    pristine = _weights(unet) if gated else {}
+    with fold(as_plain(unet), deltas, keep), contextlib.ExitStack() as stack:
+        if gated:
+            moved = {layer: own for layer, own in _weights(unet).items() if own is not pristine[layer]}
             step = Step(base)
             stack.callback(unet.register_forward_pre_hook(step.begin).remove)
             for layer, own in moved.items():

@@ -1,16 +1,18 @@
 """`python -m benchmarks.full_size`: Stable Diffusion at its real size on random weights, from file to
 concept.
 
-Each model is written to --folder as a diffusers folder (with fp16 files, plain and as a variant), as a
-repository in a hub cache, and SD 1.5 as a single file too. Each is then trained for two steps by the launch
-script, stopped and resumed, its concept drawn, made a card and pushed to a hub on this machine. Measured
-are seconds and memory, the latter apart as own memory (anonymous) and as files that are mapped, which the
-system may drop again.
+Each model is written to --folder in fp16: as a diffusers folder, as one whose files are an fp16 variant, as
+a single file under the original names, as a repository in a hub cache. Each is then trained for two steps by
+the launch script and resumed, its concept drawn, made a card and pushed to a hub on this machine. Measured
+are seconds of CPU and memory, the latter apart as own memory (anonymous) and as files that are mapped, which
+the system may drop again. What is finished is kept in benchmarks/results, from where a run goes on; --again
+measures it anew.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -23,7 +25,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from ..report import Shown, Target, command, conclude, one_sentence
+from ..report import Shown, Target, command, conclude, machine, one_sentence
 from .building import build, build_single_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,41 +47,67 @@ else:
     diffusers.DiffusionPipeline.from_pretrained({ref!r}, dtype=torch.bfloat16, **half)"""
 
 
+LEGEND = """\
+Weights are random, in fp16 files, computed with in bf16, with CLIP's real vocabulary; pictures have {side}
+pixels a side. Seconds are of CPU. Memory is own memory at its peak; files that are mapped, which the system
+may drop again, are not in it. `trains` is two steps of the launch script without class pictures, `goes on`
+a third from the saved state, `draws` one picture in two steps, `pushed` to a hub on the same machine; all
+from the start of the command to its end. The word is trained along, so its text encoders stay; the
+autoencoder is gone during the steps."""
+PARTS = """\
+import gc, json, sys
+from atomdiff.training.run import fit
+from atomdiff.training.settings import TrainingSettings
+import diffusers, transformers
+encoders = (diffusers.AutoencoderKL, transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
+def alive(run):
+    gc.collect()
+    held = [p for m in gc.get_objects() if isinstance(m, encoders) for p in m.parameters()]
+    print("in memory", sum({{p.data_ptr(): p.nbytes for p in held}}.values()) / 1e9)
+fit(TrainingSettings(**json.loads({settings!r})), between=alive)"""
+
+
 @dataclass
 class Figures:
-    """Of one model in one form; memory in GB, of which own memory is what counts."""
+    """Of one model in one form; memory in GB, of which own memory is what counts. `encoders` are the GB of
+    text encoders and autoencoder that are in memory after a step, where none of them is trained."""
 
     model: str
     form: str
+    where: str
+    finished: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     own: dict[str, float] = field(default_factory=dict)
     resident: dict[str, float] = field(default_factory=dict)
     concept: int = 0
     weights: float = 0.0
+    encoders: float | None = None
 
 
 def main() -> None:
-    parser = command("full_size", __doc__)
+    parser = command("full_size", __doc__, docs="docs/results.md")
     parser.add_argument("--models", nargs="+", default=["sd15", "sd21", "sdxl"])
-    parser.add_argument("--forms", nargs="+", default=["folder", "variant", "hub", "file"])
+    parser.add_argument("--forms", nargs="+", default=["folder", "variant", "file", "hub"])
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "atomdiff-full-size")
     parser.add_argument("--keep", action="store_true", help="leave the models on the disk")
+    parser.add_argument("--again", action="store_true", help="measure anew what is known")
     a = parser.parse_args()
     for model in a.models:
         for form in a.forms:
-            if form != "file" or model == "sd15":  # the others' text encoders have other names and layouts
+            if a.again or not _kept().get(f"{model}, {form}", {}).get("finished"):
                 measure(model, form, a.folder, a.resolution)
         if not a.keep:
             shutil.rmtree(a.folder / model, ignore_errors=True)
-    now = [f for f in _kept().values() if f["model"] in a.models and f["form"] in a.forms]
-    conclude(a, "Stable Diffusion at its real size, random weights", _table(now), _targets(now))
+    now = [f for m in a.models for form in a.forms if (f := _kept()[f"{m}, {form}"])]
+    title = "Stable Diffusion at its real size, random weights"
+    conclude(a, title, _table(now), _targets(now), "full size", LEGEND.format(side=a.resolution))
 
 
 def measure(model: str, form: str, folder: Path, resolution: int) -> None:
     """One model in one form, from its files to a concept on a hub."""
     ref, environment = _made(model, form, folder / model)
-    figures = Figures(model, form, weights=_weights(folder / model))
+    figures = Figures(model, form, machine(), weights=_weights(folder / model))
     for whose, load in (("diffusers", THEIRS), ("atomdiff", OURS)):
         code = LOADING.format(ref=ref, load=load.format(ref=ref))
         _run(figures, f"{whose} loads", [sys.executable, "-c", code], environment)
@@ -101,6 +129,15 @@ def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], re
     train += ["--no_prior", "--mixed_precision", "bf16", "--lr_scheduler", "constant", "--max_train_steps"]
     _run(figures, "trains", [*train, "2"], environment)
     _run(figures, "goes on", [*train, "3", "--resume_from_checkpoint", "latest"], environment)
+    if figures.form == "folder":
+        settings = {
+            "base": ref, "instance_data_dir": str(work / "dog"), "output_dir": str(work / "without"),
+            "resolution": resolution, "max_train_steps": 1, "with_prior_preservation": False,
+            "train_token": False, "mixed_precision": "bf16",
+        }  # fmt: skip
+        code = PARTS.format(settings=json.dumps(settings))
+        said = _run(figures, "trains without its word", [sys.executable, "-c", code], environment)
+        figures.encoders = float(said.split("in memory ")[-1].split()[0])
     concept = work / "dog.safetensors"
     figures.concept = concept.stat().st_size
     command = [sys.executable, "-c", "from atomdiff.cli import main; main()"]
@@ -113,10 +150,12 @@ def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], re
         there |= {"HF_HUB_DISABLE_XET": "1"}  # which the stand-in does not speak
         _run(figures, "pushed", [*command, "push", str(concept), "ada/dog"], there)
         assert "dog.safetensors" in hub.repos["ada/dog"].commits[-1]
+    figures.finished = True
+    _keep(figures)
 
 
-def _run(figures: Figures, what: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a command to its end; its CPU seconds and the most memory that it held."""
+def _run(figures: Figures, what: str, command: list[str], environment: dict[str, str]) -> str:
+    """Run a command to its end; what it says, and noted its CPU seconds and the most memory that it held."""
     with tempfile.TemporaryFile() as said:
         process = psutil.Popen(command, env=environment, stdout=said, stderr=said, cwd=ROOT)
         own = resident = seconds = 0.0
@@ -128,20 +167,25 @@ def _run(figures: Figures, what: str, command: list[str], environment: dict[str,
             own, resident = max(own, (used.rss - used.shared) / 1e9), max(resident, used.rss / 1e9)
             seconds = times.user + times.system
             time.sleep(0.1)
+        said.seek(0)
+        text = said.read().decode()
         if process.wait():
-            said.seek(0)
-            raise SystemExit(
-                f"{figures.model}, {figures.form}: {what} failed: {said.read().decode()[-2000:]}"
-            )
+            raise SystemExit(f"{figures.model}, {figures.form}: {what} failed: {text[-2000:]}")
     figures.seconds[what], figures.own[what] = round(seconds, 1), round(own, 2)
     figures.resident[what] = round(resident, 2)
-    known = _kept() | {f"{figures.model}, {figures.form}": asdict(figures)}
-    lines = (f"{json.dumps(case)}: {json.dumps(found)}" for case, found in known.items())
-    KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")  # at once: a run may be stopped
+    _keep(figures)
     print(
         f"{figures.model} {figures.form}: {what} {seconds:.1f} s, {own:.2f} GB own, {resident:.2f} GB",
         flush=True,
     )
+    return text
+
+
+def _keep(figures: Figures) -> None:
+    """In the ledger, at once: a run may be stopped."""
+    known = _kept() | {f"{figures.model}, {figures.form}": asdict(figures)}
+    lines = (f"{json.dumps(case)}: {json.dumps(found)}" for case, found in known.items())
+    KEPT.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
 
 
 def _made(model: str, form: str, folder: Path) -> tuple[str, dict[str, str]]:
@@ -193,32 +237,36 @@ def _kept() -> dict[str, dict]:
 
 
 def _table(found: list[dict]) -> Shown:
-    steps = ("diffusers loads", "atomdiff loads", "trains", "draws", "pushed")
-    headers = ["model, form", "weights GB", *(f"{s}, s" for s in steps), "train GB", "load GB", "bytes"]
+    steps = ("diffusers loads", "atomdiff loads", "trains", "goes on", "draws", "card", "pushed")
+    memory = ("atomdiff loads", "trains", "draws")
+    headers = ["model, form", "weights GB", *(f"{s}, s" for s in steps), *(f"{s}, GB" for s in memory)]
     rows = [
         (
             f"{f['model']}, {f['form']}",
             f"{f['weights']:.2f}",
-            *(f"{f['seconds'][s]:.0f}" for s in steps),
-            f"{f['own']['trains']:.2f}",
-            f"{f['own']['atomdiff loads']:.2f}",
+            *(f"{f['seconds'].get(s, math.nan):.0f}" for s in steps),
+            *(f"{f['own'].get(s, math.nan):.2f}" for s in memory),
             f"{f['concept']:,}",
         )
         for f in found
     ]
-    return headers, rows
+    return [*headers, "bytes"], rows
 
 
 def _targets(found: list[dict]) -> list[Target]:
     targets = []
     for f in found:
-        name = f"{f['model']} {f['form']}"
-        ratio = f["seconds"]["atomdiff loads"] / max(0.1, f["seconds"]["diffusers loads"])
+        name, seconds, own = f"{f['model']} {f['form']}", f["seconds"], f["own"]
+        ratio = seconds["atomdiff loads"] / max(0.1, seconds["diffusers loads"])
         targets.append(Target(f"{name}: loading, times diffusers' own", ratio, high=1.5))
-        copies = f["own"]["atomdiff loads"] / f["weights"]
-        targets.append(Target(f"{name}: own memory, times the weights", copies, high=1.5))
+        for what in ("trains", "draws"):
+            copies = own[what] / f["weights"] if what in own else None
+            targets.append(Target(f"{name}: {what} in own memory, times the weights", copies, high=1.5))
+        if f["form"] == "folder":
+            targets.append(Target(f"{name}: encoders during the steps", f.get("encoders"), high=0, unit="GB"))
         if f["model"] == "sdxl":
-            targets.append(Target(f"{name}: memory in all", f["resident"]["trains"], high=20, unit="GB"))
+            resident = f["resident"].values()
+            targets.append(Target(f"{name}: memory in all", max(resident, default=None), high=20, unit="GB"))
     return targets
 
 

@@ -101,11 +101,11 @@ def build(kind: str | Kind, folder: Path, variant: str = "") -> Path:
 
 
 def build_single_file(folder: Path, file: Path) -> Path:
-    """An SD 1.5 folder as one file under the names of the original checkpoint."""
-    from diffusers import StableDiffusionPipeline
+    """A folder as one file under the names of the original checkpoint."""
+    from diffusers import DiffusionPipeline
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    return save_single_file(StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float16), file)
+    return save_single_file(DiffusionPipeline.from_pretrained(folder, dtype=torch.float16), file)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -6,10 +6,22 @@ from typing import Any
 _FIXED = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+_OPEN_CLIP = (  # within a text encoder; the projections of attention are one matrix there
+    ("embeddings.token_embedding", "token_embedding"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("encoder.layers", "transformer.resblocks"),
+    ("final_layer_norm", "ln_final"),
+    ("layer_norm", "ln_"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn.out_proj", "attn.out_proj"),
+)
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -75,8 +87,39 @@ def vae_name(name: str, levels: int) -> str:
     return name
 
 
+def open_clip(weights: dict[str, Any]) -> dict[str, Any]:
+    """A text encoder of CLIP's kind under OpenCLIP's names: `layers.0.self_attn.q_proj.weight` and those of k
+    and v -> `transformer.resblocks.0.attn.in_proj_weight`, and so on."""
+    import torch
+
+    found = {}
+    for name, weight in weights.items():
+        name = name.removeprefix("text_model.")
+        if name == "text_projection.weight":
+            found["text_projection"] = weight.T
+        elif ".self_attn.q_proj." in name:
+            three = [weights[full] for full in _attention(weights, name)]
+            block, kind = name.split(".self_attn.q_proj.")
+            found[_renamed(f"{block}.attn.in_proj_{kind}")] = torch.cat(three)
+        elif not any(f".self_attn.{part}_proj." in name for part in "kv"):
+            found[_renamed(name)] = weight
+    return found
+
+
+def _attention(weights: dict[str, Any], name: str) -> list[str]:
+    """The full names of the projections to queries, keys and values."""
+    prefix = "" if name in weights else "text_model."
+    return [prefix + name.replace("q_proj", f"{part}_proj") for part in "qkv"]
+
+
+def _renamed(name: str) -> str:
+    for ours, theirs in _OPEN_CLIP:
+        name = name.replace(ours, theirs)
+    return name
+
+
 def save_single_file(pipe: Any, path: Path) -> Path:
-    """The pipeline's weights under the names of the original checkpoints (SD 1.x layout)."""
+    """The pipeline's weights under the names of the original checkpoints of SD 1.x, 2.x or SDXL."""
     from safetensors.torch import save_file
 
     state: dict[str, Any] = {}
@@ -86,8 +129,17 @@ def save_single_file(pipe: Any, path: Path) -> Path:
         original = vae_name(name, len(pipe.vae.config.block_out_channels))
         as_conv = original.startswith(("encoder.mid.attn", "decoder.mid.attn")) and weight.ndim == 2
         state["first_stage_model." + original] = weight[:, :, None, None] if as_conv else weight
-    for name, weight in pipe.text_encoder.state_dict().items():
-        prefix = "" if name.startswith("text_model.") else "text_model."
-        state[f"cond_stage_model.transformer.{prefix}{name}"] = weight
+    text = pipe.text_encoder.state_dict()
+    second = getattr(pipe, "text_encoder_2", None)
+    if second is None and pipe.unet.config.use_linear_projection:  # SD 2.x
+        state |= {f"cond_stage_model.model.{name}": weight for name, weight in open_clip(text).items()}
+    else:
+        place = "cond_stage_model" if second is None else "conditioner.embedders.0"
+        for name, weight in text.items():
+            prefix = "" if name.startswith("text_model.") else "text_model."
+            state[f"{place}.transformer.{prefix}{name}"] = weight
+    if second is not None:
+        more = open_clip(second.state_dict())
+        state |= {f"conditioner.embedders.1.model.{name}": weight for name, weight in more.items()}
     save_file({name: weight.contiguous() for name, weight in state.items()}, path)
     return path
