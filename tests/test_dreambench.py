@@ -1,12 +1,15 @@
 """DreamBench on tiny random networks: the protocol whole, its figures by hand, and a run that goes on."""
 
+import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from foreign_files import save_lora
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -17,6 +20,8 @@ from atomdiff.evaluation import dreambench_run
 from atomdiff.evaluation.dreambench import LIVE, SUBJECTS, Subject
 from atomdiff.evaluation.dreambench_run import Judges, Method, Protocol, evaluate, mean
 from atomdiff.evaluation.towers import LPIPS, load_tower
+from atomdiff.files.safetensors_file import load_concept, save_concept
+from atomdiff.sampling.draw import draw
 from atomdiff.training.run import train
 
 SMALL = Protocol(pictures=2, prompts=2, steps=1, size=64)
@@ -145,7 +150,7 @@ def test_figures_are_those_of_the_pictures_and_are_not_made_twice(
 
 
 def test_the_command_makes_a_report_of_all_methods_and_refuses_what_is_missing(
-    trained, towers, tiny_folder, tmp_path
+    trained, towers, tiny_folder, tiny_base, tmp_path
 ):
     def run(*more):
         flags = [
@@ -161,16 +166,75 @@ def test_the_command_makes_a_report_of_all_methods_and_refuses_what_is_missing(
         flags += ["--pictures", "1", "--size", "64", "--device", "cpu", "--out", str(tmp_path / "out"), *more]
         return CliRunner().invoke(cli.app, flags)
 
+    (tmp_path / "theirs").mkdir()  # as diffusers' trainer leaves them
+    for i, name in enumerate(("cat", "vase")):
+        lora = tmp_path / "theirs" / name / "pytorch_lora_weights.safetensors"
+        lora.parent.mkdir()
+        save_lora(tiny_base("sd1"), lora, seed=i)
     concepts = ["--concepts", str(trained / "ours"), "--clip", str(towers / "clip")]
+    concepts += ["--loras", str(tmp_path / "theirs")]
     done = run(*concepts, "--subjects", "cat,vase")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    for text in ("<h2>cat</h2>", "<h2>vase</h2>", "ours-plain", "ours-gated", "as published", "CLIP-T"):
+    for text in ("<h2>cat</h2>", "<h2>vase</h2>", "ours-plain", "ours-gated", "theirs-lora", "as published"):
         assert text in page
     shown = re.findall(r'src="([^"]+)"', page)
-    assert len(shown) == 6 and all((tmp_path / "out" / name).is_file() for name in shown)
+    assert len(shown) == 8 and all((tmp_path / "out" / name).is_file() for name in shown)
     assert "has no folder 'backpack'" in run(*concepts).output
     assert "DreamBench has no subject 'bird'" in run("--subjects", "bird").output
     (tmp_path / "none").mkdir()
     refused = run("--concepts", str(tmp_path / "none"), "--subjects", "cat").output
     assert "has no cat.safetensors; train it" in " ".join(refused.split())
+    (tmp_path / "wrong").mkdir()
+    shutil.copy(trained / "ours" / "cat.safetensors", tmp_path / "wrong" / "cat.safetensors")
+    refused = run("--loras", str(tmp_path / "wrong"), "--subjects", "cat").output
+    assert "The LoRA 'cat.safetensors' does not fit" in " ".join(refused.split())
+
+
+def test_a_lora_is_judged_by_its_word_as_diffusers_draws_it_and_leaves_the_base_as_it_was(
+    trained, towers, tiny_base, tmp_path
+):
+    base, subject = tiny_base("sd1"), Subject("cat", "cat")
+    given, judges = trained / "data" / "cat", Judges(clip=load_tower(towers / "clip"))
+    file = save_lora(base, tmp_path / "cat.safetensors")
+    before = {name: weight.clone() for name, weight in base.unet.state_dict().items()}
+    lora = Method("lora", tmp_path, lora=True, trigger="zwx")
+    figures = {
+        method.name: evaluate(base, method, subject, given, tmp_path / "out", judges, SMALL)
+        for method in (Method("base"), lora)
+    }
+    after = base.unet.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert figures["base"]["drift"] == pytest.approx(0, abs=1e-6) and figures["base"]["bytes"] == 0
+    assert figures["lora"]["drift"] > 0 and figures["lora"]["bytes"] == file.stat().st_size
+    prompts = subject.prompts("zwx")[:2]
+    wanted = draw(base, prompts[1], loras=[(file, 1.0)], count=2, seed=1000, steps=1, size=64)
+    there = [Image.open(tmp_path / "out" / "lora" / "cat" / f"01-{k}.png") for k in range(2)]
+    assert all(np.array_equal(a, b) for a, b in zip(wanted, there, strict=True))
+    assert there[0].info["parameters"].startswith(prompts[1])
+
+
+def test_what_is_drawn_otherwise_is_drawn_anew(trained, towers, tiny_base, tmp_path):
+    subject, judges = Subject("cat", "cat"), Judges(clip=load_tower(towers / "clip"))
+    files = tmp_path / "files"
+    shutil.copytree(trained / "ours", files)
+
+    def pictures_of(kind="sd1", **protocol):
+        how = Protocol(**{**vars(SMALL), **protocol})
+        method = Method("ours", files)
+        evaluate(tiny_base(kind), method, subject, trained / "data" / "cat", tmp_path / "out", judges, how)
+        folder = tmp_path / "out"
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
+
+    first = pictures_of()
+    assert len(first) == 4 + 2 + 2 and pictures_of() == first
+    more = pictures_of(prompts=3)  # those that are there stay, so does the class
+    assert first.items() < more.items() and len(more) == len(first) + 2
+    other = load_concept(files / "cat.safetensors")
+    save_concept(dataclasses.replace(other, atoms={n: 9 * a + 0.1 for n, a in other.atoms.items()}),
+                 files / "cat.safetensors")  # fmt: skip
+    retrained = pictures_of(prompts=3)
+    assert retrained.keys() == more.keys()
+    assert all((retrained[path] == more[path]) == (path.parts[0] == "base") for path in more)
+    slower = pictures_of(prompts=3, steps=2)
+    assert all(slower[path] != retrained[path] for path in retrained)

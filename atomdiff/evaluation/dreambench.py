@@ -9,6 +9,7 @@ each.
 from dataclasses import dataclass
 
 PICTURES = 4  # of each prompt
+PROMPTS = 25  # of each subject
 
 OBJECTS = {
     "backpack": "backpack", "backpack_dog": "backpack", "bear_plushie": "stuffed animal",

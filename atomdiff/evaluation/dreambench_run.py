@@ -2,12 +2,14 @@
 
     OUT/METHOD/SUBJECT/PROMPT-NUMBER.png     the 25 x 4 pictures of a subject
     OUT/METHOD/SUBJECT/class-NUMBER.png      of the class alone, as the method leaves it
+    OUT/METHOD/SUBJECT/drawn.json            what they were drawn with; where that changes they are drawn anew
     OUT/METHOD/SUBJECT/figures.json          what was judged of them
 
 METHOD is the base itself, or a set of concepts or LoRAs with how it acts. Picture k of prompt p has the
 seed 1000 p + k for every method, so all start from the same noise.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +21,18 @@ from PIL import Image
 
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
-from atomdiff.errors import ImageError, SettingsError, reason_of
-from atomdiff.evaluation.dreambench import PICTURES, Subject
+from atomdiff.errors import ImageError, SettingsError
+from atomdiff.evaluation.dreambench import PICTURES, PROMPTS, Subject
 from atomdiff.evaluation.likeness import agreement, drift, likeness
 from atomdiff.evaluation.towers import LPIPS, Tower
 from atomdiff.files import atomic
 from atomdiff.files.images import check_folder, open_picture
 from atomdiff.files.safetensors_file import load_concept
+from atomdiff.sampling import adapters
 from atomdiff.sampling.draw import draw
 from atomdiff.sampling.sheets import save_picture
 
+LORA_NAME = "pytorch_lora_weights.safetensors"  # diffusers'
 FIGURES = ("DINO", "CLIP-I", "CLIP-T", "LPIPS", "drift", "bytes")
 Figures = dict[str, float]
 
@@ -44,13 +48,15 @@ class Method:
     trigger: str = "sks"
 
     def file(self, subject: Subject) -> Path | None:
-        """The subject's file; SUBJECT.safetensors or SUBJECT/SUBJECT.safetensors. Raises SettingsError."""
+        """The subject's file: SUBJECT.safetensors, alone or in a folder SUBJECT, where a LoRA may be called
+        what diffusers' trainers call it. Raises SettingsError."""
         if self.files is None:
             return None
-        for path in (self.files / f"{subject.name}.safetensors", self.files / subject.name):
-            inside = path / f"{subject.name}.safetensors" if path.is_dir() else path
-            if inside.is_file():
-                return inside
+        own = f"{subject.name}.safetensors"
+        names = [own, f"{subject.name}/{own}"] + [f"{subject.name}/{LORA_NAME}"] * self.lora
+        for name in names:
+            if (self.files / name).is_file():
+                return self.files / name
         raise SettingsError(
             f"'{self.files}' has no {subject.name}.safetensors; train it, or leave the subject out with "
             "--subjects."
@@ -71,7 +77,7 @@ class Protocol:
     """How much is drawn, and how."""
 
     pictures: int = PICTURES
-    prompts: int = 25
+    prompts: int = PROMPTS
     steps: int = 50
     guidance: float = 7.5
     size: int | None = None
@@ -90,22 +96,24 @@ def evaluate(
 ) -> Figures:
     """The figures of one method on one subject, whose photographs are in `given`; what is there already is
     not done again. Raises AtomdiffError."""
-    folder = out / method.name / subject.name
+    file, folder = method.file(subject), out / method.name / subject.name
+    before = out / "base" / subject.name
+    drawn = _prepared(base, method, file, folder, protocol)
+    if folder != before:
+        _prepared(base, Method("base"), None, before, protocol)
     kept = folder / "figures.json"
-    key = _key(method, subject, judges, protocol)
+    has = [judges.dino is not None, judges.clip is not None, judges.lpips is not None]
+    key = {"drawn": drawn, "judges": has, "protocol": vars(protocol)}
     if kept.is_file() and (found := json.loads(kept.read_text("utf-8"))).get("key") == key:
         return dict(found["figures"])
-    file = method.file(subject)
     prompts = subject.prompts(_trigger(method, file))[: protocol.prompts]
     with _ready(base, method, file) as concepts:
         asked = [*prompts, subject.class_prompt]
         for number, prompt in enumerate(asked):
             progress(f"{method.name}, {subject.name}", number, len(asked))
             name = f"{number:02d}" if number < len(prompts) else "class"
-            _draw(base, concepts, method, prompt, number, folder, name, protocol)
-    before = out / "base" / subject.name
-    if not _names(before, "class", protocol)[-1].is_file():
-        _draw(base, [], Method("base"), subject.class_prompt, len(prompts), before, "class", protocol)
+            _draw(base, concepts, method, prompt, folder, name, protocol)
+    _draw(base, [], Method("base"), subject.class_prompt, before, "class", protocol)
     figures = _judged(folder, before, given, subject, judges, protocol, len(prompts))
     figures["bytes"] = file.stat().st_size if file else 0
     atomic.write(kept, json.dumps({"key": key, "figures": figures}).encode(), "The figures")
@@ -137,13 +145,13 @@ def _draw(
     concepts: list[Concept],
     method: Method,
     prompt: str,
-    number: int,
     folder: Path,
     name: str,
     protocol: Protocol,
 ) -> None:
     """The pictures of one prompt, those that are missing."""
     paths = _names(folder, name, protocol)
+    number = PROMPTS if name == "class" else int(name)
     if all(path.is_file() for path in paths):
         return
     drawn = draw(
@@ -164,18 +172,10 @@ def _draw(
 
 @contextmanager
 def _ready(base: Base, method: Method, file: Path | None) -> Iterator[list[Concept]]:
-    """Within: the base as the method has it, and the concepts to draw with."""
-    if file is None or not method.lora:
-        yield [load_concept(file)] if file else []
-        return
-    try:
-        base.pipe.load_lora_weights(str(file.parent), weight_name=file.name)
-    except (ValueError, KeyError, RuntimeError, OSError, ImportError) as error:
-        raise SettingsError(f"'{file}' is no LoRA for the base '{base.name}' ({reason_of(error)}).") from None
-    try:
-        yield []
-    finally:
-        base.pipe.unload_lora_weights()
+    """Within: the base as the method has it, and the concepts to draw with. Raises ConceptError for a file
+    that is no concept or LoRA for this base."""
+    with adapters.loaded(base, [(file, 1.0)] if file and method.lora else []):
+        yield [load_concept(file)] if file and not method.lora else []
 
 
 def _trigger(method: Method, file: Path | None) -> str:
@@ -222,9 +222,23 @@ def _judged(
     return figures
 
 
-def _key(method: Method, subject: Subject, judges: Judges, protocol: Protocol) -> dict[str, Any]:
-    """What figures depend on."""
-    file = method.file(subject)
-    stamp = [file.stat().st_size, file.stat().st_mtime_ns] if file else []
-    has = [judges.dino is not None, judges.clip is not None, judges.lpips is not None]
-    return {"file": stamp, "acting": method.acting, "judges": has, "protocol": vars(protocol)}
+def _prepared(
+    base: Base, method: Method, file: Path | None, folder: Path, protocol: Protocol
+) -> dict[str, Any]:
+    """What the method's pictures of a subject are drawn with; pictures of anything else are removed."""
+    drawn: dict[str, Any] = {
+        "base": [base.name, base.passport.architecture, base.passport.sketch_text(), base.prediction_type],
+        "file": hashlib.sha256(file.read_bytes()).hexdigest() if file else "",
+        "acting": method.acting,
+        "trigger": _trigger(method, file),
+        "steps": protocol.steps,
+        "guidance": protocol.guidance,
+        "size": protocol.size,
+    }
+    kept = folder / "drawn.json"
+    if kept.is_file() and json.loads(kept.read_text("utf-8")) == drawn:
+        return drawn
+    for path in [kept, folder / "figures.json", *folder.glob("*-*.png")]:
+        path.unlink(missing_ok=True)
+    atomic.write(kept, json.dumps(drawn).encode(), "The list of what was drawn")
+    return drawn
