@@ -17,6 +17,16 @@ DIFFUSERS = tuple(
 )
 """Of examples/dreambooth/train_dreambooth_lora.py."""
 
+DIFFUSERS_SDXL = tuple(
+    """
+    pretrained_vae_model_name_or_path dataset_name dataset_config_name cache_dir image_column caption_column
+    repeats do_edm_style_training random_flip text_encoder_lr snr_gamma optimizer
+    adam_weight_decay_text_encoder prodigy_beta3 prodigy_decouple prodigy_use_bias_correction
+    prodigy_safeguard_warmup output_kohya_format
+    """.split()  # noqa: SIM905
+)
+"""What examples/dreambooth/train_dreambooth_lora_sdxl.py has beside those."""
+
 KOHYA = tuple(
     """
     pretrained_model_name_or_path train_data_dir reg_data_dir output_dir output_name resolution network_module
@@ -27,7 +37,8 @@ KOHYA = tuple(
     gradient_accumulation_steps network_train_unet_only max_data_loader_n_workers sample_prompts
     sample_every_n_steps v2 v_parameterization zero_terminal_snr masked_loss caption_dropout_rate
     caption_tag_dropout_rate config_file save_model_as prior_loss_weight max_grad_norm flip_aug sdpa
-    log_with logging_dir save_state resume
+    log_with logging_dir save_state resume optimizer_args text_encoder_lr1 text_encoder_lr2 full_fp16
+    full_bf16 no_half_vae lowram dataset_repeats cache_text_encoder_outputs_to_disk vae
 """.split()  # noqa: SIM905
 )
 """The most used of train_network.py."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -104,6 +105,46 @@ def test_the_base_is_the_one_that_the_concept_names(tmp_path, tiny_folder, conce
     monkeypatch.chdir(tiny_folder("sd1").parent)
     found = run("generate", "--concept", concept_file, "a sks dog", "--out", tmp_path / "x.png", *QUICK)
     assert found.exit_code == 0, found.output
+
+
+def test_what_the_files_of_a_base_do_not_say_is_said_by_flags(tmp_path, tiny_folder):
+    def picture(*flags):
+        out = tmp_path / "x.png"
+        done = run("generate", "a dog", "--out", out, "--base", tiny_folder("sd1"), *flags, *QUICK)
+        assert done.exit_code == 0, done.output
+        return out.read_bytes()
+
+    plain = picture()
+    assert picture("--prediction_type", "epsilon") == plain
+    v = picture("--prediction_type", "v_prediction")
+    assert v != plain and picture("--prediction-type", "v_prediction", "--zero_terminal_snr") not in (
+        v,
+        plain,
+    )
+    assert picture("--vae", tiny_folder("sd1", 1)) != plain
+    for flags, said in (
+        (["--prediction_type", "v"], "must be one of epsilon, v_prediction, but 'v' was given"),
+        (["--zero_terminal_snr"], "pure noise has nothing else to predict"),
+        (["--variant", "fp8"], "has no variant 'fp8'"),
+    ):
+        refused = run("generate", "a dog", "--base", tiny_folder("sd1"), *flags, *QUICK)
+        assert refused.exit_code == 2 and said in " ".join(refused.stderr.split())
+
+
+def test_a_concept_tells_what_its_base_was_said_to_predict(tmp_path, tiny_folder, concept_file):
+    base = ["--base", tiny_folder("sd1"), "--out", tmp_path / "x.png", *QUICK]
+    concept = load_concept(concept_file)
+    told = {"prediction_type": "v_prediction", "zero_terminal_snr": 1}
+    file = save_concept(
+        dataclasses.replace(concept, training={**concept.training, **told}), tmp_path / "v.safetensors"
+    )
+    said = run("generate", "--concept", file, "a sks dog", *base).stderr
+    assert (
+        "--prediction_type v_prediction draws as it was trained" in said
+        and "--zero_terminal_snr does" in said
+    )
+    asked = ["--prediction_type", "v_prediction", "--zero_terminal_snr"]
+    assert "as it was trained" not in run("generate", "--concept", file, "a sks dog", *asked, *base).stderr
 
 
 def test_notes_about_a_missing_trigger_and_a_cousin(tmp_path, tiny_folder, concept_file):

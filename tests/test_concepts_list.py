@@ -48,6 +48,8 @@ def test_each_subject_has_settings_of_its_own_and_the_common_ones(listed, tmp_pa
             r"Entry 2 of '.*': The picture folder",
         ),
         (({"instance_data_dir": "dog", "base": "sdxl"},), "has 'base', which is of the run as a whole"),
+        (({"instance_data_dir": "dog", "prediction_type": "v_prediction"},), "is of the run as a whole"),
+        (({"instance_data_dir": "dog", "concepts_list": "x"},), "is of the run as a whole"),
         (({"instance_data_dir": "dog", "colour": "x"},), "has 'colour', which is no setting"),
         (({"instance_data_dir": "dog", "seed": -1},), r"Entry 1 of '.*': --seed must be at least 0"),
         (

@@ -1,7 +1,9 @@
 """Pictures from a dataset on a hub that really answers, on loopback: files and tables."""
 
+import errno
 import io
 import json
+import os
 
 import huggingface_hub.constants
 import pyarrow
@@ -75,6 +77,24 @@ def test_a_table_of_pictures_with_captions(served, tmp_path):
     with pytest.raises(SettingsError, match=r"no pictures in the column 'img' \(it has: image, text\)"):
         served({"data/train-0.parquet": table(rows)}, image_column="img")
     assert not list((tmp_path / "own" / "datasets").glob(".part-*"))
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing_half_written(served, tmp_path, monkeypatch):
+    rows = [{"image": {"bytes": png(), "path": f"{i}.png"}, "text": "x"} for i in range(3)]
+    written, sync = [], os.fsync
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SettingsError, match=r"A picture of 'ada/dog6-example' .*No space left"):
+        served({"a.parquet": table(rows)})
+    assert not list((tmp_path / "own" / "datasets").iterdir())
+    monkeypatch.setattr(os, "fsync", sync)
+    assert len(read(served({"a.parquet": table(rows)}))) == 3
 
 
 def test_what_cannot_be_used_is_one_sentence(served, hub, monkeypatch):  # noqa: F811

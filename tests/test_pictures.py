@@ -144,6 +144,9 @@ def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ImageError, match=r"No usable picture in .*notes\.txt: not a picture"):
         load_folder(tmp_path, SHAPES)
+    (tmp_path / "dog.txt").write_text("a sks dog")
+    with pytest.raises(ImageError, match=r"No usable picture in .*dog\.txt: a caption without its picture"):
+        load_folder(tmp_path, Reading(64, 8, "txt"))
     with pytest.raises(ImageError, match="is a file; give the folder"):
         load_folder(tmp_path / "notes.txt", SHAPES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,16 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.stable_diffusion import Base, Choice, load_base
 from atomdiff.base.textual_inversion import token_ids
 from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
-from atomdiff.errors import ConceptError, ImageError, SettingsError
+from atomdiff.errors import AtomdiffError, ConceptError, ImageError, SettingsError
 from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
-from atomdiff.sampling import infotext, sheets
+from atomdiff.sampling import infotext, pipeline, sheets
 from atomdiff.sampling.draw import CousinWarning, draw
-from atomdiff.sampling.settings import SAMPLERS
+from atomdiff.sampling.settings import SAMPLERS, DrawingSettings
 
 QUICK = {"steps": 2, "guidance": 2.0}
 
@@ -213,6 +214,34 @@ def test_every_sampler_draws_reproducibly_and_the_base_keeps_its_own(base, sampl
     first = draw(base, "a sks dog", steps=3, sampler=sampler)
     assert np.array_equal(pixels(first[0]), pixels(draw(base, "a sks dog", steps=3, sampler=sampler)[0]))
     assert base.scheduler is own
+
+
+def test_drawing_begins_in_pure_noise_where_the_schedule_ends_there(tiny_folder):
+    base = load_base(str(tiny_folder("sd2")), choice=Choice(zero_terminal_snr=True))
+    usual = draw(load_base(str(tiny_folder("sd2"))), "a dog", **QUICK)
+    for sampler in set(SAMPLERS) - {"heun"}:
+        with pipeline.with_scheduler(base, DrawingSettings("", sampler=sampler)):
+            base.pipe.scheduler.set_timesteps(5)
+            assert base.pipe.scheduler.timesteps[0] == 999
+            assert float(base.pipe.scheduler.alphas_cumprod[-1]) < 1e-6
+    assert gap(draw(base, "a dog", **QUICK), usual) > 0.1
+    with pytest.raises(SettingsError, match=r"'heun' cannot begin in pure noise.*dpm"):
+        draw(base, "a dog", sampler="heun", **QUICK)
+
+
+def test_a_base_may_be_spent_on_pictures_that_are_the_same(tiny_base):
+    base, kept = tiny_base("sd1"), tiny_base("sd1")
+    concept, gone = concept_for(base), weakref.ref(base.unet.conv_in.weight)
+    wanted = draw(kept, "a sks dog", concepts=[concept], count=2, **QUICK)
+    drawn = draw(base, "a sks dog", concepts=[concept], count=2, spend=True, **QUICK)
+    assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(drawn, wanted, strict=True))
+    assert gone() is None  # no second copy is held
+    with pytest.raises(AtomdiffError, match="drawn with for good, to save memory; load it again"):
+        draw(base, "a sks dog", concepts=[concept], **QUICK)
+    for needed in ({"acting": "gated"}, {"hires": 2.0}):  # the weights as they were are needed for these
+        draw(kept, "a sks dog", concepts=[concept], spend=True, **needed, **QUICK)
+        assert np.array_equal(pixels(draw(kept, "a sks dog", concepts=[concept], count=2, **QUICK)[0]),
+                              pixels(wanted[0]))  # fmt: skip
 
 
 def test_sizes_and_progress(base):

@@ -12,7 +12,7 @@ from atomdiff.errors import Interrupted, SettingsError, TrainingError
 from atomdiff.training.reporting import Reporter
 from atomdiff.training.run import fit
 from atomdiff.training.settings import TrainingSettings
-from atomdiff.training.together import train_together
+from atomdiff.training.together import _Meeting, train_together
 
 
 class Heard(Reporter):
@@ -105,6 +105,20 @@ def test_one_that_fails_leaves_the_others(tiny_base, folders, tmp_path) -> None:
     concept, error = train_together([good, bad], tiny_base("sd1"))
     assert concept.training["steps"] == 3
     assert isinstance(error, TrainingError) and "not a number" in str(error)
+
+
+def test_too_little_memory_for_the_joint_gradients_is_one_sentence_each(
+    tiny_base, folders, tmp_path, monkeypatch
+) -> None:
+    def tight(meeting) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(_Meeting, "_backward", tight)
+    made = train_together(
+        [_settings(folders, tmp_path, name, 1) for name in ("dog", "cat")], tiny_base("sd1")
+    )
+    assert all(isinstance(error, TrainingError) for error in made)
+    assert all(str(error).startswith("The GPU's memory is too small for step 1; try --") for error in made)
 
 
 def test_stopping_saves_all(tiny_base, folders, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from other_trainers import DIFFUSERS, KOHYA
+from other_trainers import DIFFUSERS, DIFFUSERS_SDXL, KOHYA
 from PIL import Image
 from test_hub import hub  # noqa: F401
 
@@ -83,7 +84,7 @@ def test_misspelt_and_wrong_flags_are_refused(refused):
     assert "name their folder with --instance_dir" in refused()
 
 
-@pytest.mark.parametrize("flag", sorted({*DIFFUSERS, *KOHYA}))
+@pytest.mark.parametrize("flag", sorted({*DIFFUSERS, *DIFFUSERS_SDXL, *KOHYA}))
 def test_every_flag_of_other_trainers_is_taken_or_answered(flag):
     flags = build_parser()._option_string_actions
     assert (f"--{flag}" in flags) != (f"--{flag}" in FLAG_ALIASES)
@@ -137,6 +138,52 @@ def test_several_subjects_are_trained_one_after_another_on_one_base(
     main(["--concepts_list", str(tmp_path / "list.json"), *flags])
     assert (tmp_path / "out" / "dog" / "dog-2.safetensors").is_file()
     assert "There is a finished 'cat' in" in capfd.readouterr().err
+
+
+def test_several_subjects_share_a_batch_and_one_that_fails_leaves_the_others(
+    tiny_folder, tmp_path, monkeypatch, capfd
+):
+    loaded, load = [], start.load_base
+    monkeypatch.setattr(start, "load_base", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    for name in ("dog", "cat", "cup"):
+        tiny_models.save_pictures(tmp_path / name, 1, 64, 64)
+    entries = [{"instance_data_dir": name, "seed": seed} for seed, name in enumerate(("dog", "cat", "cup"))]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    listed = ["--concepts_list", str(tmp_path / "list.json"), "--base", str(tiny_folder("sd1")), "--no_prior"]
+    few = {**SMALL, "max_train_steps": 2, "timeline_steps": 0, "checkpointing_steps": 0}
+    few.pop("with_prior_preservation")
+    listed += [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    for out, flags in (("apart", []), ("joint", ["--together"]), ("pairs", ["--together", "2"])):
+        main([*listed, "--output_dir", str(tmp_path / out), *flags])
+    assert len(loaded) == 3
+    said = capfd.readouterr().err
+    assert "Subjects 1 to 3 of 3 together: dog, cat, cup" in said and "cat: Step 2 of 2" in said
+    assert "Subjects 3 to 3 of 3 together: cup" in said
+    for name in ("dog", "cat", "cup"):
+        alone, *others = (
+            load_concept(tmp_path / out / name / f"{name}.safetensors") for out in ("apart", "joint", "pairs")
+        )
+        for other, (key, atoms) in itertools.product(others, alone.atoms.items()):
+            assert (other.atoms[key] - atoms).norm() <= 0.15 * atoms.norm(), key  # an int4 file's step
+    entries[1]["learning_rate"] = 1e30
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    with pytest.raises(SystemExit) as exit_:
+        main([*listed, "--output_dir", str(tmp_path / "one"), "--together", "--max_train_steps", "4"])
+    assert exit_.value.code == 2 and "error: cat: The" in capfd.readouterr().err
+    assert [(tmp_path / "one" / n / f"{n}.safetensors").exists() for n in ("dog", "cat", "cup")] == [
+        True, False, True,
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_trained_together_is_refused(refused, tmp_path, folder, monkeypatch):
+    assert "--together is for several subjects; name them with --concepts_list" in refused(
+        "--instance_dir", folder, "--together"
+    )
+    (tmp_path / "list.json").write_text(json.dumps([{"instance_data_dir": str(folder)}]))
+    listed = ("--concepts_list", tmp_path / "list.json", "--together")
+    assert "--together must be at least 1, but 0 was given" in refused(*listed, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--together trains in one process" in refused(*listed)
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

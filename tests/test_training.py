@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -230,6 +231,21 @@ def test_a_base_is_trained_with_another_autoencoder_and_noise_schedule(tiny_fold
         with_prior_preservation=False,
     )  # fmt: skip
     assert math.isfinite(heard.records[0].loss)
+
+
+def test_a_single_file_is_trained_for_what_it_is_said_to_predict(tiny_folder, folders, tmp_path):
+    file = tiny_models.save_single_file(tiny_models.pipeline("sd1"), tmp_path / "v.safetensors")
+    shutil.copytree(tiny_folder("sd1"), tmp_path / "v")
+    few = {"max_train_steps": 1, "num_atoms": 4, "conv_layers": "conv_out", "with_prior_preservation": False}
+    losses = {}
+    for predicted in (None, "v_prediction"):
+        heard = Recorder()
+        concept = train(
+            folders[0], tmp_path / str(predicted), file, reporter=heard, prediction_type=predicted, **few
+        )
+        losses[predicted] = heard.records[0].loss
+        assert concept.training.get("prediction_type") == predicted
+    assert losses[None] != losses["v_prediction"]
 
 
 def test_a_second_run_leaves_a_finished_concept_alone_unless_it_may_overwrite(run, tmp_path):

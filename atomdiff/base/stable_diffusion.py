@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
 class PromptEmbeds(NamedTuple):
     """What the text encoders make of prompts."""
 
@@ -103,6 +106,13 @@ class Choice:
     vae: str = ""  # another autoencoder: folder, .safetensors file or hub id
     prediction_type: str | None = None
     zero_terminal_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in (None, *PREDICTIONS):
+            raise SettingsError(
+                f"--prediction_type must be one of {', '.join(PREDICTIONS)}, but {self.prediction_type!r} "
+                "was given."
+            )
 
 
 def load_base(
@@ -231,7 +241,7 @@ def _check_parts(pipe: Any, ref: str) -> None:
     if pipe.unet.config.in_channels != latents:
         raise loading.wrong_channels(ref, pipe.unet.config.in_channels)
     prediction = pipe.scheduler.config.get("prediction_type", "flow matching")
-    if prediction not in ("epsilon", "v_prediction"):
+    if prediction not in PREDICTIONS:
         raise BaseError(
             f"The base {ref!r} predicts {prediction!r}; atomdiff knows 'epsilon' and 'v_prediction': "
             f"{loading.GO_ON}."

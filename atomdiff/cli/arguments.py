@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atomdiff.base.architectures import ALIASES
 from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 from atomdiff.sampling import hints
@@ -21,6 +20,7 @@ from atomdiff.sampling.settings import SAMPLERS, USUAL
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from atomdiff.base import stable_diffusion as bases
     from atomdiff.base.stable_diffusion import Base
     from atomdiff.concept.concept import Concept
     from atomdiff.library import Entry
@@ -32,10 +32,6 @@ GuidanceOption = Annotated[
     float | None, typer.Option(help="Guidance scale (CFG); by default what suits the base.")
 ]
 NegativeOption = Annotated[str, typer.Option("--negative", "--negative-prompt", help="What to keep out.")]
-BaseOption = Annotated[
-    str | None,
-    typer.Option(help=f"{', '.join(ALIASES)}, a folder, file or hub id; by default the concept's own."),
-]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")]
 ConceptsOption = Annotated[
@@ -186,7 +182,8 @@ def which_base(given: str | None, weighted: list[tuple[Concept, Strength]]) -> t
     return concept.base.name, f"the one that {concept.title!r} was trained on"
 
 
-def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
+def load_base(name: str, device: str, dtype: str, given: bool, choice: bases.Choice | None = None) -> Base:
+    """The base of that name; `given` where the user named it. Raises BaseError or SettingsError."""
     import torch
 
     from atomdiff.base import stable_diffusion as bases
@@ -199,7 +196,7 @@ def load_base(name: str, device: str, dtype: str, given: bool) -> Base:
         device = next(name for name, usable in there.items() if usable)
     chosen = types.get(dtype, torch.float16 if device.startswith("cuda") else torch.float32)
     try:
-        return bases.load_base(name, chosen, device)
+        return bases.load_base(name, chosen, device, choice)
     except BaseError as error:
         if given:
             raise

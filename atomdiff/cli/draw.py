@@ -9,9 +9,6 @@ import typer
 
 from atomdiff.cli.arguments import (
     HOW,
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
     GuidanceOption,
     NegativeOption,
     SamplerOption,
@@ -20,12 +17,12 @@ from atomdiff.cli.arguments import (
     draw_with_bar,
     load_concepts,
     load_regions,
-    open_base,
     split_loras,
     split_strength,
     tell_about,
     tell_files,
 )
+from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import ImageError, SettingsError
 from atomdiff.sampling.prompts import STYLES
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
 
 @app.command()
 @one_sentence
+@with_base()
 def generate(
     prompt: Annotated[
         str, typer.Argument(help="What to draw, with the concept's trigger: 'a sks dog on the beach'.")
@@ -71,13 +69,10 @@ def generate(
     steps: StepsOption = 25,
     guidance: GuidanceOption = None,
     sampler: SamplerOption = "dpm++",
-    base: BaseOption = None,
     negative: NegativeOption = "",
     size: Annotated[
         str | None, typer.Option(metavar="SIDE or WxH", help="In pixels; by default the base's own.")
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Pictures at a time; by default what suits the base.")
     ] = None,
@@ -108,6 +103,8 @@ def generate(
         bool,
         typer.Option("--embed-concept", help="Put the concept into every picture, which then carries it."),
     ] = False,
+    *,
+    asked: BaseAsked,
 ) -> None:
     """Draw pictures. -n 8 --out beach.png: a contact sheet beach.png, and beach-0.png to beach-7.png.
 
@@ -131,12 +128,18 @@ def generate(
     if regions and (loras or embeddings):
         raise SettingsError("Regions take concepts alone: leave out --lora and --embedding.")
     weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
-    loaded = open_base(base, weighted, device, dtype)
+    loaded = asked.open(weighted)
     tell_about(loaded, prompt, weighted, "plain" if regions else acting)
     tell_files(f"{prompt}\n{negative}", embeddings)
     texts = prompt if regions else prompts.for_each(prompt, seed, count)
     if not regions:
-        begun |= {"strength": strength, "hires": hires, "loras": loras, "embeddings": embeddings, "spend": True}
+        begun |= {
+            "strength": strength,
+            "hires": hires,
+            "loras": loras,
+            "embeddings": embeddings,
+            "spend": True,
+        }
     images = draw_with_bar(
         loaded,
         texts,
@@ -157,6 +160,7 @@ def generate(
 
 @app.command()
 @one_sentence
+@with_base()
 def compare(
     prompts: Annotated[list[str], typer.Argument(help="What to draw; several prompts give more rows.")],
     concept: Annotated[list[str], typer.Option(metavar="FILE[:STRENGTH]", help="What to compare with none.")],
@@ -165,17 +169,16 @@ def compare(
     seed: Annotated[int, typer.Option(help="The same seeds are used in both rows.")] = 0,
     steps: StepsOption = 25,
     guidance: GuidanceOption = None,
-    base: BaseOption = None,
     acting: Annotated[str, HOW] = USUAL,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    *,
+    asked: BaseAsked,
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
     from atomdiff.sampling import sheets
 
     check_picture(out)
     weighted = load_concepts(concept)
-    loaded = open_base(base, weighted, device, dtype)
+    loaded = asked.open(weighted)
     for prompt in prompts:
         tell_about(loaded, prompt, weighted, acting)
     options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "acting": acting}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.base.architectures import ALIASES
-from atomdiff.cli.arguments import DeviceOption, DtypeOption, load_base
+from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 
 @app.command()
 @one_sentence
+@with_base("sd15")
 def evaluate(
     data: Annotated[Path, typer.Argument(help="DreamBooth's data set: a folder with one for each subject.")],
-    base: Annotated[str, typer.Option(help=f"{', '.join(ALIASES)}, a folder, file or hub id.")] = "sd15",
     concepts: Annotated[
         list[Path] | None, typer.Option(help="Folder of concepts, SUBJECT.safetensors; may be given again.")
     ] = None,
@@ -47,8 +46,8 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Where pictures and report.html go; what is there stays.")] = Path(
         "outputs/dreambench"
     ),
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    *,
+    asked: BaseAsked,
 ) -> None:
     """DreamBench: 30 subjects x 25 prompts x 4 pictures, judged by DINO, CLIP and LPIPS, with an HTML report.
 
@@ -70,7 +69,7 @@ def evaluate(
         LPIPS.load(lpips) if lpips else None,
     )
     protocol = Protocol(pictures, prompts, steps, guidance, size, batch_size)
-    loaded = load_base(base, device, dtype, given=True)
+    loaded = asked.load([])
     results: dict[str, dict[str, dict[str, float]]] = {method.name: {} for method in methods}
     for subject in chosen:
         for method in methods:

@@ -9,18 +9,15 @@ import typer
 
 from atomdiff.cli.arguments import (
     HOW,
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
     GuidanceOption,
     NegativeOption,
     SamplerOption,
     StepsOption,
     check_picture,
     load_concepts,
-    open_base,
     tell_about,
 )
+from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.settings import USUAL
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
 
 @app.command()
 @one_sentence
+@with_base()
 def grid(
     prompt: Annotated[str, typer.Argument(help="What to draw, with the concept's trigger.")],
     x: Annotated[
@@ -55,9 +53,8 @@ def grid(
     sampler: SamplerOption = "dpm++",
     negative: NegativeOption = "",
     acting: Annotated[str, HOW] = USUAL,
-    base: BaseOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    *,
+    asked: BaseAsked,
 ) -> None:
     """Draw a labelled grid: --x "strength=0, 0.5, 1" --y "seed=1..3". A prompt axis names what stands
     there first."""
@@ -75,7 +72,7 @@ def grid(
         prompt, tuple(weighted), negative, seed, steps, guidance, None, sampler.lower(), acting
     )
     planned = Grid(settings, *(_axis(given) for given in (x, y, z) if given))
-    loaded = open_base(base, weighted, device, dtype)
+    loaded = asked.open(weighted)
     tell_about(loaded, prompt, weighted, acting)
     cells, images = planned.cells(), []
     with warnings.catch_warnings(), Terminal() as shown:

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atomdiff.cli.arguments import (
-    BaseOption,
-    DeviceOption,
-    DtypeOption,
-    GuidanceOption,
-    StepsOption,
-)
+from atomdiff.cli.arguments import GuidanceOption, StepsOption
+from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import SettingsError
 
@@ -23,6 +18,7 @@ if TYPE_CHECKING:
 
 @app.command("timeline")
 @one_sentence
+@with_base()
 def show_timeline(
     file: Annotated[Path, typer.Argument(help="A NAME.timeline.safetensors that training wrote.")],
     cut: Annotated[int | None, typer.Option(metavar="STEP", help="Write this step as a concept.")] = None,
@@ -43,9 +39,8 @@ def show_timeline(
     seed: Annotated[int, typer.Option(help="The same seeds are used in every row.")] = 0,
     steps: StepsOption = 25,
     guidance: GuidanceOption = None,
-    base: BaseOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    *,
+    asked: BaseAsked,
 ) -> None:
     """List the states that a training kept; draw them side by side; cut the best out as a concept."""
     from atomdiff.files.timeline_file import load_timeline
@@ -59,12 +54,10 @@ def show_timeline(
         typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors"), precision))
     elif draw is not None:
         sampling = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
-        which = (base, device, dtype)
-        typer.echo(_draw(timeline, draw, states, out or Path(f"{_stem(file)}-timeline.png"), which, sampling))
+        typer.echo(_draw(timeline, draw, states, out or Path(f"{_stem(file)}-timeline.png"), asked, sampling))
     elif best is not None:
-        which = (base, device, dtype)
         drawing = {"seed": seed, "steps": steps, "guidance": guidance}
-        chosen = _best(timeline, file, best, tower, states, which, drawing)
+        chosen = _best(timeline, file, best, tower, states, asked, drawing)
         if out is not None:
             typer.echo(_cut(timeline, chosen, out, precision))
     else:
@@ -77,20 +70,17 @@ def _best(
     photographs: Path,
     tower: Path | None,
     states: int,
-    which: tuple[str | None, str, str],
+    asked: BaseAsked,
     drawing: dict[str, int | float | None],
 ) -> int:
     """List the steps as they are judged, the best one marked, which is returned."""
     from atomdiff import pocket
-    from atomdiff.cli.arguments import load_base, which_base
     from atomdiff.evaluation import best_step
     from atomdiff.evaluation.dreambench_run import photographs as read
     from atomdiff.evaluation.towers import load_tower
     from atomdiff.pocket.judge import Judge
 
-    real, (given, device, dtype) = read(photographs), which
-    name, _ = which_base(given, [(timeline.last, 1.0)])
-    loaded = load_base(name, device, dtype, given=given is not None)
+    real, loaded = read(photographs), asked.load([(timeline.last, 1.0)])
     if tower is None and loaded.family != "pocket":
         raise SettingsError(
             "Only the pocket has a judge of its own: give --tower, a folder of facebook/dinov2-small, say."
@@ -123,16 +113,15 @@ def _draw(
     prompt: str,
     states: int,
     out: Path,
-    which: tuple[str | None, str, str],
+    asked: BaseAsked,
     sampling: dict[str, int | float | None],
 ) -> str:
     """A row of pictures for each state, the same seeds in all of them."""
-    from atomdiff.cli.arguments import check_picture, draw_with_bar, open_base, tell_about
+    from atomdiff.cli.arguments import check_picture, draw_with_bar, tell_about
     from atomdiff.sampling import sheets
 
     check_picture(out)
-    given, device, dtype = which
-    loaded = open_base(given, [(timeline.last, 1.0)], device, dtype)
+    loaded = asked.open([(timeline.last, 1.0)])
     tell_about(loaded, prompt, [(timeline.last, 1.0)])
     rows = []
     for step in timeline.spread(states):

@@ -20,7 +20,9 @@ from atomdiff.training import accelerate_launch
 from atomdiff.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from atomdiff.base.stable_diffusion import Base
     from atomdiff.training.reporting import Reporter
+    from atomdiff.training.terminal import Terminal
 
 
 def main(parser: Parser, arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +36,8 @@ def main(parser: Parser, arguments: Sequence[str] | None = None) -> None:
             print("\n".join(map(as_file, job.runs)), end="")
             return
         launch = accelerate_launch.detect()
+        if job.together > 1 and (launch.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+            raise SettingsError("--together trains in one process; start one, or drop the flag.")
         if launch.processes > 1:
             status = accelerate_launch.run_all(launch, accelerate_launch.this_command())
             _explain_launcher(status)
@@ -45,7 +49,7 @@ def main(parser: Parser, arguments: Sequence[str] | None = None) -> None:
         from atomdiff.training.terminal import Terminal
 
         with Terminal() as terminal:
-            _train_all(job.runs, terminal)
+            _train_all(job.runs, terminal, job.together)
     except Interrupted as stopped:
         _fail(str(stopped), 130)
     except KeyboardInterrupt:
@@ -58,8 +62,8 @@ def main(parser: Parser, arguments: Sequence[str] | None = None) -> None:
         _fail(sentence, everyone=not alike)
 
 
-def _train_all(runs: Sequence[TrainingSettings], told: "Reporter") -> None:
-    """One run after another; several share one loaded base."""
+def _train_all(runs: Sequence[TrainingSettings], told: "Terminal", together: int = 1) -> None:
+    """One run after another, or so many in one batch; several share one loaded base."""
     from atomdiff.training.hub_dataset import with_dataset
     from atomdiff.training.run import fit, shared_base, with_own_name
 
@@ -72,12 +76,39 @@ def _train_all(runs: Sequence[TrainingSettings], told: "Reporter") -> None:
     runs = named
     repos = [_repository(settings) if settings.push_to_hub else "" for settings in runs]
     base = shared_base(runs[0]) if len(runs) > 1 else None
+    if base is not None and together > 1:
+        _train_together(list(zip(runs, repos, strict=True)), base, told, together)
+        return
     for number, (settings, repo) in enumerate(zip(runs, repos, strict=True), 1):
         if len(runs) > 1 and main:
             told.notice(f"Subject {number} of {len(runs)}: {settings.name}")
         fit(settings, reporter=told, base=base)
         if repo and main:
             _push(settings, repo, told)
+
+
+def _train_together(
+    runs: "Sequence[tuple[TrainingSettings, str]]", base: "Base", told: "Terminal", together: int
+) -> None:
+    """So many runs at a time in one batch, each pushed to its repository if it has one. What ends one of them
+    leaves the others; the first such error is raised when all are done."""
+    from atomdiff.training.together import train_together
+
+    failed: list[AtomdiffError] = []
+    for first in range(0, len(runs), together):
+        some = runs[first : first + together]
+        heard = [told.subject(settings.name) for settings, _ in some]
+        names = ", ".join(settings.name for settings, _ in some)
+        told.notice(f"Subjects {first + 1} to {first + len(some)} of {len(runs)} together: {names}")
+        made = train_together([settings for settings, _ in some], base, reporters=heard)
+        for (settings, repo), result, own in zip(some, made, heard, strict=True):
+            if isinstance(result, AtomdiffError):
+                own.warn(str(result))
+                failed.append(type(result)(f"{settings.name}: {result}"))
+            elif repo:
+                _push(settings, repo, own)
+    if failed:
+        raise failed[0]
 
 
 def _repository(settings: TrainingSettings) -> str:

@@ -23,6 +23,7 @@ GROUPS = {  # the headings of --help, by the field that each begins with
     "mixed_precision": "speed and memory",
     "checkpointing_steps": "saving, resuming, looking on",
 }
+ALL = 2**31  # subjects in one batch
 VALUES = {"adamwschedulefree": "schedulefree"}  # what kohya's trainers call a value
 
 
@@ -32,6 +33,7 @@ class Job:
 
     runs: tuple[TrainingSettings, ...]
     print_config: bool = False
+    together: int = 1  # so many runs share a batch
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,6 +70,11 @@ def build_parser(about: str, epilog: str) -> Parser:
     files.add_argument(
         "--concepts_list", metavar="FILE", help="several subjects, each its own run: a JSON list"
     )
+    files.add_argument(
+        "--together", nargs="?", type=int, const=ALL, metavar="N",
+        help="with --concepts_list: train so many subjects in one batch, or all; each to the concept that it "
+        "would come to alone, in less time than one after another on a GPU",
+    )  # fmt: skip
     group: Any = parser
     for item in dataclasses.fields(TrainingSettings):
         if item.name in GROUPS:
@@ -79,24 +86,38 @@ def build_parser(about: str, epilog: str) -> Parser:
 def job_of(parser: Parser, arguments: Sequence[str] | None) -> Job:
     """What the command line asks for. Raises SettingsError or ImageError."""
     given = vars(parser.parse_args(arguments))
-    config, listed = given.pop("config"), given.pop("concepts_list")
+    config, listed, together = (given.pop(name) for name in ("config", "concepts_list", "together"))
     printing = given.pop("print_config")
     names = field_names()
     if config:
         given = read(config, names, FLAG_ALIASES) | given
         listed = listed or given.pop("concepts_list", None)
+        together = given.pop("together", None) if together is None else together
+    together = _together(together, bool(listed))
     refuse_beside_size(given)
     settings = TrainingSettings(**given)
     if not listed:
         return Job((settings,), printing)
     from atomdiff.training.concepts_list import read as read_list
 
-    return Job(tuple(read_list(listed, settings, names)), printing)
+    return Job(tuple(read_list(listed, settings, names)), printing, together)
+
+
+def _together(given: Any, listed: bool) -> int:
+    """How many subjects share a batch; in a file it is a number, or true for all. Raises SettingsError."""
+    if given is None or given is False:
+        return 1
+    if not listed:
+        raise SettingsError("--together is for several subjects; name them with --concepts_list FILE.json.")
+    number = ALL if given is True else given
+    if not isinstance(number, int) or number < 1:
+        raise SettingsError(f"--together must be at least 1, but {given!r} was given.")
+    return number
 
 
 def field_names() -> dict[str, str]:
     """Every name that a setting may be given under -> its field."""
-    found = {"concepts_list": "concepts_list"}
+    found = {"concepts_list": "concepts_list", "together": "together"}
     for item in dataclasses.fields(TrainingSettings):
         found |= dict.fromkeys((item.name, *item.metadata["aliases"]), item.name)
     return found

@@ -40,6 +40,7 @@ def before_drawing(base: Base, prompt: str, weighted: Weighted, how: str = USUAL
         cousin = concept.check_base(base.passport)
         if cousin:
             yield Hint(cousin)
+        yield from _schedules(base, concept)
         if not has_trigger(prompt, concept.trigger):
             then = "does not act on it" if how == "gated" else "will show but little"
             yield Hint(
@@ -47,6 +48,21 @@ def before_drawing(base: Base, prompt: str, weighted: Weighted, how: str = USUAL
                 f"therefore {then}."
             )
     yield from clashes(acting)
+
+
+def _schedules(base: Base, concept: Concept) -> Iterator[Hint]:
+    """Where a concept was trained on a base that was said to predict something else than this one does."""
+    predicted = concept.training.get("prediction_type", base.prediction_type)
+    if predicted != base.prediction_type:
+        yield Hint(
+            f"{concept.title!r} was trained on a base that predicts {predicted!r}, and {base.name!r} "
+            f"predicts {base.prediction_type!r}: --prediction_type {predicted} draws as it was trained."
+        )
+    if concept.training.get("zero_terminal_snr") and not base.scheduler.config.get("rescale_betas_zero_snr"):
+        yield Hint(
+            f"{concept.title!r} was trained from pure noise, and drawing on {base.name!r} does not begin in "
+            "it: --zero_terminal_snr does."
+        )
 
 
 def of_other_files(prompts: str, embeddings: Iterable[Path]) -> Iterator[Hint]:

@@ -113,6 +113,11 @@ def with_scheduler(
     own = base.pipe.scheduler
     with loading.quiet():
         made = getattr(diffusers, sampler.scheduler).from_config(own.config, **dict(sampler.options))
+        if own.config.get("rescale_betas_zero_snr") and float(made.alphas_cumprod[-1]) > 1e-6:
+            raise SettingsError(
+                f"The sampler {settings.sampler!r} cannot begin in pure noise, where this base's schedule "
+                "ends: take another, dpm++ or ddim, say."
+            )
         if preview is not None:
             made.step = _watched(made, preview)
         base.pipe.scheduler = made

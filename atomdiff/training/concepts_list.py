@@ -22,7 +22,8 @@ from atomdiff.training.settings import TrainingSettings
 
 SHARED = (  # settings of the run as a whole
     "base", "revision", "variant", "pretrained_vae_model_name_or_path", "output_dir", "mixed_precision",
-    "allow_tf32", "enable_xformers_memory_efficient_attention", "dataset_name",
+    "allow_tf32", "enable_xformers_memory_efficient_attention", "dataset_name", "prediction_type",
+    "zero_terminal_snr", "text_encoder_use_attention_mask", "concepts_list", "together",
 )  # fmt: skip
 
 

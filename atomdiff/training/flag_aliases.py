@@ -5,6 +5,7 @@ STATES = "it is --checkpointing_steps here; --timeline_steps keeps concepts to c
 CACHED = "latents and prompts are encoded once and kept, always"
 BUCKETS = "pictures keep their shapes, always, unless --center_crop is given"
 TOKENIZER = "the base's own tokenizer is used; what is too long for it is told"
+PRODIGY = "--optimizer prodigy decouples its decay, corrects its bias and guards its warm-up, always"
 LAUNCHER = "`accelerate launch` starts the processes and tells each its place"
 FILE = "a concept is a .safetensors file; `atomdiff card` and `atomdiff export` give it other forms"
 PROMPT_LIVE = "prompts are encoded as the base's pipeline does it, so that every tool draws the same"
@@ -33,6 +34,19 @@ FLAG_ALIASES = {
     "--min_snr_gamma": "it is --snr_gamma here, and 5 by default",
     "--lr_scheduler_num_cycles": "it is --lr_num_cycles here",
     "--lr_scheduler_power": "it is --lr_power here",
+    "--text_encoder_lr1": "it is --token_learning_rate here",
+    "--text_encoder_lr2": "it is --token_learning_rate here",
+    "--optimizer_args": "it is --adam_beta1, --adam_beta2, --adam_epsilon and --adam_weight_decay here",
+    "--adam_weight_decay_text_encoder": "of the text encoder nothing but the trigger's embedding is trained",
+    "--prodigy_beta3": PRODIGY,
+    "--prodigy_decouple": PRODIGY,
+    "--prodigy_use_bias_correction": PRODIGY,
+    "--prodigy_safeguard_warmup": PRODIGY,
+    "--do_edm_style_training": "Stable Diffusion is trained as it was made, for noise or --prediction_type",
+    "--repeats": "--max_train_steps or --num_train_epochs says for how long",
+    "--dataset_repeats": "--max_train_steps or --num_train_epochs says for how long",
+    "--cache_dir": "the hub's client keeps what it downloads in HF_HOME",
+    "--output_kohya_format": FILE,
     "--flip_aug": "it is --random_flip here",
     "--enable_bucket": BUCKETS,
     "--bucket_reso_steps": BUCKETS,
@@ -45,6 +59,7 @@ FLAG_ALIASES = {
     "--cache_latents": CACHED,
     "--cache_latents_to_disk": CACHED,
     "--cache_text_encoder_outputs": CACHED,
+    "--cache_text_encoder_outputs_to_disk": CACHED,
     "--pre_compute_text_embeddings": CACHED,
     "--dataloader_num_workers": CACHED,
     "--max_data_loader_n_workers": CACHED,
@@ -65,6 +80,10 @@ FLAG_ALIASES = {
     "--tokenizer_max_length": TOKENIZER,
     "--max_token_length": TOKENIZER,
     "--clip_skip": PROMPT_LIVE,
+    "--full_fp16": "the frozen model is in --mixed_precision, and atoms stay fp32",
+    "--full_bf16": "the frozen model is in --mixed_precision, and atoms stay fp32",
+    "--no_half_vae": "pictures are encoded in fp32, always",
+    "--lowram": "the weights are in memory once, always",
     "--prior_generation_precision": "class pictures are drawn in the base's own --mixed_precision",
     "--local_rank": LAUNCHER,
     "--xformers": "it is --enable_xformers_memory_efficient_attention here",

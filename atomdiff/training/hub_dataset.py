@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atomdiff.errors import AtomdiffError, SettingsError, reason_of, refused_by_hub
+from atomdiff.files.atomic import write
 from atomdiff.training.captions import COLUMNS, LIST
 from atomdiff.training.prior_preservation import default_folder
 from atomdiff.training.settings import TrainingSettings
@@ -144,13 +145,13 @@ def _write_rows(repo: str, rows: Sequence[dict[str, Any]], columns: Columns, fol
         )
         ending = named.suffix.lower() if named.suffix.lower() in ENDINGS else ".png"
         name = f"{number:04d}{ending}"
-        (folder / name).write_bytes(data)
+        write(folder / name, data, f"A picture of '{repo}'", SettingsError)
         wanted = (columns.caption,) if columns.caption else COLUMNS
         text = next((row[c] for c in wanted if isinstance(row.get(c), str)), None)
         if text is not None:
             lines.append(json.dumps({"file_name": name, columns.caption or "text": text}))
     if lines:
-        (folder / LIST).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write(folder / LIST, ("\n".join(lines) + "\n").encode(), f"The captions of '{repo}'", SettingsError)
 
 
 def _check_count(repo: str, count: int) -> None:

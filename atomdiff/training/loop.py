@@ -125,11 +125,11 @@ class Run:
         rate = set_rates(self.trained.optimiser, settings, self.done, self.total, self._brake.pace)
         try:
             instance, prior = self._backward()
+            finish = getattr(self.base.unet, "finish_backward", None)  # of trainings in one batch
+            if finish:
+                finish()
         except torch.OutOfMemoryError:
             self._out_of_memory(folder)
-        finish = getattr(self.base.unet, "finish_backward", None)  # of trainings in one batch, see `together`
-        if finish:
-            finish()
         parameters = self.trained.parameters().values()
         instance, prior, wish = averaged(parameters, [instance, prior, float(stop())], self.accelerator)
         loss = instance + settings.prior_loss_weight * prior

@@ -111,6 +111,8 @@ def texts_of(s: TrainingSettings, steps: int, pictures: int, class_pictures: int
         "learning_rate": LONGEST if s.learning_rate is None else s.learning_rate,
         "linear_learning_rate": LONGEST if s.linear_learning_rate is None else s.linear_learning_rate,
         **({"match_lora_rate": s.match_lora_rate} if s.match_lora_rate else {}),
+        **({"prediction_type": s.prediction_type} if s.prediction_type else {}),
+        **({"zero_terminal_snr": 1} if s.zero_terminal_snr else {}),
         "pictures": pictures,
         "class_pictures": class_pictures,
         "resolution": int(s.resolution or 0),

@@ -1,6 +1,7 @@
 """A training run shown in a terminal: notices as lines, work as progress bars with the time left."""
 
 import contextlib
+import copy
 from typing import Any
 
 from rich.console import Console
@@ -38,6 +39,13 @@ class Terminal(Reporter, contextlib.AbstractContextManager):
         self._tasks: dict[str, TaskID] = {}
         self._loss: float | None = None
         self._drift = ""
+        self._of = ""
+
+    def subject(self, name: str) -> "Terminal":
+        """The same terminal for one of several runs at once, whose lines and bars say which one it is."""
+        own = copy.copy(self)
+        own._of, own._tasks = f"{name}: ", {}
+        return own
 
     def __enter__(self) -> "Terminal":
         self._progress.start()
@@ -47,10 +55,10 @@ class Terminal(Reporter, contextlib.AbstractContextManager):
         self._progress.stop()
 
     def notice(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(f"{self._of}{text}", markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"Warning: {text}", markup=False, style="yellow", soft_wrap=True)
+        self.console.print(f"Warning: {self._of}{text}", markup=False, style="yellow", soft_wrap=True)
 
     def stage(self, what: str, done: int, total: int) -> None:
         self._show(what, done, total, "")
@@ -69,5 +77,5 @@ class Terminal(Reporter, contextlib.AbstractContextManager):
 
     def _show(self, what: str, done: int, total: int, extra: str) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total, extra=extra)
+            self._tasks[what] = self._progress.add_task(f"{self._of}{what}", total=total, extra=extra)
         self._progress.update(self._tasks[what], completed=done, extra=extra)

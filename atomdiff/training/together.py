@@ -10,6 +10,7 @@ would alone, but for rounding.
 import contextlib
 import copy
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def _suited(settings: Sequence[TrainingSettings]) -> list[TrainingSettings]:
                 "Trainings share a batch where a layer's change is one map: take conv_family 'atoms' and "
                 "coef_block 0, or train them one after another."
             )
-        if own.mixed_precision == "fp16":
+        if (own.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
             raise SettingsError("Trainings that share a batch take mixed_precision bf16 or no, not fp16.")
     if len({own.mixed_precision for own in settings}) > 1:
         raise SettingsError("Trainings that share a batch have one mixed_precision; give all the same.")

@@ -47,13 +47,14 @@ else:
     diffusers.DiffusionPipeline.from_pretrained({ref!r}, dtype=torch.bfloat16, **half)"""
 
 
+RATE = 0.003
 LEGEND = """\
 Weights are random, in fp16 files, computed with in bf16, with CLIP's real vocabulary; pictures have {side}
 pixels a side. Seconds are of CPU. Memory is own memory at its peak; files that are mapped, which the system
-may drop again, are not in it. `trains` is two steps of the launch script without class pictures, `goes on`
-a third from the saved state, `draws` one picture in two steps, `pushed` to a hub on the same machine; all
-from the start of the command to its end. The word is trained along, so its text encoders stay; the
-autoencoder is gone during the steps."""
+may drop again, are not in it. `trains` is two steps of the launch script without class pictures and at a
+given rate, which is not to be found first; `goes on` a third from the saved state, `draws` one picture in
+two steps, `pushed` to a hub on the same machine; all from the start of the command to its end. The word is
+trained along, so its text encoders stay; the autoencoder is gone during the steps."""
 PARTS = """\
 import gc, json, sys
 from atomdiff.training.run import fit
@@ -107,8 +108,13 @@ def main() -> None:
 def measure(model: str, form: str, folder: Path, resolution: int) -> None:
     """One model in one form, from its files to a concept on a hub."""
     ref, environment = _made(model, form, folder / model)
+    known = _kept().get(f"{model}, {form}", {"where": ""})
     figures = Figures(model, form, machine(), weights=_weights(folder / model))
+    if known["where"] == figures.where and not known["finished"]:  # a run that was stopped
+        figures = Figures(**known)
     for whose, load in (("diffusers", THEIRS), ("atomdiff", OURS)):
+        if f"{whose} loads" in figures.seconds:
+            continue
         code = LOADING.format(ref=ref, load=load.format(ref=ref))
         _run(figures, f"{whose} loads", [sys.executable, "-c", code], environment)
     with tempfile.TemporaryDirectory() as work:
@@ -126,14 +132,15 @@ def _use(figures: Figures, ref: str, work: Path, environment: dict[str, str], re
         Image.fromarray(pixels).save(work / "dog" / f"{i}.png")
     train = [sys.executable, str(ROOT / "train_dreambooth_atoms.py"), "--base", ref]
     train += ["--output_dir", str(work), "--instance_dir", str(work / "dog"), "--resolution", str(resolution)]
-    train += ["--no_prior", "--mixed_precision", "bf16", "--lr_scheduler", "constant", "--max_train_steps"]
+    train += ["--no_prior", "--mixed_precision", "bf16", "--lr_scheduler", "constant"]
+    train += ["--learning_rate", str(RATE), "--max_train_steps"]
     _run(figures, "trains", [*train, "2"], environment)
     _run(figures, "goes on", [*train, "3", "--resume_from_checkpoint", "latest"], environment)
     if figures.form == "folder":
         settings = {
             "base": ref, "instance_data_dir": str(work / "dog"), "output_dir": str(work / "without"),
             "resolution": resolution, "max_train_steps": 1, "with_prior_preservation": False,
-            "train_token": False, "mixed_precision": "bf16",
+            "train_token": False, "mixed_precision": "bf16", "learning_rate": RATE,
         }  # fmt: skip
         code = PARTS.format(settings=json.dumps(settings))
         said = _run(figures, "trains without its word", [sys.executable, "-c", code], environment)
