@@ -393,6 +393,19 @@ def test_fold_at_strength_zero_touches_nothing() -> None:
         assert all(p is pristine[name] for name, p in model.named_parameters())
 
 
+def test_a_model_that_is_spent_is_moved_in_its_place_and_takes_nothing_more() -> None:
+    model, other = _pair(), _pair()
+    other.load_state_dict(model.state_dict())
+    held = {name: (weight, weight.data_ptr()) for name, weight in model.named_parameters()}
+    deltas = [({"0": torch.ones(4, 2, 3, 3)}, 0.5)]
+    with fold(model, deltas, keep=False), fold(other, deltas):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert {name: (weight, weight.data_ptr()) for name, weight in model.named_parameters()} == held
+    assert torch.equal(model[0].weight, other[0].weight + 0.5)
+    with pytest.raises(AtomdiffError, match="drawn with for good"):
+        fold(model, deltas)
+
+
 def test_folded_weights_come_back_where_the_model_went() -> None:
     model = _pair()
     weight = model[0].weight

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -229,13 +228,16 @@ def test_drawing_begins_in_pure_noise_where_the_schedule_ends_there(tiny_folder)
         draw(base, "a dog", sampler="heun", **QUICK)
 
 
-def test_a_base_may_be_spent_on_pictures_that_are_the_same(tiny_base):
+def test_a_base_may_be_spent_on_pictures_that_are_the_same(tiny_base, tiny_folder):
+    file = tiny_folder("sd1") / "unet" / "diffusion_pytorch_model.safetensors"
+    on_disk = file.read_bytes()
     base, kept = tiny_base("sd1"), tiny_base("sd1")
-    concept, gone = concept_for(base), weakref.ref(base.unet.conv_in.weight)
+    concept, weights = concept_for(base), dict(base.unet.named_parameters())
     wanted = draw(kept, "a sks dog", concepts=[concept], count=2, **QUICK)
     drawn = draw(base, "a sks dog", concepts=[concept], count=2, spend=True, **QUICK)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(drawn, wanted, strict=True))
-    assert gone() is None  # no second copy is held
+    assert dict(base.unet.named_parameters()) == weights  # no second copy is held
+    assert file.read_bytes() == on_disk  # which the weights may be mapped from
     with pytest.raises(AtomdiffError, match="drawn with for good, to save memory; load it again"):
         draw(base, "a sks dog", concepts=[concept], **QUICK)
     for needed in ({"acting": "gated"}, {"hires": 2.0}):  # the weights as they were are needed for these

@@ -1,8 +1,8 @@
 """Putting atoms into a model and taking them out, and folding trained ones into its weights.
 
 Works on any `nn.Module` that holds `nn.Conv2d` and `nn.Linear` layers. The model's own Parameter objects are
-never written to: attaching wraps layers, folding swaps a Parameter for another, and both put back the very
-same objects.
+not written to, unless it is to be spent: attaching wraps layers, folding swaps a Parameter for another, and
+both put back the very same objects.
 """
 
 from __future__ import annotations
@@ -227,9 +227,12 @@ class Folded:
 
     def _move(self, name: str, layer: nn.Module, weight: Tensor) -> None:
         pristine = layer._parameters["weight"]
-        if self.kept and pristine is not None:
+        assert pristine is not None
+        if self.kept:
             self._pristine[name] = pristine
-        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+            layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        else:
+            pristine.copy_(weight)  # in its place: memory that is freed in pieces does not all come back
 
     def remove(self) -> None:
         """Put the pristine weights back, if they were kept: the same Parameter objects, bit for bit. Doing it
@@ -266,8 +269,8 @@ def fold(
     layer whose strengths are all 0 keeps its weight. Raises AtomdiffError if the model has atoms or folded
     concepts, ConceptError if a layer does not exist or a ΔW has the wrong shape; then no weight has changed.
 
-    Without `keep` a layer's pristine weight is let go as soon as it is moved, so that no two copies are ever
-    held; the model is spent then (and is at an error), and must be loaded again for anything else.
+    Without `keep` the pristine weights are overwritten, a layer at a time, so that no second copy is held;
+    the model is spent then (and is at an error), and must be loaded again for anything else.
     """
     refuse_if_busy(model)
     terms: dict[str, list[tuple[DeltaOf | Tensor, float]]] = {}

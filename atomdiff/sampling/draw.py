@@ -84,8 +84,8 @@ def draw(
 
     Concepts that are drawn plainly move the weights of the base, of which it keeps the originals meanwhile, a
     second copy of the layers that they change. A base that is not needed any more may be spent: with `spend`
-    the originals are let go, layer by layer, where pictures are drawn plainly, in one pass and without LoRAs,
-    and the base must be loaded again for anything else.
+    they are moved in their place, layer by layer, where pictures are drawn plainly, in one pass and without
+    LoRAs, and the base must be loaded again for anything else.
 
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
