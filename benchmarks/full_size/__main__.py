@@ -12,9 +12,9 @@ measures it anew.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +26,6 @@ import psutil
 from PIL import Image
 
 from ..report import Shown, Target, command, conclude, machine, one_sentence
-from .building import build, build_single_file
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "full_size.json"
@@ -92,15 +91,18 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "atomdiff-full-size")
     parser.add_argument("--keep", action="store_true", help="leave the models on the disk")
-    parser.add_argument("--again", action="store_true", help="measure anew what is known")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--again", action="store_true", help="measure anew what is known")
+    again.add_argument("--kept", action="store_true", help="show what is known, and measure nothing")
     a = parser.parse_args()
     for model in a.models:
         for form in a.forms:
-            if a.again or not _kept().get(f"{model}, {form}", {}).get("finished"):
+            finished = _kept().get(f"{model}, {form}", {}).get("finished")
+            if a.again or not (finished or a.kept):
                 measure(model, form, a.folder, a.resolution)
-        if not a.keep:
+        if not (a.keep or a.kept):
             shutil.rmtree(a.folder / model, ignore_errors=True)
-    now = [f for m in a.models for form in a.forms if (f := _kept()[f"{m}, {form}"])]
+    now = [f for m in a.models for form in a.forms if (f := _kept().get(f"{m}, {form}"))]
     title = "Stable Diffusion at its real size, random weights"
     conclude(a, title, _table(now), _targets(now), "full size", LEGEND.format(side=a.resolution))
 
@@ -200,13 +202,13 @@ def _made(model: str, form: str, folder: Path) -> tuple[str, dict[str, str]]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     plain = folder / "plain"
     if not (plain / "model_index.json").is_file():
-        build(model, plain)
+        _built(f"build({model!r}, pathlib.Path({str(plain)!r}))", environment)
     if form == "variant":
         return str(_linked(plain, folder / "variant", ".safetensors", ".fp16.safetensors")), environment
     if form == "file":
         path = folder / "single" / "model.safetensors"
         if not path.is_file():
-            build_single_file(plain, path)
+            _built(f"build_single_file(*map(pathlib.Path, {[str(plain), str(path)]}))", environment)
         _linked(plain, path.with_suffix(""), ".safetensors", None)
         return str(path), environment
     if form == "hub":
@@ -216,6 +218,12 @@ def _made(model: str, form: str, folder: Path) -> tuple[str, dict[str, str]]:
         (cache / "refs" / "main").write_text("0" * 40)
         return f"atomdiff/{model}", environment | {"HF_HUB_CACHE": str(folder / "cache")}
     return str(plain), environment
+
+
+def _built(call: str, environment: dict[str, str]) -> None:
+    """In a process of its own, with which all memory goes."""
+    code = f"import pathlib\nfrom benchmarks.full_size.building import *\n{call}"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def _linked(source: Path, target: Path, ending: str, new: str | None) -> Path:
@@ -251,9 +259,9 @@ def _table(found: list[dict]) -> Shown:
         (
             f"{f['model']}, {f['form']}",
             f"{f['weights']:.2f}",
-            *(f"{f['seconds'].get(s, math.nan):.0f}" for s in steps),
-            *(f"{f['own'].get(s, math.nan):.2f}" for s in memory),
-            f"{f['concept']:,}",
+            *(f"{f['seconds'][s]:.0f}" if s in f["seconds"] else "–" for s in steps),
+            *(f"{f['own'][s]:.2f}" if s in f["own"] else "–" for s in memory),
+            f"{f['concept']:,}" if f["concept"] else "–",
         )
         for f in found
     ]
@@ -264,7 +272,8 @@ def _targets(found: list[dict]) -> list[Target]:
     targets = []
     for f in found:
         name, seconds, own = f"{f['model']} {f['form']}", f["seconds"], f["own"]
-        ratio = seconds["atomdiff loads"] / max(0.1, seconds["diffusers loads"])
+        loaded = "atomdiff loads" in seconds
+        ratio = seconds["atomdiff loads"] / max(0.1, seconds["diffusers loads"]) if loaded else None
         targets.append(Target(f"{name}: loading, times diffusers' own", ratio, high=1.5))
         for what in ("trains", "draws"):
             copies = own[what] / f["weights"] if what in own else None
