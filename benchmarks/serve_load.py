@@ -4,9 +4,10 @@
 
 A real service on the pocket model in a process of its own. First one user draws alone; then locust's users
 draw, each with one of the concepts or none, and every answer must be the picture that was asked for. Pictures
-that the service counted and users did not get are lost. One at a time is the user alone; the gain of drawing
-together is also told by seconds of the processor, which others at work on the machine change less. With
---check the exit status is 1 if a target is missed, and the last line names those.
+that the service counted and users did not get are lost. One at a time is the user alone. What the service
+itself costs is told beside: such batches drawn by `atomdiff.draw`, without any service, on as many threads.
+All is also told by seconds of the processor, which others at work on the machine change less. With --check
+the exit status is 1 if a target is missed, and the last line names those.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -30,15 +33,19 @@ from benchmarks.serving import SERVICE, Served, served
 
 TOKEN = "a-token-of-the-benchmark"
 ALONE = 8  # pictures, of which the first does not count
+ROUNDS = 3  # batches without a service, beside one that does not count
 
 
 @dataclass(frozen=True)
 class Load:
-    """What was seen: seconds a picture alone, of the clock and the processor; under load the p95 and median
-    of the waits, pictures, failures, 5xx, lost ones, and seconds of clock and processor of it all."""
+    """What was seen: seconds a picture alone and in batches without a service, each of the clock and the
+    processor; under load the p95 and median of the waits, pictures, failures, 5xx, lost ones, and seconds of
+    clock and processor of it all."""
 
     alone: float
     alone_processor: float
+    bare: float
+    bare_processor: float
     median: float
     p95: float
     pictures: int
@@ -59,21 +66,47 @@ class Load:
         """Pictures a second of the processor, of one at a time."""
         return self.pictures / self.processor * self.alone_processor
 
+    @property
+    def kept(self) -> tuple[float, float]:
+        """Pictures a second, of the clock and of the processor, of what the same batches give without a
+        service."""
+        return self.bare / self.seconds * self.pictures, self.bare_processor / self.processor * self.pictures
 
-def concepts(service: httpx.Client, count: int) -> None:
-    """Puts random concepts c0, c1, ..., with words, into the library."""
+
+def made(count: int) -> tuple[Any, list[Any]]:
+    """The base, and random concepts c0, c1, ... with words."""
     from dataclasses import replace
 
     import atomdiff
     from atomdiff.base.textual_inversion import TriggerToken
-    from atomdiff.files.safetensors_file import to_bytes
     from benchmarks.mixed_batch import random_concepts
 
     base = atomdiff.load_base("pocket")
     word = {name: tuple(vector.shape) for name, vector in TriggerToken(base, "sks").read().items()}
-    for i, made in enumerate(random_concepts(base, count, word=word)):
-        data = to_bytes(replace(made, name=f"c{i}"), "int8")
-        service.post("/concepts", files={"file": ("c", data)}).raise_for_status()
+    named = enumerate(random_concepts(base, count, word=word))
+    return base, [replace(one, name=f"c{i}") for i, one in named]
+
+
+def concepts(service: httpx.Client, every: Sequence[Any]) -> None:
+    """Puts concepts into the library."""
+    from atomdiff.files.safetensors_file import to_bytes
+
+    for one in every:
+        service.post("/concepts", files={"file": ("c", to_bytes(one, "int8"))}).raise_for_status()
+
+
+def bare(base: Any, every: Sequence[Any], batch: int, steps: int) -> tuple[float, float]:
+    """Median seconds of a picture of mixed batches without a service, of the clock and of the processor."""
+    from atomdiff import draw
+
+    own = [[(every[i % len(every)], 0.8)] if i % (len(every) + 1) else [] for i in range(batch)]
+    prompts, process, taken = [f"a sks dog {i}" for i in range(batch)], psutil.Process(), []
+    for seed in range(1 + ROUNDS):
+        began, worked = time.monotonic(), _processor(process)
+        draw(base, prompts, concepts=own, steps=steps, seed=seed, batch_size=batch)
+        taken.append((time.monotonic() - began, _processor(process) - worked))
+    clock, processor = zip(*taken[1:], strict=True)
+    return statistics.median(clock) / batch, statistics.median(processor) / batch
 
 
 def alone(service: httpx.Client, process: psutil.Process, steps: int) -> tuple[float, float]:
@@ -88,10 +121,16 @@ def alone(service: httpx.Client, process: psutil.Process, steps: int) -> tuple[f
     return statistics.median(clock), statistics.fmean(processor)
 
 
-def loaded(service: httpx.Client, running: Served, options: argparse.Namespace, folder: Path) -> Load:
-    """Everything, on a service that has its concepts."""
+def loaded(
+    service: httpx.Client,
+    running: Served,
+    options: argparse.Namespace,
+    folder: Path,
+    without: tuple[float, float],
+) -> Load:
+    """Everything, on a service that has its concepts; `without` is what a picture takes without it."""
     process = psutil.Process(running.process.pid)
-    clock, processor = alone(service, process, options.steps)
+    lone = alone(service, process, options.steps)
     before, began, worked = _counted(service), time.monotonic(), _processor(process)
     out = folder / "locust"
     users, length = str(options.users), f"{round(60 * options.minutes)}s"
@@ -109,7 +148,7 @@ def loaded(service: httpx.Client, running: Served, options: argparse.Namespace, 
     drawn, batches, broken = (after[name] - before[name] for name in ("pictures", "batches", "broken"))
     p95 = waits[int(0.95 * (len(waits) - 1))]
     return Load(
-        clock, processor, statistics.median(waits) / 1000, p95 / 1000, good, seen["num_failures"], broken,
+        *lone, *without, statistics.median(waits) / 1000, p95 / 1000, good, seen["num_failures"], broken,
         drawn - good, seconds, worked, drawn / max(1, batches),
     )  # fmt: skip
 
@@ -171,8 +210,9 @@ def main() -> None:
             base_url=running.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=600
         ) as service,
     ):
-        concepts(service, options.concepts)
-        load = loaded(service, running, options, Path(name))
+        base, every = made(options.concepts)
+        concepts(service, every)
+        load = loaded(service, running, options, Path(name), bare(base, every, options.batch, options.steps))
     tell(load, options)
 
 
@@ -186,6 +226,8 @@ def tell(load: Load, options: argparse.Namespace) -> None:
             *(f"{s / max(1, load.pictures):.2f}" for s in (load.seconds, load.processor)),
         ),
         ("pictures a second, of one at a time", f"{load.gain:.2f}", f"{load.gain_processor:.2f}"),
+        ("a picture of such batches without a service, s", f"{load.bare:.2f}", f"{load.bare_processor:.2f}"),
+        ("pictures a second, of these", *(f"{share:.2f}" for share in load.kept)),
         ("wait, median and p95, s", f"{load.median:.1f}, {load.p95:.1f}", ""),
         ("pictures, failed, lost, 5xx", f"{load.pictures}, {load.failed}, {load.lost}, {load.broken}", ""),
         ("pictures a batch", f"{load.batch:.1f}", ""),

@@ -54,7 +54,7 @@ def test_each_subject_has_settings_of_its_own_and_the_common_ones(listed, tmp_pa
         (({"instance_data_dir": "dog", "seed": -1},), r"Entry 1 of '.*': --seed must be at least 0"),
         (
             ({"instance_data_dir": "dog"}, {"instance_data_dir": "dog"}),
-            "Two subjects of '.*' are called 'dog'",
+            "2 subjects of '.*' are called 'dog'",
         ),
     ],
 )

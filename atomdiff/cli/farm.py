@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atomdiff.cli.arguments import ConceptsOption
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import TrainingError
+
+if TYPE_CHECKING:
+    from atomdiff.serving.farm import Progress
+
+NAMED = 3  # of those at work, in a line
 
 
 @app.command()
@@ -44,16 +49,23 @@ def farm(
     """
     from atomdiff.cli.train_flags import field_names
     from atomdiff.library import Library
+    from atomdiff.serving import farm as farming
     from atomdiff.serving.cluster import connect
-    from atomdiff.serving.farm import Subject
-    from atomdiff.serving.farm import farm as run
     from atomdiff.training.concepts_list import read
     from atomdiff.training.settings import TrainingSettings
 
     common = TrainingSettings(base=base, mixed_precision=mixed_precision, output_dir=str(out))
-    every = [Subject.of(settings) for settings in read(str(subjects), common, field_names())]
+    every = [farming.Subject.of(settings) for settings in read(str(subjects), common, field_names())]
+    typer.echo(f"base: {base}")
     connect(address)
-    found = run(every, out, Library(concepts), _tell, cpus, gpus, tower)
+    try:
+        found = farming.farm(every, out, Library(concepts), _tell, cpus, gpus, tower)
+    except KeyboardInterrupt:
+        known = farming.results(out)
+        done = sum("concept" in known.get(subject.key, {}) for subject in every)
+        there = f"Stopped with {done} of {len(every)} subjects in the library"
+        typer.echo(f"{there}; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
     failed = [subject for subject in every if "error" in found[subject.key]]
     typer.echo(f"{len(every) - len(failed)} of {len(every)} subjects are in the library; {out}/results.jsonl")
     if failed:
@@ -63,5 +75,23 @@ def farm(
         )
 
 
-def _tell(done: int, total: int, last: str) -> None:
-    typer.echo(f"{done} of {total}  {last}")
+def _tell(now: Progress) -> None:
+    typer.echo(line(now))
+
+
+def line(now: Progress) -> str:
+    """A line about a farm."""
+    from atomdiff.studio.html import duration
+
+    left = f"; about {duration(now.seconds_left)} left" if now.seconds_left else ""
+    if now.last:
+        return f"{now.done} of {now.total}  {now.last}{left}"
+    if now.at_work is None:
+        before = f", {now.before} done before" if now.before else ""
+        return f"{now.total} subject{'s' * (now.total > 1)}{before}, {now.slots} at a time; Ctrl-C stops"
+    stages = [
+        f"{name}: step {one.step} of {one.steps}" if one.steps else f"{name}: {one.stage}"
+        for name, one in now.at_work.items()
+    ]
+    more = f", and {len(stages) - NAMED} more" if len(stages) > NAMED else ""
+    return f"{now.done} of {now.total}  {', '.join(stages[:NAMED]) or 'waiting for the cluster'}{more}{left}"

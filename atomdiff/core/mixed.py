@@ -49,7 +49,7 @@ class RowMaps:
     index: tuple[int, ...]
 
     def by_map(self, count: int) -> list[tuple[Tensor | None, slice | list[int]]]:
-        """The maps in use with their rows of a batch of `count`; a run of rows as a slice."""
+        """The maps in use with their rows of a batch of `count`."""
         if count % len(self.index):
             raise ConceptError(
                 f"A batch of {count} rows cannot repeat the {len(self.index)} rows that concepts were given "
@@ -98,7 +98,10 @@ def common(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _run(rows: list[int]) -> slice | list[int]:
-    return slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] + 1 == len(rows) else rows
+    """Rows at equal distances as a slice, which copies nothing: guidance repeats a batch."""
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    run = range(rows[0], rows[-1] + 1, step)
+    return slice(run.start, run.stop, step) if list(run) == rows else rows
 
 
 def row_plan(x: Tensor, weight: Tensor, rows: int, maps: int, pixels: int) -> Plan:

@@ -42,10 +42,8 @@ def create_app(service: Service) -> Any:
         await run_in_threadpool(service.close)
 
     app = FastAPI(title="atomdiff", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    for part in (a1111, openai_api, concepts_api):
+    for part in (a1111, openai_api, concepts_api, train_api):
         app.include_router(part.router(service))
-    if service.trains:
-        app.include_router(train_api.router(service))
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:

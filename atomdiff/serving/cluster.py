@@ -14,41 +14,54 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.errors import AtomdiffError, Interrupted, SettingsError
+from atomdiff.errors import AtomdiffError, Interrupted, SettingsError, reason_of
 from atomdiff.serving.bases import BaseInfo, info_of
 from atomdiff.serving.batcher import STOPPED, Busy, Ticket
+from atomdiff.serving.cluster_trainings import ClusterTrainings, Served
 from atomdiff.serving.drawing import Drawer, Wanted
 from atomdiff.serving.metrics import Metrics
 from atomdiff.serving.service import Options, Service
+from atomdiff.serving.training_jobs import precision_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 RETRIES = 5  # of a picture whose replica was lost
 NAME = "atomdiff"
-FOR_ME = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+STARTS = 4  # of Ray on this machine, before it is given up
+FOR_ME = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_agent_register_timeout_ms": "300000",  # where machines are busy
+}
 
 log = logging.getLogger(__name__)
 
 
 def connect(address: str = "") -> None:
-    """Joins the cluster at an address, or makes one of this machine. Nothing is reported to anyone."""
+    """Joins the cluster at an address, or makes one of this machine. Nothing is reported to anyone. Raises
+    SettingsError."""
     for name, value in FOR_ME.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
         raise SettingsError("Ray is missing: pip install 'atomdiff[ray]'.") from None
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(
-            address or None, include_dashboard=False if not address else None, logging_level=logging.WARNING
-        )
-    except Exception as error:  # Ray's own kinds, and plain ones
-        told = " ".join(str(error).split())[:160]
-        what = f"The cluster {address!r} cannot be joined" if address else "Ray cannot be started here"
-        raise SettingsError(f"{what} ({told}): see `ray status`.") from None
+    setup = "ray._private.authentication.authentication_token_setup"
+    logging.getLogger(setup).addFilter(lambda record: "is enabled" not in record.getMessage())  # as it should
+    here = {} if address else {"include_dashboard": False}
+    for left in reversed(range(1 if address else STARTS)):
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(address or None, logging_level=logging.WARNING, **here)
+        except Exception as error:  # Ray's own kinds, and plain ones
+            ray.shutdown()
+            if left and "timed out" in str(error):  # after 30 seconds, which a busy machine may need
+                log.warning("Ray has not started in time: this machine is busy; it is started once more")
+                continue
+            what = f"The cluster {address!r} cannot be joined" if address else "Ray cannot be started here"
+            raise SettingsError(f"{what} ({reason_of(error)}): see `ray status`.") from None
 
 
 def deploy(
@@ -79,9 +92,10 @@ def deploy(
         async def __call__(self, wanted: Wanted) -> Any:
             return await self.drawn(wanted)
 
-        async def info(self, base: str) -> BaseInfo:
+        async def info(self, base: str) -> tuple[BaseInfo, str]:
+            """Of a base, and the precision in which concepts are trained on it."""
             loaded = (await self.drawer(base)).base
-            return info_of(loaded)
+            return info_of(loaded), precision_of(loaded.dtype)
 
         async def process(self) -> int:
             return os.getpid()
@@ -181,10 +195,8 @@ def _is_ours(error: BaseException) -> bool:
 
 
 class ClusterService(Service):
-    """A service whose pictures are drawn on a cluster that Ray is connected to, on several `bases`. It trains
-    nothing: `farm` does."""
-
-    trains = False
+    """A service that draws and trains on a cluster that Ray is connected to, on several `bases`; a replica,
+    and a training, has so many `cpus` and `gpus`."""
 
     def __init__(
         self,
@@ -195,22 +207,25 @@ class ClusterService(Service):
         gpus: float = 0,
     ) -> None:
         self._open(options)
-        batch = self.limits.batch or 8
-        self._handle = deploy(options.load, batch, self.limits.window, replicas, cpus, gpus)
+        limits = self.limits
+        self._handle = deploy(options.load, limits.batch or 8, limits.window, replicas, cpus, gpus)
         self._infos: dict[str, BaseInfo] = {}
+        precision: dict[str, str] = {}
         for base in bases:  # under the name that it was asked by: that is what replicas load
-            told: BaseInfo = self._handle.options(multiplexed_model_id=base).info.remote(base).result()
+            told, precision[base] = self._handle.options(multiplexed_model_id=base).info.remote(base).result()
             self._infos[base] = replace(told, name=base)
-        self.batcher: Any = ClusterBatcher(self._handle, self.limits.waiting, self.metrics)
+        self.batcher: Any = ClusterBatcher(self._handle, limits.waiting, self.metrics)
+        self.trainings: Any = ClusterTrainings(
+            options.out, self._infos, precision, limits.trainings, self._keep, cpus, gpus
+        )
+        self.trainings.take_up_all()
 
     def info(self, base: str = "") -> BaseInfo:
         """What is known of a base, by default of the first. Raises SettingsError for one that is not
         served."""
-        if base and base not in self._infos:
-            raise SettingsError(
-                f"There is no model {base[:80]!r} here: choose one of {', '.join(self._infos)}."
-            )
-        return self._infos[base or next(iter(self._infos))]
+        known = Served(self._infos)
+        known.check(base or self.models()[0])
+        return known.info(base or self.models()[0])
 
     def models(self) -> list[str]:
         """The names of the bases that can be asked for."""
@@ -218,10 +233,11 @@ class ClusterService(Service):
 
     def measure(self) -> bytes:
         """The metrics."""
-        return self.metrics.text()
+        return self._text()
 
     def close(self) -> None:
-        """Ends the replicas."""
+        """Stops trainings, which go on at the next start, and ends the replicas."""
         from ray import serve
 
+        self.trainings.jobs.close()
         serve.delete(NAME)

@@ -1,39 +1,31 @@
 """Trainings of thousands of subjects over a cluster: each is a task of Ray's, which places it, and does it
 again where a process or a machine is lost.
 
-What a task needs travels with it (settings and pictures), and what it leaves comes back (a concept of a few
-KB, its likeness), so that machines share no disk. Every result is in the library and in OUT/results.jsonl
-before the next is looked at: a farm that is stopped goes on where it was."""
+Every result is in the library and in OUT/results.jsonl before the next is looked at: a farm that is stopped
+goes on where it was."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.errors import AtomdiffError, Interrupted, SettingsError, sentence_of
-from atomdiff.files.atomic import write_atomically
+from atomdiff.errors import SettingsError
+from atomdiff.serving import remote_training
+from atomdiff.serving.remote_training import Outcome, Report, pictures_of, told
 from atomdiff.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from atomdiff.base.stable_diffusion import Base
     from atomdiff.library import Library
 
-RETRIES = 5  # of a training whose process or machine was lost
 AHEAD = 2  # trainings that are handed to Ray for each that can run at a time
 MAX_PICTURES = 256 << 20  # bytes of a subject's pictures
-EACH = 2  # pictures of each context that the likeness is judged on
 RESULTS = "results.jsonl"
 
 
@@ -47,9 +39,9 @@ class Subject:
     @staticmethod
     def of(settings: TrainingSettings) -> Subject:
         """Raises SettingsError for pictures that are too many to be sent."""
-        whole = hashlib.sha256(json.dumps(_told(settings), sort_keys=True).encode())
+        whole = hashlib.sha256(json.dumps(told(settings), sort_keys=True).encode())
         size = 0
-        for name, data in _pictures(settings):
+        for name, data in pictures_of(settings):
             size += len(data)
             whole.update(f"{name}:{len(data)}:".encode() + data)
         if size > MAX_PICTURES:
@@ -61,61 +53,64 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a training: the bytes of a concept and of a picture, or a sentence."""
+class Progress:
+    """A farm at one moment: subjects that are done, of how many, and those before this start; how many are
+    trained at a time. Then a line about the `last`, or reports of those at work by name, or at the start
+    neither; and seconds until all are done, None before the first is."""
 
-    data: bytes = b""
-    likeness: float | None = None
-    picture: bytes = b""
-    seconds: float = 0
-    node: str = ""
-    error: str = ""
+    done: int
+    total: int
+    before: int
+    slots: int
+    last: str = ""
+    at_work: Mapping[str, Report] | None = None
+    seconds_left: float | None = None
 
 
 def farm(
     subjects: Sequence[Subject],
     out: Path,
     library: Library,
-    progress: Callable[[int, int, str], None] = lambda done, total, last: None,
+    progress: Callable[[Progress], None] = lambda now: None,
     cpus: float = 1,
     gpus: float = 0,
     tower: str = "",
+    every: float = 20,
 ) -> dict[str, dict[str, Any]]:
     """Trains what is not in OUT/results.jsonl yet, on the cluster that Ray is connected to; returns the lines
     of that file by key.
 
-    A training takes so many `cpus` and `gpus`. `progress` is told of the subjects that are done, of how many,
-    and a line about the last. `tower` is a folder of DINO or CLIP on every machine, by which likeness is
-    judged; only the pocket has a judge of its own.
+    A training takes so many `cpus` and `gpus`. `progress` is told at the start, whenever a subject is done,
+    and after so many seconds (`every`) in which none was. `tower` is a folder of DINO or CLIP on every
+    machine, by which likeness is judged; only the pocket has a judge of its own.
     """
     import ray
-    from ray.exceptions import RayError
 
     out.mkdir(parents=True, exist_ok=True)
     known = results(out)
-    left = [subject for subject in subjects if "concept" not in known.get(subject.key, {})]
-    task = ray.remote(train_one).options(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_retries=RETRIES,
-        retry_exceptions=[Interrupted, OSError, MemoryError],
-    )
+    left = deque(subject for subject in subjects if "concept" not in known.get(subject.key, {}))
+    task, board = remote_training.task(cpus, gpus), remote_training.make_board()
     under_way: dict[Any, Subject] = {}
-    total, done = len(subjects), len(subjects) - len(left)
+    total, before, began = len(subjects), len(subjects) - len(left), time.monotonic()
+    now = Progress(before, total, before, _slots(cpus, gpus))
+    progress(now)
     while left or under_way:
-        while left and len(under_way) < AHEAD * _slots(ray.cluster_resources(), cpus, gpus):
-            subject = left.pop(0)
-            sent = task.remote(_told(subject.settings), dict(_pictures(subject.settings)), subject.key, tower)
-            under_way[sent] = subject
-        for ready in ray.wait(list(under_way), timeout=10)[0]:
-            subject = under_way.pop(ready)
-            try:
-                outcome = ray.get(ready)
-            except RayError as error:
-                outcome = Outcome(error=f"Ray lost it {RETRIES} times: {' '.join(str(error).split())[:200]}")
-            known[subject.key] = _kept(subject, outcome, out, library)
-            done += 1
-            progress(done, total, _line(known[subject.key]))
+        while left and len(under_way) < AHEAD * _slots(cpus, gpus):
+            subject = left.popleft()
+            what = told(subject.settings), dict(pictures_of(subject.settings))
+            under_way[task.remote(*what, subject.key, board, True, tower)] = subject
+        last, at_work = "", {}
+        if ready := ray.wait(list(under_way), timeout=every)[0]:
+            subject = under_way.pop(ready[0])
+            known[subject.key] = _kept(subject, remote_training.outcome_of(ready[0]), out, library)
+            last = _line(known[subject.key])
+        else:
+            names = {one.key: one.settings.name for one in under_way.values()}
+            at_work = {names[key]: one for key, one in remote_training.said(board, list(names)).items()}
+        done = total - len(left) - len(under_way)
+        each = (time.monotonic() - began) / (done - before) if done > before else None
+        now = replace(now, done=done, last=last, at_work=at_work, seconds_left=each and each * (total - done))
+        progress(now)
     return known
 
 
@@ -135,75 +130,6 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def train_one(told: dict[str, Any], pictures: dict[str, bytes], key: str, tower: str) -> Outcome:
-    """One training, on a machine of the cluster. What was lost here before goes on from its saved state.
-
-    Raises Interrupted, OSError or MemoryError for what another machine may have better luck with."""
-    from atomdiff.training.run import concept_path, fit
-
-    began = time.monotonic()
-    folder = (
-        Path(tempfile.gettempdir()) / f"atomdiff-farm-{os.getuid() if hasattr(os, 'getuid') else 0}" / key
-    )
-    for name, data in pictures.items():
-        write_atomically(folder / "pictures" / Path(name).name, data)
-    own = {"instance_data_dir": str(folder / "pictures"), "output_dir": str(folder), "base": told["base"]}
-    try:
-        settings = TrainingSettings(**(told | own | {"resume_from_checkpoint": "latest"}))
-        base = _base(settings.base)
-        fit(settings, base=base)
-        data = concept_path(settings).read_bytes()
-        likeness, picture = judged(base, data, folder / "pictures", tower)
-    except (Interrupted, OSError, MemoryError):
-        raise
-    except AtomdiffError as error:
-        return Outcome(error=str(sentence_of(error)))
-    shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(data, likeness, picture, time.monotonic() - began, _node())
-
-
-def judged(base: Base, data: bytes, photographs: Path, tower: str = "") -> tuple[float | None, bytes]:
-    """The likeness of what a concept draws to the photographs, None where nothing can judge it; and one of
-    the pictures."""
-    from atomdiff.evaluation.best_step import CONTEXTS
-    from atomdiff.evaluation.dreambench_run import photographs as read
-    from atomdiff.evaluation.likeness import likeness
-    from atomdiff.files.safetensors_file import from_bytes
-    from atomdiff.sampling.draw import draw
-    from atomdiff.sampling.sheets import picture_bytes
-
-    concept = from_bytes(data)
-    called = f"a {concept.trigger} {concept.class_word}".strip()
-    drawn = draw(base, [f"{called} {where}" for where in CONTEXTS], concepts=[concept], count=EACH)
-    look = _eyes(base.family, tower, str(base.device))
-    score = None if look is None else likeness(look(drawn), look(read(photographs)))
-    return score, picture_bytes(drawn[0])
-
-
-@functools.lru_cache(maxsize=1)
-def _eyes(family: str, tower: str, device: str) -> Callable[[Sequence[Image]], Any] | None:
-    from atomdiff import pocket
-    from atomdiff.evaluation.best_step import PocketEyes
-    from atomdiff.evaluation.towers import load_tower
-    from atomdiff.pocket.judge import Judge
-
-    if tower:
-        return load_tower(Path(tower), device=device).images
-    return (
-        PocketEyes(Judge.load(Path(pocket.path()) / "judge.safetensors")).images
-        if family == "pocket"
-        else None
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def _base(name: str) -> Base:
-    """Loaded once in a process, which Ray keeps for the next task."""
-    from atomdiff.training.run import shared_base
-
-    return shared_base(TrainingSettings(base=name))
-
-
 def _kept(subject: Subject, outcome: Outcome, out: Path, library: Library) -> dict[str, Any]:
     """Puts a result where it stays; its line in the file of results."""
     line: dict[str, Any] = {"key": subject.key, "name": subject.settings.name}
@@ -216,8 +142,11 @@ def _kept(subject: Subject, outcome: Outcome, out: Path, library: Library) -> di
             library.tag(entry.id, f"likeness {outcome.likeness:.2f}")
         line |= {"concept": entry.id, "bytes": len(outcome.data), "likeness": outcome.likeness}
         line |= {"seconds": round(outcome.seconds, 1), "node": outcome.node}
-    with (out / RESULTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        line |= {"notes": list(outcome.notes)} if outcome.notes else {}
+    with (out / RESULTS).open("a+b") as file:
+        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":
+            file.write(b"\n")  # the last line was cut: it is none
+        file.write(json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return line
@@ -231,26 +160,10 @@ def _line(result: dict[str, Any]) -> str:
     return f"{result['name']}: {result['bytes']:,} bytes{told}"
 
 
-def _pictures(settings: TrainingSettings) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every file directly in a subject's folder, in order."""
-    for path in sorted(Path(settings.instance_data_dir).expanduser().iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            yield path.name, path.read_bytes()
-
-
-def _told(settings: TrainingSettings) -> dict[str, Any]:
-    """What decides a training, wherever it runs."""
-    here = ("instance_data_dir", "output_dir")
-    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in here}
-
-
-def _slots(there: dict[str, float], cpus: float, gpus: float) -> int:
-    """How many trainings can run at a time."""
-    ways = [there.get(kind, 0) / each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
-    return max(1, int(min(ways, default=1)))
-
-
-def _node() -> str:
+def _slots(cpus: float, gpus: float) -> int:
+    """How many trainings can run at a time, on the cluster as it is now."""
     import ray
 
-    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+    there = ray.cluster_resources()
+    ways = [there.get(kind, 0) / each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each]
+    return max(1, int(min(ways, default=1)))

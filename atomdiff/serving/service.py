@@ -85,8 +85,6 @@ class Service:
     """Everything that the endpoints talk to. Raises AtomdiffError if base, library or folder cannot be
     used."""
 
-    trains = True
-
     def __init__(self, options: Options) -> None:
         self._open(options)
         self.queue = JobQueue()
@@ -94,15 +92,14 @@ class Service:
         self._drawer: Drawer | None = None
         limits, batch = self.limits, self.limits.batch or self.info().batch
         self.batcher = Batcher(self.queue, self._draw, batch, limits.window, limits.waiting, self.metrics)
-        out = Path(options.out)
-        out.mkdir(parents=True, exist_ok=True)
-        self.trainings = Trainings(out, self.queue, self.bases, str, limits.trainings, self._keep)
+        self.trainings = Trainings(options.out, self.queue, self.bases, str, limits.trainings, self._keep)
         self.trainings.take_up_all()
 
     def _open(self, options: Options) -> None:
         from atomdiff.library import Library
 
         self.options, self.limits, self.metrics = options, options.limits, Metrics()
+        options.out.mkdir(parents=True, exist_ok=True)
         self.library = Library(options.concepts)
         self.library.scan()
         self._known: OrderedDict[str, Stored] = OrderedDict()
@@ -174,12 +171,15 @@ class Service:
 
     def measure(self) -> bytes:
         """The metrics, with those that are looked up when they are asked for."""
-        states = [self.trainings.status(session).state for session in self.trainings.all()]
-        for state in ("waiting", "running", "stopped", "done", "failed"):
-            self.metrics.trainings.labels(state).set(states.count(state))
         if self._drawer is not None:
             self.metrics.held.set(len(self._drawer.residents.held))
             self.metrics.held_bytes.set(self._drawer.residents.nbytes)
+        return self._text()
+
+    def _text(self) -> bytes:
+        states = [self.trainings.status(session).state for session in self.trainings.all()]
+        for state in ("waiting", "running", "stopped", "done", "failed"):
+            self.metrics.trainings.labels(state).set(states.count(state))
         return self.metrics.text()
 
     def close(self) -> None:

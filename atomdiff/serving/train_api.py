@@ -29,12 +29,15 @@ def router(service: Service) -> APIRouter:
         name: str = Form(""),
         quality: str = Form("good"),
         settings: str = Form("{}"),
+        model: str = Form(""),
     ) -> dict[str, Any]:
         """Begins a training on pictures, or on all files of a folder: text files named like pictures are
-        their captions. `settings` is JSON: {"max_train_steps": 100, "trigger": "sks"}."""
+        their captions. `settings` is JSON: {"max_train_steps": 100, "trigger": "sks"}; `model` is the
+        base."""
         files = [(one.filename or "", await one.read()) for one in pictures]
         owner = owner_of(request.scope)
-        begun = await run_in_threadpool(_begin, service, owner, files, class_word, name, quality, settings)
+        said = class_word, name, quality, settings, model
+        begun = await run_in_threadpool(_begin, service, owner, files, *said)
         return _told(service, begun)
 
     @routes.get("")
@@ -64,6 +67,7 @@ def _begin(
     name: str,
     quality: str,
     settings: str,
+    model: str,
 ) -> TrainingSession:
     """Raises SettingsError for what cannot be trained."""
     try:
@@ -89,7 +93,7 @@ def _begin(
             raise SettingsError(f"'{stem[:60]}{CAPTION}' says what is in a picture that was not sent.")
         known = {stems[stem]: text for stem, text in captions.items()}
         request = TrainingRequest(
-            tuple(paths), class_word, name, service.bases.default, quality, more, known, samples=False
+            tuple(paths), class_word, name, service.info(model).name, quality, more, known, samples=False
         )
         return service.trainings.start(owner, request)
 

@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,10 +50,10 @@ def train(
 
         session.change(state="running", stage="Loading the base")
         reporter = _Reporter(session, job, queue)
-        try:
+        with settling(session):
             base = bases.get(session.settings.base)
             with bases.reserved(base.name):
-                settings = replace(session.settings, mixed_precision=_precision(base.dtype))
+                settings = replace(session.settings, mixed_precision=precision_of(base.dtype))
                 training.fit(
                     settings,
                     reporter=reporter,
@@ -62,18 +62,25 @@ def train(
                     between=reporter.between_steps,
                 )
             session.change(state="done", seconds_left=None, concept=kept(session))
-        except Interrupted:
-            session.change(state="stopped", seconds_left=None)
-            raise
-        except BaseException as error:
-            broke = "The training broke off; the terminal that the server runs in shows why."
-            session.change(state="failed", error=sentence_of(error) or broke)
-            raise
-        finally:
-            with contextlib.suppress(OSError):  # a full disk is no reason to lose what is there
-                session.save()
 
     return work
+
+
+@contextlib.contextmanager
+def settling(session: TrainingSession) -> Iterator[None]:
+    """Within: the work of a training; how it ends is said in its status, and kept."""
+    try:
+        yield
+    except Interrupted:
+        session.change(state="stopped", seconds_left=None)
+        raise
+    except BaseException as error:
+        broke = "The training broke off; the terminal that the server runs in shows why."
+        session.change(state="failed", error=sentence_of(error) or broke)
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # a full disk is no reason to lose what is there
+            session.save()
 
 
 def draw_state(session: TrainingSession, bases: Bases, step: int) -> Callable[[Job], None]:
@@ -251,6 +258,6 @@ def _key(settings: TrainingSettings) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _precision(dtype: Any) -> str:
+def precision_of(dtype: Any) -> str:
     """The training's number format, that of the base."""
     return {"torch.float16": "fp16", "torch.bfloat16": "bf16"}.get(str(dtype), "no")

@@ -208,8 +208,11 @@ class Trainings:
 
     def _submit(self, session: TrainingSession) -> None:
         session.change(state="waiting", stage="", error="", seconds_left=None)
-        work = training_jobs.train(session, self._bases, self._queue, self._kept)
+        work = self._work(session)
         self._jobs[session.ident] = self._queue.submit(_job_owner(session.owner), work, background=True)
+
+    def _work(self, session: TrainingSession) -> Callable[[Job], None]:
+        return training_jobs.train(session, self._bases, self._queue, self._kept)
 
 
 def _job_owner(mark: str) -> str:

@@ -10,6 +10,7 @@ setting that does not concern the base or the machine.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,9 @@ def read(file: str, common: TrainingSettings, names: Mapping[str, str]) -> list[
     found = [
         _settings(f"Entry {i} of '{file}'", e, path.parent, common, names) for i, e in enumerate(entries, 1)
     ]
-    called = [settings.name for settings in found]
-    for name in called:
-        if called.count(name) > 1:
-            raise SettingsError(f"Two subjects of '{file}' are called '{name}'; give each a name of its own.")
+    name, times = Counter(settings.name for settings in found).most_common(1)[0]
+    if times > 1:
+        raise SettingsError(f"{times} subjects of '{file}' are called '{name}'; give each a name of its own.")
     return found
 
 
@@ -62,7 +62,13 @@ def _entries(text: str, lines: bool) -> Any:
     """A JSON list, or a subject a line. Raises ValueError."""
     if not lines:
         return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    made = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            made += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from None
+    return made
 
 
 def _settings(
