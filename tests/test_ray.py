@@ -169,7 +169,12 @@ def test_a_served_picture_outlives_its_replica(cluster, tiny_folder, tmp_path):
 
 
 TRAINED = {"recipe": "atoms", "with_prior_preservation": False, "learning_rate": 1e-3}
-ATOMDIFF = [sys.executable, "-c", "from atomdiff.cli import main; main()"]
+ATOMDIFF = [
+    sys.executable,
+    "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as on a terminal
+    "from atomdiff.cli import main; main()",
+]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +210,9 @@ def test_a_farm_from_the_command_line_is_stopped_and_goes_on(cluster, tiny_folde
     begun, *seen = [line for line in second.stdout.splitlines() if not line.startswith("base:")]
     assert second.returncode == 2 and begun.startswith("4 subjects"), second.stderr
     assert "3 of 4 subjects are in the library; out/results.jsonl" in seen[-1]
-    assert re.search(r"1 could not be trained, the first 'broken': .*picture", second.stderr)
+    assert re.search(
+        r"1 could not be trained, the first 'broken': No usable picture in its folder", second.stderr
+    )
     library = Library(tmp_path / "concepts")
     assert {entry.title for entry in library.find()} == {"d0", "d1", "d2"}
     assert all(any(tag.startswith("likeness ") for tag in entry.tags) for entry in library.find())

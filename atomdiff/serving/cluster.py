@@ -49,7 +49,7 @@ def connect(address: str = "") -> None:
         raise SettingsError("Ray is missing: pip install 'atomdiff[ray]'.") from None
     setup = "ray._private.authentication.authentication_token_setup"
     logging.getLogger(setup).addFilter(lambda record: "is enabled" not in record.getMessage())  # as it should
-    here = {} if address else {"include_dashboard": False}
+    here: dict[str, Any] = {} if address else {"include_dashboard": False}
     for left in reversed(range(1 if address else STARTS)):
         if ray.is_initialized():
             return

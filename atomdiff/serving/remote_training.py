@@ -160,7 +160,7 @@ def train_one(
     except Exception as error:
         if (sentence := sentence_of(error)) is None:
             raise
-        return Outcome(error=sentence)
+        return Outcome(error=sentence.replace(f"'{folder / 'pictures'}'", "its folder"))
     forget(key)
     return Outcome(data, likeness, picture, time.monotonic() - began, _node(), tuple(reporter.notes))
 

@@ -1,16 +1,20 @@
-"""What a page of another site, open in the same browser, can do to the studio: nothing."""
+"""What a page of another site, open in the same browser, can do to the studio, or the service: nothing."""
 
 from __future__ import annotations
 
+import base64
 import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from test_studio_browser import CHROMIUM, sync_api
+from tiny_concepts import concept
 
-from benchmarks.serving import served
+from atomdiff.files.safetensors_file import to_bytes
+from benchmarks.serving import SERVICE, served
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
@@ -41,6 +45,38 @@ ATTACK = """async (url) => {
 def studio(tmp_path_factory) -> Iterator:
     with served(tmp_path_factory.mktemp("studio")) as studio:
         yield studio
+
+
+# To the service: takes a concept in, and throws one away.
+SERVICE_ATTACK = """async ([url, file]) => {
+  const form = new FormData();
+  form.append('file', await (await fetch(`data:application/octet-stream;base64,${file}`)).blob(), 'planted');
+  const read = [];
+  for (const [path, options] of [
+    ['concepts', { method: 'POST', mode: 'no-cors', body: form, credentials: 'include' }],
+    ['sdapi/v1/interrupt', { method: 'POST', mode: 'no-cors', credentials: 'include' }],
+    ['concepts/dog', { method: 'DELETE' }],
+    ['concepts', { mode: 'cors' }],
+  ]) {
+    try { const answer = await fetch(`${url}${path}`, options); read.push(await answer.text()); }
+    catch (error) { read.push(''); }
+  }
+  return read;
+}"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, tiny_folder) -> Iterator:
+    """Without a token, as for oneself; it has the concept `dog`."""
+    with served(tmp_path_factory.mktemp("service"), "--base", str(tiny_folder()), command=SERVICE) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def files(tiny_base) -> dict[str, bytes]:
+    """Concepts' files by their names."""
+    names = ("dog", "planted")
+    return {name: to_bytes(concept(tiny_base(), seed=i, name=name), "int8") for i, name in enumerate(names)}
 
 
 @pytest.fixture(scope="module")
@@ -103,4 +139,25 @@ def test_the_same_requests_of_its_own_page_are_answered(studio, browser):
     read = page.evaluate(ATTACK, studio.url)
     assert "planted.png" in read[0]
     assert "named_endpoints" in read[2]
+    page.close()
+
+
+def test_a_page_of_another_origin_takes_nothing_from_the_service_and_adds_nothing(
+    service, browser, elsewhere, files
+):
+    def there() -> set[str]:
+        return {entry["name"] for entry in httpx.get(f"{service.url}concepts").json()}
+
+    httpx.post(f"{service.url}concepts", files={"file": ("dog", files["dog"])}).raise_for_status()
+    attack = [service.url, base64.b64encode(files["planted"]).decode()]
+    page = browser.new_page()
+    for name in ("evil.example", "127.0.0.1"):
+        page.goto(f"http://{name}:{elsewhere}/index.html")
+        read = page.evaluate(SERVICE_ATTACK, attack)
+        assert not any("dog" in text or "planted" in text for text in read) and there() == {"dog"}
+    rebound = page.goto(f"http://evil.example:{service.port}/concepts")
+    assert rebound.status == 421 and "This server is not" in rebound.text()
+    page.goto(f"{service.url}healthz")
+    read = page.evaluate(SERVICE_ATTACK, attack)
+    assert "planted" in read[0] and there() == {"planted"}  # its own page may
     page.close()
