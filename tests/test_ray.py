@@ -224,6 +224,7 @@ def test_a_service_from_the_command_line_trains_on_the_cluster_what_every_replic
     cluster, tiny_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("ATOMDIFF_TOKEN", TOKEN)
+    monkeypatch.setattr("benchmarks.serving.PATIENCE", 900)
     bases = [str(tiny_folder("sd1")), str(tiny_folder("sd2"))]
     flags = [
         "--ray",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pillow_heif
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from atomdiff.errors import ImageError
@@ -129,6 +128,8 @@ def _decode(path: Path) -> Opened:
 def _register() -> None:
     """Make the formats of this build of Pillow known, and HEIC; `formats` of `Image.open` may name no
     other."""
+    import pillow_heif  # no other picture needs it
+
     Image.init()
     pillow_heif.register_heif_opener()
 

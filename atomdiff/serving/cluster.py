@@ -70,6 +70,8 @@ def deploy(
     """Starts the replicas, between so many; the handle by which they are asked."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # which tells every step of its own
+
     class Replica:
         """Draws."""
 

@@ -28,9 +28,9 @@ from ..report import command
 MOST = 60e6  # bytes of wheels
 NEEDED = (
     "accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "pillow", "regex", "rich", "safetensors",
-    "tokenizers", "transformers", "typer", "anyio", "certifi", "filelock", "fsspec", "h11", "httpcore",
-    "httpx", "idna", "importlib-metadata", "markdown-it-py", "mdurl", "packaging", "psutil", "pygments",
-    "pyyaml", "requests", "charset-normalizer", "urllib3", "shellingham", "sniffio", "tqdm",
+    "tokenizers", "transformers", "typer", "anyio", "certifi", "filelock", "fsspec", "h11", "httpcore2",
+    "httpx2", "idna", "importlib-metadata", "markdown-it-py", "mdurl", "packaging", "psutil", "pygments",
+    "pyyaml", "requests", "charset-normalizer", "urllib3", "shellingham", "tqdm", "truststore",
     "typing-extensions", "zipp", "click", "xformers",
 )  # fmt: skip
 MANYLINUX = ("_2_28", "_2_27", "_2_17", "2014")
@@ -39,7 +39,7 @@ MANYLINUX = ("_2_28", "_2_27", "_2_17", "2014")
 def wheels(folder: Path) -> None:
     """Downloads what is needed beside PyTorch, as tested (requirements.txt). Exits 1 if it is too much."""
     text = Path("requirements.txt").read_text("utf-8")
-    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", text, re.MULTILINE))
+    pins = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", text, re.MULTILINE))
     wanted = [f"{name}=={pins[name]}" if name in pins else name for name in NEEDED]
     options = ["download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
     options += ["--implementation", "cp", "-d", str(folder)]
