@@ -49,11 +49,12 @@ else:
 RATE = 0.003
 LEGEND = """\
 Weights are random, in fp16 files, computed with in bf16, with CLIP's real vocabulary; pictures have {side}
-pixels a side. Seconds are of CPU. Memory is own memory at its peak; files that are mapped, which the system
-may drop again, are not in it. `trains` is two steps of the launch script without class pictures and at a
-given rate, which is not to be found first; `goes on` a third from the saved state, `draws` one picture in
-two steps, `pushed` to a hub on the same machine; all from the start of the command to its end. The word is
-trained along, so its text encoders stay; the autoencoder is gone during the steps."""
+pixels a side. Seconds are of CPU. Memory is own memory at its peak, but for the last column but one, in
+which mapped files are too, which the system may drop again: the most of all commands. `trains` is two steps
+of the launch script without class pictures and at a given rate, which is not to be found first; `goes on` a
+third from the saved state, `draws` one picture in two steps, `pushed` to a hub on the same machine; all
+from the start of the command to its end. The word is trained along, so its text encoders stay; the
+autoencoder is gone during the steps."""
 PARTS = """\
 import gc, json, sys
 from atomdiff.training.run import fit
@@ -261,11 +262,12 @@ def _table(found: list[dict]) -> Shown:
             f"{f['weights']:.2f}",
             *(f"{f['seconds'][s]:.0f}" if s in f["seconds"] else "–" for s in steps),
             *(f"{f['own'][s]:.2f}" if s in f["own"] else "–" for s in memory),
+            f"{max(f['resident'].values(), default=0):.2f}",
             f"{f['concept']:,}" if f["concept"] else "–",
         )
         for f in found
     ]
-    return [*headers, "bytes"], rows
+    return [*headers, "with mapped files, GB", "bytes"], rows
 
 
 def _targets(found: list[dict]) -> list[Target]:
