@@ -53,6 +53,9 @@ def started(cluster, **options):
         except Exception as error:
             if "timed out" not in str(error).lower():
                 raise
+            if cluster.head_node is None:
+                for left in psutil.Process().children(recursive=True):
+                    left.kill()
     return cluster.add_node(**options, **node())
 
 

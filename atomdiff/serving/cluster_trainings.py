@@ -92,7 +92,8 @@ class ClusterTrainings(Trainings):
                 if outcome.error:
                     raise TrainingError(outcome.error)
                 write_atomically(concept_path(session.settings), outcome.data)
-                session.change(state="done", seconds_left=None, concept=self._kept(session))
+                kept, steps = self._kept(session), session.status().steps
+                session.change(state="done", step=steps, seconds_left=None, concept=kept)
 
         return work
 
