@@ -31,7 +31,7 @@ from atomdiff.pocket import world
 from atomdiff.pocket.corpus import HEADS
 from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.draw import draw
-from atomdiff.sampling.regions import Region, draw_regions
+from atomdiff.sampling.region import Region
 
 from .report import Target, command, conclude, one_sentence
 
@@ -127,8 +127,8 @@ def pictures_of(base: Base, two: Sequence[Subject], count: int, steps: int) -> d
     for number, place in enumerate(PLACES):
         where = world.CONTEXTS[place]
         options: dict[str, Any] = {"count": each, "seed": 100 * number, "steps": steps, "size": size}
-        halves = [Region([concept], box) for concept, box in zip(concepts, (LEFT, RIGHT), strict=True)]
-        found["in regions"] += draw_regions(base, where, halves, **options)
+        halves = [Region(LEFT, (0,)), Region(RIGHT, (1,))]
+        found["in regions"] += draw(base, where, concepts=concepts, regions=halves, **options)
         prompt = f"{called[0]} and {called[1]} {where}"
         found["mixed as usual"] += draw(base, prompt, concepts=concepts, **options)
     return found

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from atomdiff.errors import SettingsError
 from atomdiff.sampling import infotext
 from atomdiff.sampling.infotext import UsedFile
+from atomdiff.sampling.region import Region, packed
 from atomdiff.sampling.settings import ACTING, MAX_SEED, SAMPLERS, DrawingSettings, parse_size, used
 
 words = st.from_regex(r"[a-z](?:[a-zé ,:\"()\n]{0,30}[a-z])?", fullmatch=True)
@@ -20,11 +22,23 @@ strengths = st.integers(-20, 20).map(lambda n: n / 10) | st.fixed_dictionaries(
 )
 names = st.lists(st.sampled_from(["paint", "easy-word", "a b", "v1.5_x"]), max_size=3, unique=True)
 
+boxes = st.tuples(*[st.floats(0, 0.4)] * 2, *[st.floats(0.5, 1)] * 2)
+masks = (
+    st.binary(min_size=512, max_size=512)
+    .filter(any)
+    .map(lambda data: packed(Image.frombytes("1", (64, 64), data)))
+)
+places = boxes | masks
+
 
 @st.composite
 def drawings(draw: st.DrawFn) -> DrawingSettings:
     titles = draw(st.lists(words, max_size=3))
     weighted = [(title, draw(strengths), f"{i:064d}") for i, title in enumerate(titles)]
+    count = draw(st.integers(0, 3))
+    regions = tuple(Region(draw(places), draw(st.sampled_from([(), *((i,) for i in range(len(titles)))])),
+                           draw(st.just("") | words)) for _ in range(count))  # fmt: skip
+    plain = bool(regions)
     return DrawingSettings(
         draw(words),
         tuple((used(*about), about[1]) for about in weighted),
@@ -34,9 +48,12 @@ def drawings(draw: st.DrawFn) -> DrawingSettings:
         draw(st.integers(0, 300)) / 10,
         (draw(sides), draw(sides)),
         draw(st.sampled_from(list(SAMPLERS))),
-        draw(st.sampled_from(ACTING)),
-        loras=tuple((UsedFile(name, "0123456789ab"), draw(st.integers(-9, 9)) / 4) for name in draw(names)),
-        embeddings=tuple(UsedFile(name, "ba9876543210") for name in draw(names)),
+        "plain" if plain else draw(st.sampled_from(ACTING)),
+        loras=()
+        if plain
+        else tuple((UsedFile(name, "0123456789ab"), draw(st.integers(-9, 9)) / 4) for name in draw(names)),
+        embeddings=() if plain else tuple(UsedFile(name, "ba9876543210") for name in draw(names)),
+        regions=regions,
     )
 
 

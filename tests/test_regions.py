@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +17,11 @@ from test_mixed_batches import concept_of
 import atomdiff
 from atomdiff.errors import SettingsError
 from atomdiff.files.safetensors_file import save_concept
-from atomdiff.sampling.regions import Region, draw_regions, masks_of, prompts_of
+from atomdiff.sampling.draw import draw_as
+from atomdiff.sampling.infotext import parse
+from atomdiff.sampling.region import Region, mask_of, packed
+from atomdiff.sampling.regions import masks_of, prompts_of
+from atomdiff.sampling.settings import DrawingSettings
 
 DOG, CAT = ("sks", "dog"), ("zwx", "cat")
 
@@ -58,7 +66,7 @@ def test_two_halves_meet_in_a_ramp_and_leave_nothing() -> None:
 def test_a_picture_is_a_mask() -> None:
     picture = Image.new("L", (40, 20))
     picture.paste(255, (0, 0, 20, 20))
-    drawn, rest = masks_of([picture], 4, 8, 0.0)
+    drawn, rest = masks_of([Region(picture).where], 4, 8, 0.0)
     assert drawn[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0] and torch.equal(rest, 1 - drawn)
 
 
@@ -74,16 +82,16 @@ def test_one_region_that_is_all_is_a_mixed_batch_of_it(tiny_base, kind, guidance
     options = {"seed": 3, "steps": 2, "guidance": guidance}
     alone = atomdiff.draw(base, ["a sks dog"], concepts=[[concept]], **options)[0]
     plain = atomdiff.draw(base, ["a sks dog"], concepts=[[]], **options)[0]
-    made = draw_regions(base, "a sks dog", [Region([concept], (0, 0, 1, 1))], **options)[0]
+    whole = [Region((0, 0, 1, 1), (0,))]
+    made = atomdiff.draw(base, "a sks dog", concepts=[concept], regions=whole, **options)[0]
     assert _apart(made, alone) <= 1 < _apart(alone, plain)
-    assert "Regions: " in made.info["parameters"] and "0 0 1 1: a sks dog" in made.info["parameters"]
 
 
 def test_a_region_without_concepts_is_the_base(tiny_base) -> None:
     base = tiny_base("sd1")
-    regions = [Region([], (0, 0, 1, 1), "a dog")]
+    regions = [Region((0, 0, 1, 1), (), "a dog")]
     plain = atomdiff.draw(base, "a dog", count=2, seed=3, steps=2)
-    made = draw_regions(base, "a dog", regions, count=2, seed=3, steps=2, size=64, batch_size=1)
+    made = atomdiff.draw(base, "a dog", regions=regions, count=2, seed=3, steps=2, size=64, batch_size=1)
     assert all(_apart(a, b) <= 1 for a, b in zip(made, plain, strict=True))
 
 
@@ -91,18 +99,84 @@ def test_two_concepts_keep_apart_and_the_base_is_as_before(tiny_base) -> None:
     base = tiny_base("sd1")
     one, two = concept_of(base, seed=1), concept_of(base, seed=2, trigger="ohw")
     before = {name: value.clone() for name, value in base.unet.state_dict().items()}
-    halves = [Region([one], (0, 0, 0.5, 1)), Region([(two, 0.5)], (0.5, 0, 1, 1))]
-    made = draw_regions(base, "in the sun", halves, steps=2, size=(128, 64))[0]
+    halves = [Region((0, 0, 0.5, 1), (0,)), Region((0.5, 0, 1, 1), (1,))]
+    both = {"concepts": [one, (two, 0.5)], "regions": halves}
+    made = atomdiff.draw(base, "in the sun", **both, steps=2, size=(128, 64))[0]
     assert made.size == (128, 64) and "a sks dog in the sun" in made.info["parameters"]
     assert all(torch.equal(before[name], value) for name, value in base.unet.state_dict().items())
     assert "forward" not in vars(base.unet.conv_in)
 
 
+def test_a_concept_that_no_region_has_acts_everywhere(tiny_base) -> None:
+    base = tiny_base("sd1")
+    one, two = concept_of(base, seed=1), concept_of(base, seed=2, trigger="ohw", size=0.3)
+    options = {"seed": 3, "steps": 2, "regions": [Region((0, 0, 0.5, 1), (0,))]}
+    alone = atomdiff.draw(base, "grass", concepts=[(one, 0.0)], **options)[0]
+    both = atomdiff.draw(base, "grass", concepts=[(one, 0.0), two], **options)[0]
+    right = [np.asarray(made)[:, 48:].astype(np.int16) for made in (alone, both)]
+    assert np.abs(right[0] - right[1]).max() > 1
+
+
+def test_a_picture_with_regions_is_drawn_again_from_its_text(tiny_base) -> None:
+    base = tiny_base("sd1")
+    one, two = concept_of(base, seed=1), concept_of(base, seed=2, trigger="ohw")
+    picture = Image.new("L", (80, 40))
+    picture.paste(255, (44, 3, 79, 30))
+    regions = [Region((0, 0, 0.4, 1), (0,)), Region(picture, (1,), 'a "ohw" cat; on, grass')]
+    made = atomdiff.draw(
+        base, "in {the sun}", concepts=[one, two], regions=regions, count=2, seed=7, steps=2, batch_size=1
+    )[1]
+    told = DrawingSettings.of(parse(made.info["parameters"]))
+    assert [region.where for region in told.regions] == [region.where for region in regions]
+    again = draw_as(base, replace(told, concepts=((one, 1.0), (two, 1.0))))[0]
+    assert again.tobytes() == made.tobytes() and again.info == made.info
+
+
+def test_regions_are_drawn_from_a_picture_and_larger(tiny_base) -> None:
+    base, concept = tiny_base("sd1"), concept_of(tiny_base("sd1"), size=0.2)
+    half = {"concepts": [concept], "regions": [Region((0, 0, 0.5, 1), (0,))]}
+    first = atomdiff.draw(base, "grass", steps=2, **half)[0]
+    again = atomdiff.draw(base, "grass", steps=4, image=first, strength=0.5, hires=2, **half)[0]
+    assert again.size == (2 * first.width, 2 * first.height)
+    assert "Hires upscale: 2" in again.info["parameters"] and "Regions: " in again.info["parameters"]
+
+
+def test_masks_travel_as_text() -> None:
+    picture = Image.new("L", (640, 320))
+    picture.paste(255, (100, 20, 400, 300))
+    text = packed(picture)
+    assert len(text) < 200 and packed(mask_of(text)) == text
+    assert abs(np.asarray(mask_of(text)).mean() / 255 - 300 * 280 / 640 / 320) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ((0.5, 0, 0.5, 1), "left,top,right,bottom"),
+        ((0, 0, float("nan"), 1), "left,top,right,bottom"),
+        ((0, 0, 1), "left,top,right,bottom"),
+        ("not a mask", "A mask as text"),
+        (base64.b64encode(zlib.compress(bytes(10**6))).decode(), "A mask as text"),
+        (Image.new("L", (64, 64)), "all black"),
+    ],
+)
+def test_what_is_no_region_is_refused(where, message) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Region(where)
+
+
 def test_refusals(tiny_base) -> None:
-    with pytest.raises(SettingsError, match="left,top,right,bottom"):
-        Region([], (0.5, 0, 0.5, 1))
-    with pytest.raises(SettingsError, match="a region or more"):
-        draw_regions(tiny_base("sd1"), "a", [])
+    base = tiny_base("sd1")
+    with pytest.raises(SettingsError, match="names concepts by their places, from 0, among 0"):
+        atomdiff.draw(base, "a", regions=[Region((0, 0, 1, 1), (0,))])
+    with pytest.raises(SettingsError, match="act plainly"):
+        atomdiff.draw(base, "a", regions=[Region((0, 0, 1, 1))], acting="gated")
+    with pytest.raises(SettingsError, match="leave out the mask"):
+        photo = Image.new("RGB", (64, 64))
+        mask = Image.new("L", (64, 64), 255)
+        atomdiff.draw(base, "a", image=photo, mask=mask, regions=[Region((0, 0, 1, 1))])
+    with pytest.raises(SettingsError, match="embeddings or regions"):
+        atomdiff.draw(base, ["a"], concepts=[[]], regions=[Region((0, 0, 1, 1))])
 
 
 def test_generate_takes_regions(tiny_base, tiny_folder, tmp_path) -> None:
@@ -129,6 +203,9 @@ def test_generate_takes_regions(tiny_base, tiny_folder, tmp_path) -> None:
     assert done.exit_code == 0, done.output
     with Image.open(tmp_path / "out.png") as picture:
         text = picture.info["parameters"]
-    assert "0 0 0.5 1: a sks dog on grass; mask: a ohw dog on grass" in text and ":0.8:" in text
+    told = DrawingSettings.of(parse(text)).regions
+    assert [region.prompt for region in told] == ["a sks dog on grass", "a ohw dog on grass"]
+    assert told[0].where == (0, 0, 0.5, 1) and [region.concepts for region in told] == [(0,), (1,)]
+    assert ":0.8:" in text
     assert "four numbers" in run(f"{dog}:0,0,half,1").output
     assert "A region is" in run("dog").output

@@ -22,12 +22,12 @@ from atomdiff.sampling.infotext import parse
 from atomdiff.serving.bases import BaseInfo
 from atomdiff.serving.job_queue import JobStatus
 from atomdiff.studio import draw_form, drawing, html, png_info
-from atomdiff.studio.drawing import DrawRequest
+from atomdiff.studio.draw_request import DrawRequest, request_of
 from atomdiff.studio.session import Options, Studio
 
 
 def test_an_order_is_drawn_and_kept_with_its_settings(studio):
-    order = DrawRequest("tiny-sd1", "a dog", steps=2, guidance=2, count=3, batch=2, seed=5)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=2, guidance=2, count=3, batch=2, seed=5)
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done", look.error
     assert [parse(entry.text).whole("Seed") for entry in look.results] == [5, 6, 7]
@@ -38,7 +38,7 @@ def test_an_order_is_drawn_and_kept_with_its_settings(studio):
 
 
 def test_drawing_stops_within_a_step(studio):
-    order = DrawRequest("tiny-sd1", "a dog", steps=200, seed=0)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=200, seed=0)
     job = studio.queue.submit("me", drawing.draw(studio, "me", order))
     while job.status().done < 2:
         time.sleep(0.01)
@@ -51,7 +51,7 @@ def test_drawing_stops_within_a_step(studio):
 
 
 def test_without_the_concept_is_the_same_seed_on_the_base_alone(studio):
-    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=9)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=2, seed=9)
     first = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60).results[0]
     again = studio.queue.submit("me", drawing.without_concept(studio, "me", first)).wait(60).results[0]
     assert again.kind == "without"
@@ -70,7 +70,7 @@ def test_pictures_carry_their_concept_if_asked(studio, tiny_base):
 
     def drawn(*chosen, carry):
         concepts = tuple((entry.id, 1.0) for entry in chosen)
-        order = DrawRequest("tiny-sd1", "a sks dog", concepts, steps=1, seed=1, carry=carry)
+        order = DrawRequest("a sks dog", concepts, base="tiny-sd1", steps=1, seed=1, carry=carry)
         look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
         assert look.state == "done", look.error
         return look.results[0].file.read_bytes(), look.notes
@@ -84,7 +84,7 @@ def test_pictures_carry_their_concept_if_asked(studio, tiny_base):
 
 
 def test_a_grid_of_too_many_steps_is_refused(studio):
-    order = DrawRequest("tiny-sd1", "a dog", seed=1)
+    order = DrawRequest("a dog", base="tiny-sd1", seed=1)
     with pytest.raises(SettingsError, match="at most 200 steps"):
         drawing.grid_of(studio, order, [("steps", "5, 500")])
     assert len(drawing.grid_of(studio, order, [("steps", "5, 10")]).cells()) == 2
@@ -99,7 +99,7 @@ def test_another_base_takes_the_place_of_the_one_before(tiny_base, tmp_path):
 
     studio = Studio(Options(load, "one", tmp_path / "concepts", tmp_path / "out"))
     for name in ("one", "sd15", "sd15", "one"):
-        order = DrawRequest(name, "a dog", steps=1, seed=1)
+        order = DrawRequest("a dog", base=name, steps=1, seed=1)
         look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
         assert look.state == "done", look.error
         assert parse(look.results[0].text).fields["Model"] == name
@@ -108,7 +108,7 @@ def test_another_base_takes_the_place_of_the_one_before(tiny_base, tmp_path):
 
 
 def test_a_base_that_was_not_given_is_refused(studio):
-    look = studio.queue.submit("me", drawing.draw(studio, "me", DrawRequest("/etc", "a dog"))).wait(30)
+    look = studio.queue.submit("me", drawing.draw(studio, "me", DrawRequest("a dog", base="/etc"))).wait(30)
     assert "not started with the base '/etc'" in look.error
 
 
@@ -134,15 +134,15 @@ def test_orders_that_cannot_work(change, message):
 def test_the_form_reads_what_a_browser_sends_and_back():
     values = dict.fromkeys(draw_form.STRENGTHS + draw_form.LORA_STRENGTHS, 1.0) | {
         "loras": ["paint"], "lora_strength_0": 0.6, "embeddings": None,
-        "style": "", "start": None, "strength": 0.6, "hires": 1.0,
+        "style": "", "start": None, "regions": None, "strength": 0.6, "hires": 1.0,
         "guidance": 1.0, "carry": 1.0, "blocks": "",
         "prompt": "a sks dog", "concepts": ["id"], "strength_0": 0.8, "negative": None, "size": "64×48",
         "seed": " ", "steps": 5, "count": 2, "sampler": "dpm++", "base": "pocket", "batch": 4, "acting": None,
     }  # fmt: skip
     order = draw_form.request_from(values)
     assert order == DrawRequest(
-        "pocket", "a sks dog", (("id", 0.8),), "", None, 5, 1.0, (64, 48), "dpm++", 2, 4,
-        loras=(("paint", 0.6),),
+        "a sks dog", (("id", 0.8),), "", order.seed, 5, 1.0, (64, 48), "dpm++",
+        loras=(("paint", 0.6),), base="pocket", count=2, batch=4,
     )  # fmt: skip
     assert draw_form.values_of(order)["strength_0"] == 0.8
     for name, wrong in (
@@ -162,12 +162,12 @@ def test_how_concepts_act_is_drawn_and_told_and_drawn_again(studio, tiny_base, t
     atoms = {name: torch.ones_like(t) for name, t in attached.read().items()}
     concept = Concept.of(base.unet, attached.spec, atoms, base.passport, trigger="sks", class_word="dog")
     entry = studio.library.add(to_bytes(concept))
-    order = DrawRequest("tiny-sd1", "a dog", ((entry.id, 1.0),), steps=2, seed=3, acting="gated")
+    order = DrawRequest("a dog", ((entry.id, 1.0),), base="tiny-sd1", steps=2, seed=3, acting="gated")
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done" and any("lacks" in note for note in look.notes)
-    again = drawing.request_of(parse(look.results[0].text), studio)
+    again = request_of(parse(look.results[0].text), studio)
     assert again.acting == order.loaded(studio).acting == draw_form.values_of(again)["acting"] == "gated"
-    assert drawing.request_of(parse("x\nSteps: 2, Concepts act: soon"), studio).acting == "plain"
+    assert request_of(parse("x\nSteps: 2, Concepts act: soon"), studio).acting == "plain"
     usual = studio.queue.submit("me", drawing.draw(studio, "me", replace(order, acting="plain"))).wait(60)
     with Image.open(look.results[0].file) as one, Image.open(usual.results[0].file) as other:
         assert one.tobytes() != other.tobytes()
@@ -203,10 +203,10 @@ def test_settings_of_other_programs_are_understood():
 
 
 def test_pictures_tell_or_say_why_not(tmp_path, studio):
-    order = DrawRequest("tiny-sd1", "a dog", steps=1, seed=1)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=1, seed=1)
     entry = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60).results[0]
     told = png_info.read(entry.file)
-    assert drawing.request_of(told.generation, studio).seed == 1
+    assert request_of(told.generation, studio).seed == 1
     assert ("Prompt", "a dog") in told.rows()
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"'x\.png' is no picture"):
@@ -266,7 +266,7 @@ def test_the_command_says_no_in_a_sentence():
 
 def kept(studio, size: tuple[int, int] = (64, 64)):
     """A picture of the studio's history."""
-    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=9, size=size)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=2, seed=9, size=size)
     return studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60).results[0]
 
 
@@ -277,7 +277,7 @@ def test_pictures_start_from_what_an_image_editor_holds(studio):
     layer.paste((15, 118, 110, 128), (10, 10, 30, 30))
     picture, mask = draw_form.start_of({"background": photo, "layers": [layer]})
     assert (picture.mode, mask.getbbox(), mask.getextrema()) == ("RGB", (10, 10, 30, 30), (0, 255))
-    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=1, image=picture, mask=mask, strength=0.9)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=2, seed=1, image=picture, mask=mask, strength=0.9)
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done", look.error
     with Image.open(look.results[0].file) as made:
@@ -310,8 +310,8 @@ def test_styles_words_and_a_second_pass(studio):
         "name,prompt,negative_prompt\nneon,{prompt} in neon,day\n"
     )
     order = DrawRequest(
-        "tiny-sd1",
         "a {red|blue} __animal__",
+        base="tiny-sd1",
         steps=2,
         seed=3,
         count=3,
@@ -327,7 +327,7 @@ def test_styles_words_and_a_second_pass(studio):
     assert [one.whole("Seed") for one in told] == [3, 4, 5]
     with Image.open(look.results[0].file) as picture:
         assert picture.size == (64, 64)
-    assert drawing.request_of(told[0], studio).hires == 2
+    assert request_of(told[0], studio).hires == 2
     with pytest.raises(SettingsError, match="no style"):
         replace(order, style="none such").loaded(studio)
     (studio.history.folder / "styles.csv").unlink()
@@ -341,14 +341,14 @@ def test_other_peoples_files_go_into_pictures_and_back(studio, tiny_base, tmp_pa
         ("lora", "paint"), ("embedding", "easy-word"), ("lora", "paint"),
     ]  # fmt: skip
     order = DrawRequest(
-        "tiny-sd1", "a dog", steps=1, seed=1, loras=(("paint", 0.7),), embeddings=("easy-word",)
+        "a dog", base="tiny-sd1", steps=1, seed=1, loras=(("paint", 0.7),), embeddings=("easy-word",)
     )
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done", look.error
     assert any("No prompt says 'easy-word'" in note for note in look.notes)
     text = look.results[0].text
     assert text.startswith("a dog <lora:paint:0.7>\n")
-    again = drawing.request_of(parse(text), studio)
+    again = request_of(parse(text), studio)
     assert (again.prompt, again.loras, again.embeddings) == ("a dog", order.loras, order.embeddings)
     values = draw_form.values_of(again)
     assert (values["loras"], values["lora_strength_0"], values["embeddings"]) == (
@@ -362,7 +362,7 @@ def test_other_peoples_files_go_into_pictures_and_back(studio, tiny_base, tmp_pa
     with pytest.raises(SettingsError, match="another lora 'paint'"):
         studio.others.add(tmp_path / "paint.safetensors")
     studio.others.path("lora", "paint").write_bytes(lora.read_bytes())  # not the one of the picture any more
-    assert drawing.request_of(parse(text), studio).loras == ()
+    assert request_of(parse(text), studio).loras == ()
     studio.others.path("lora", "paint").unlink()
     for name in ("paint", "../paint"):
         gone = replace(order, loras=((name, 1.0),))

@@ -15,7 +15,7 @@ from atomdiff.serving.job_queue import JobQueue
 from atomdiff.serving.training_jobs import Timing
 from atomdiff.serving.training_session import MORE, TrainingRequest, TrainingSession, TrainingStatus
 from atomdiff.studio import draw_form, drawing, inspection, library_view
-from atomdiff.studio.drawing import DrawRequest
+from atomdiff.studio.draw_request import DrawRequest
 from atomdiff.studio.tabs import train, training_view
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def test_a_training_keeps_states_with_pictures_and_gives_a_concept(studio, train
     assert (entry.title, entry.trigger, entry.class_word) == ("Bello", "sks", "dog")
     assert entry.thumbnail is not None
     assert load_concept(entry.path).training["steps"] == 2
-    order = DrawRequest("tiny-sd1", "a sks dog", ((entry.id, {"down": 0.5}),), steps=1, seed=0)
+    order = DrawRequest("a sks dog", ((entry.id, {"down": 0.5}),), base="tiny-sd1", steps=1, seed=0)
     look = studio.queue.submit("me", drawing.draw(studio, "me", order)).wait(60)
     assert look.state == "done", look.error
     with pytest.raises(ConceptError, match="no state of step 9"):
@@ -105,11 +105,13 @@ def test_a_drawing_goes_first_stopping_keeps_and_going_on_finishes(studio, pictu
         time.sleep(0.01)
     with pytest.raises(SettingsError, match="One training at a time"):
         studio.trainings.start("you", wanted(pictures))
-    order = DrawRequest("tiny-sd1", "a dog", steps=2, seed=5)
+    order = DrawRequest("a dog", base="tiny-sd1", steps=2, seed=5)
     during = studio.queue.submit("you", drawing.draw(studio, "you", order)).wait(60)
     assert during.state == "done", during.error
     assert not studio.trainings.status(session).over
-    other = studio.queue.submit("me", drawing.draw(studio, "me", DrawRequest("elsewhere", "a dog"))).wait(60)
+    other = studio.queue.submit(
+        "me", drawing.draw(studio, "me", DrawRequest("a dog", base="elsewhere"))
+    ).wait(60)
     assert other.state == "failed"
     assert studio.queue.cancel("you") == 0  # what stops drawings does not stop trainings
     assert studio.trainings.stop("you") == 1
@@ -322,7 +324,7 @@ def test_what_was_learned_is_drawn(studio, rex):
 
 def test_strengths_by_block_go_through_the_form():
     values = dict.fromkeys(draw_form.STRENGTHS, 1.0) | {
-        "style": "", "start": None, "strength": 0.6, "hires": 1.0,
+        "style": "", "start": None, "regions": None, "strength": 0.6, "hires": 1.0,
         "guidance": 1.0, "carry": 1.0, "batch": 1.0,
         "prompt": "a dog", "concepts": ["id"], "strength_0": 0.5, "negative": "", "size": "64x48", "seed": "",
         "steps": 5, "count": 1, "sampler": "dpm++", "base": "pocket", "blocks": "down=0.5 up=1",
@@ -343,3 +345,14 @@ def test_the_loss_is_a_table_of_few_rows():
     mean = table[table["which"] == "mean"]["loss"]
     assert mean.is_monotonic_decreasing
     assert len(training_view.loss_table(TrainingStatus("waiting"))) == 0
+
+
+def test_drift_is_shown_with_its_bound_where_it_comes_near():
+    near, far = (TrainingStatus("running", 50, 100, drifts=((25, 0.1), (50, value))) for value in (0.3, 0.2))
+    table = training_view.drift_table(near, 0.5)
+    assert table[table["which"] == "drift"].values.tolist() == [
+        [0, 0.0, "drift"], [25, 10.0, "drift"], [50, 30.0, "drift"]
+    ]  # fmt: skip
+    assert table[table["which"] == "bound"]["drift"].tolist() == [50.0, 50.0]
+    assert set(training_view.drift_table(far, 0.5)["which"]) == {"drift"}
+    assert set(training_view.drift_table(near, 0.0)["which"]) == {"drift"}

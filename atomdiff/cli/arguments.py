@@ -6,7 +6,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ import typer
 from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import BaseError, ConceptError, SettingsError
 from atomdiff.sampling import hints
-from atomdiff.sampling.settings import SAMPLERS, USUAL
+from atomdiff.sampling.settings import SAMPLERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
     from atomdiff.concept.concept import Concept
     from atomdiff.library import Entry
-    from atomdiff.sampling.regions import Region
+    from atomdiff.sampling.region import Region
+    from atomdiff.sampling.settings import DrawingSettings
 
 SamplerOption = Annotated[str, typer.Option(help=", ".join(SAMPLERS) + ".")]
 StepsOption = Annotated[int, typer.Option(help="Denoising steps.")]
@@ -85,29 +86,24 @@ def split_loras(given: list[str]) -> list[tuple[Path, float]]:
     return loras
 
 
-def load_regions(given: list[str]) -> list[Region]:
+def split_regions(given: list[str], first: int) -> tuple[list[str], list[Region]]:
     """`FILE[:STRENGTH]:LEFT,TOP,RIGHT,BOTTOM`, in shares of the picture, or with a mask picture in their
-    place. Raises ConceptError, ImageError or SettingsError."""
+    place: the concepts, and where the place of each is, `first` being the first's number. Raises ImageError
+    or SettingsError."""
     from atomdiff.files import images
-    from atomdiff.sampling.regions import Region
+    from atomdiff.sampling.region import Region, parse_where
 
-    regions = []
-    for item in given:
+    names, regions = [], []
+    for number, item in enumerate(given, first):
         name, _, where = item.rpartition(":")
-        sides = where.split(",")
         if not name or not where:
             raise SettingsError(
                 f"A region is CONCEPT:LEFT,TOP,RIGHT,BOTTOM or CONCEPT:MASK.png, not {item!r}: dog:0,0,0.5,1."
             )
-        if len(sides) == 4:
-            try:
-                box: Any = tuple(float(side) for side in sides)
-            except ValueError:
-                raise SettingsError(f"The sides of a region are four numbers, not {where!r}.") from None
-        else:
-            box = images.open_picture(Path(where)).image
-        regions.append(Region(load_concepts([name]), box))
-    return regions
+        place: Any = parse_where(where) if where.count(",") == 3 else images.open_picture(Path(where)).image
+        names.append(name)
+        regions.append(Region(place, (number,)))
+    return names, regions
 
 
 def concept_file(given: Path) -> Path:
@@ -159,7 +155,11 @@ def _split(item: str) -> tuple[str, Strength]:
 
 
 def open_base(
-    given: str | None, concepts: list[tuple[Concept, Strength]], device: str, dtype: str, quiet: bool = False
+    given: str | None,
+    concepts: Sequence[tuple[Concept, Strength]],
+    device: str,
+    dtype: str,
+    quiet: bool = False,
 ) -> Base:
     """The base that was named, or else the first concept's own; told, on stderr if `quiet`."""
     name, why = which_base(given, concepts)
@@ -167,7 +167,7 @@ def open_base(
     return load_base(name, device, dtype, given=given is not None)
 
 
-def which_base(given: str | None, weighted: list[tuple[Concept, Strength]]) -> tuple[str, str]:
+def which_base(given: str | None, weighted: Sequence[tuple[Concept, Strength]]) -> tuple[str, str]:
     """The base to use, and why that one."""
     if given is not None:
         return given, "as asked"
@@ -203,16 +203,9 @@ def load_base(name: str, device: str, dtype: str, given: bool, choice: bases.Cho
         raise BaseError(f"{error} The concept was trained on it; --base says where it lies.") from error
 
 
-def tell_about(
-    base: Base, prompt: str, weighted: list[tuple[Concept, Strength]], acting: str = USUAL
-) -> None:
+def tell_about(base: Base, settings: DrawingSettings) -> None:
     """What the user should know before drawing. Raises ConceptError for a concept of another base."""
-    _tell(hints.before_drawing(base, prompt, weighted, acting))
-
-
-def tell_files(prompts: str, embeddings: list[Path]) -> None:
-    """The same of other people's files."""
-    _tell(hints.of_other_files(prompts, embeddings))
+    _tell(hints.before_drawing(base, settings))
 
 
 def tell_clashes(weighted: list[tuple[Concept, Strength]]) -> None:
@@ -235,16 +228,11 @@ def check_picture(out: Path, carries: bool = False) -> None:
     require_writable(out.parent, "--out")
 
 
-def draw_with_bar(base: Base, prompt: str | list[str], **settings: Any) -> list[Image]:
-    """`draw`, or `draw_regions` where `regions` are given, with a bar on the terminal."""
-    from atomdiff.sampling.draw import CousinWarning, draw
-    from atomdiff.sampling.regions import draw_regions
+def draw_with_bar(base: Base, settings: DrawingSettings, **options: Any) -> list[Image]:
+    """`draw_as`, with a bar on the terminal."""
+    from atomdiff.sampling.draw import CousinWarning, draw_as
     from atomdiff.training.terminal import Terminal
 
     with warnings.catch_warnings(), Terminal() as shown:
         warnings.simplefilter("ignore", CousinWarning)  # told already
-        tell = functools.partial(shown.stage, "Drawing")
-        if settings.get("regions"):
-            return draw_regions(base, prompt, callback=tell, **settings)  # type: ignore[arg-type]
-        settings.pop("regions", None)
-        return draw(base, prompt, callback=tell, **settings)
+        return draw_as(base, settings, callback=functools.partial(shown.stage, "Drawing"), **options)

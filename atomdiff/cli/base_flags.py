@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,11 +64,11 @@ class BaseAsked:
     variant: str
     revision: str
 
-    def name(self, weighted: list[tuple[Concept, Strength]]) -> tuple[str, str]:
+    def name(self, weighted: Sequence[tuple[Concept, Strength]]) -> tuple[str, str]:
         """What it is called, and why that one."""
         return which_base(self.base, weighted)
 
-    def load(self, weighted: list[tuple[Concept, Strength]]) -> Base:
+    def load(self, weighted: Sequence[tuple[Concept, Strength]]) -> Base:
         """The base, or else the first concept's own. Raises BaseError or SettingsError."""
         from atomdiff.base.stable_diffusion import Choice
 
@@ -76,7 +76,7 @@ class BaseAsked:
         name, _ = self.name(weighted)
         return load_base(name, self.device, self.dtype, self.base is not None, choice)
 
-    def open(self, weighted: list[tuple[Concept, Strength]]) -> Base:
+    def open(self, weighted: Sequence[tuple[Concept, Strength]]) -> Base:
         """The same, telling which one it is."""
         name, why = self.name(weighted)
         typer.echo(f"base: {name} ({why})")

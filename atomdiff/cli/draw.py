@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +17,10 @@ from atomdiff.cli.arguments import (
     check_picture,
     draw_with_bar,
     load_concepts,
-    load_regions,
     split_loras,
+    split_regions,
     split_strength,
     tell_about,
-    tell_files,
 )
 from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
@@ -48,7 +48,7 @@ def generate(
         typer.Option(
             metavar="FILE[:STRENGTH]:WHERE",
             help="A concept in a part of the picture, LEFT,TOP,RIGHT,BOTTOM in shares of it or a mask "
-            "picture: --region dog:0,0,0.5,1 --region cat:0.5,0,1,1.",
+            "picture: --region dog:0,0,0.5,1 --region cat:0.5,0,1,1. Those of --concept act everywhere.",
         ),
     ] = None,
     lora: Annotated[
@@ -111,49 +111,23 @@ def generate(
     Of {red|blue} in a prompt each picture takes one part, of __animal__ a line of animal.txt here.
     """
     from atomdiff.sampling import prompts
+    from atomdiff.sampling.settings import DrawingSettings
 
     check_picture(out, carries=embed_concept)
     carried = _carried(concept or []) if embed_concept else None
-    sides = parse_size(size or "")
-    if concept and region:
-        raise SettingsError("A picture takes its concepts from --concept or from --region, not from both.")
     prompt, negative = prompts.styled(prompt, negative, style, prompts.load_styles(Path("styles.csv")))
-    begun: dict[str, Any] = {
-        name: _picture(path) for name, path in (("image", image), ("mask", mask)) if path is not None
-    }
-    regions = load_regions(region or [])
-    if regions and (begun or hires != 1):
-        raise SettingsError("Regions are drawn from noise, at once: leave out --image, --mask and --hires.")
-    loras, embeddings = split_loras(lora or []), embedding or []
-    if regions and (loras or embeddings):
-        raise SettingsError("Regions take concepts alone: leave out --lora and --embedding.")
-    weighted = load_concepts(concept or []) + [pair for each in regions for pair in each.concepts]
-    loaded = asked.open(weighted)
-    tell_about(loaded, prompt, weighted, "plain" if regions else acting)
-    tell_files(f"{prompt}\n{negative}", embeddings)
-    texts = prompt if regions else prompts.for_each(prompt, seed, count)
-    if not regions:
-        begun |= {
-            "strength": strength,
-            "hires": hires,
-            "loras": loras,
-            "embeddings": embeddings,
-            "spend": True,
-        }
-    images = draw_with_bar(
-        loaded,
-        texts,
-        **({"regions": regions} if regions else {"concepts": weighted, "acting": acting}),
-        count=count if texts is prompt else 1,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
-        size=sides,
-        sampler=sampler,
-        batch_size=batch_size,
-        **begun,
-    )
+    begun = {name: _picture(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
+    in_parts, regions = split_regions(region or [], len(concept or []))
+    settings = DrawingSettings(
+        prompt, tuple(load_concepts([*(concept or []), *in_parts])), negative, seed, steps, guidance,
+        parse_size(size or ""), sampler.lower(), acting, strength, hires, tuple(split_loras(lora or [])),
+        tuple(embedding or []), tuple(regions),
+    )  # fmt: skip
+    loaded = asked.open(settings.concepts)
+    tell_about(loaded, settings)
+    texts = prompts.for_each(prompt, seed, count)
+    each: dict[str, Any] = {"count": count} if isinstance(texts, str) else {"prompts": texts}
+    images = draw_with_bar(loaded, settings, batch_size=batch_size, spend=True, **each, **begun)
     for line in _write(images, out, grid, carried):
         typer.echo(line)
 
@@ -175,15 +149,16 @@ def compare(
 ) -> None:
     """Draw prompts without and with a concept at the same seeds, one row above the other."""
     from atomdiff.sampling import sheets
+    from atomdiff.sampling.settings import DrawingSettings
 
     check_picture(out)
     weighted = load_concepts(concept)
     loaded = asked.open(weighted)
+    settings = DrawingSettings("", tuple(weighted), seed=seed, steps=steps, guidance=guidance, acting=acting)
     for prompt in prompts:
-        tell_about(loaded, prompt, weighted, acting)
-    options = {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "acting": acting}
-    without = draw_with_bar(loaded, prompts, **options)
-    drawn = draw_with_bar(loaded, prompts, concepts=weighted, spend=True, **options)
+        tell_about(loaded, replace(settings, prompt=prompt))
+    without = draw_with_bar(loaded, replace(settings, concepts=()), prompts=prompts, count=count)
+    drawn = draw_with_bar(loaded, settings, prompts=prompts, count=count, spend=True)
     title = " + ".join(item.title for item, _ in weighted)
     rows = []
     for i, prompt in enumerate(prompts):

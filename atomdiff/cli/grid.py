@@ -73,7 +73,7 @@ def grid(
     )
     planned = Grid(settings, *(_axis(given) for given in (x, y, z) if given))
     loaded = asked.open(weighted)
-    tell_about(loaded, prompt, weighted, acting)
+    tell_about(loaded, settings)
     cells, images = planned.cells(), []
     with warnings.catch_warnings(), Terminal() as shown:
         warnings.simplefilter("ignore", CousinWarning)  # told already

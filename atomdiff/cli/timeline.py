@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from atomdiff.cli.arguments import GuidanceOption, StepsOption
 from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.errors import SettingsError
+from atomdiff.sampling.settings import DrawingSettings
 
 if TYPE_CHECKING:
     from atomdiff.concept.timeline import Timeline
@@ -53,8 +55,9 @@ def show_timeline(
     if cut is not None:
         typer.echo(_cut(timeline, cut, out or Path(f"{_stem(file)}-{cut}.safetensors"), precision))
     elif draw is not None:
-        sampling = {"count": count, "seed": seed, "steps": steps, "guidance": guidance}
-        typer.echo(_draw(timeline, draw, states, out or Path(f"{_stem(file)}-timeline.png"), asked, sampling))
+        settings = DrawingSettings(draw, ((timeline.last, 1.0),), "", seed, steps, guidance)
+        sheet = out or Path(f"{_stem(file)}-timeline.png")
+        typer.echo(_draw(timeline, settings, count, states, sheet, asked))
     elif best is not None:
         drawing = {"seed": seed, "steps": steps, "guidance": guidance}
         chosen = _best(timeline, file, best, tower, states, asked, drawing)
@@ -110,23 +113,24 @@ def _cut(timeline: Timeline, step: int, out: Path, precision: str | None) -> str
 
 def _draw(
     timeline: Timeline,
-    prompt: str,
+    settings: DrawingSettings,
+    count: int,
     states: int,
     out: Path,
     asked: BaseAsked,
-    sampling: dict[str, int | float | None],
 ) -> str:
     """A row of pictures for each state, the same seeds in all of them."""
     from atomdiff.cli.arguments import check_picture, draw_with_bar, tell_about
     from atomdiff.sampling import sheets
 
     check_picture(out)
-    loaded = asked.open([(timeline.last, 1.0)])
-    tell_about(loaded, prompt, [(timeline.last, 1.0)])
+    loaded = asked.open(settings.concepts)
+    tell_about(loaded, settings)
     rows = []
     for step in timeline.spread(states):
         typer.echo(f"step {step}", err=True)
-        images = draw_with_bar(loaded, prompt, concepts=[timeline.at(step)], **sampling)
+        now = replace(settings, concepts=((timeline.at(step), 1.0),))
+        images = draw_with_bar(loaded, now, count=count)
         rows.append((f"step {step}", images))
     return f"{sheets.save_picture(sheets.contact_sheet(rows), out)} (contact sheet)"
 

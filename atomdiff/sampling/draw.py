@@ -23,6 +23,7 @@ from atomdiff.sampling import adapters, img2img, mixed
 from atomdiff.sampling.gating import acting as concepts_acting
 from atomdiff.sampling.gating import groups
 from atomdiff.sampling.pipeline import Batches, Callback, Concepts, with_scheduler
+from atomdiff.sampling.regions import draw_in_regions
 from atomdiff.sampling.resident import Residents
 from atomdiff.sampling.settings import MAX_SEED, USUAL, DrawingSettings, sides_of
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
     from torch import Tensor
+
+    from atomdiff.sampling.region import Region
 
 CHANGED, LARGER = 0.6, 0.4  # how much a picture changes that drawing starts from, or that is made larger
 
@@ -60,6 +63,7 @@ def draw(
     loras: Sequence[tuple[Path, float]] = (),
     embeddings: Sequence[Path] = (),
     spend: bool = False,
+    regions: Sequence[Region] = (),
     callback: Callable[[int, int], None] | None = None,
     preview: Callable[[Tensor], None] | None = None,
 ) -> list[Image]:
@@ -87,6 +91,9 @@ def draw(
     they are moved in their place, layer by layer, where pictures are drawn plainly, in one pass and without
     LoRAs, and the base must be loaded again for anything else.
 
+    `regions` are parts of the picture, `[Region((0, 0, 0.5, 1), (0,)), ...]`, in which some of the concepts
+    act, 0 being the first of them; one that no region has acts everywhere (see `regions`).
+
     `callback(done, total)` is told of every step, and `preview(latents)` what the step expects the pictures
     to become, (b, c, h, w); drawing stops within the step if one of them raises (`Interrupted`, say). Raises
     SettingsError for values that cannot work, ConceptError for a concept of another base; warns
@@ -100,6 +107,7 @@ def draw(
     settings = DrawingSettings(
         "", tuple(weighted), negative, seed, steps, guidance, sides_of(size), sampler.lower(), acting,
         None if image is None and hires == 1 else strength, hires, tuple(loras), tuple(embeddings),
+        tuple(regions),
     )  # fmt: skip
     prompts = _of_each(prompt, count, batch_size, seed)
     for concept in dict.fromkeys(concept for own in [weighted, *each] for concept, _ in own):
@@ -109,10 +117,10 @@ def draw(
     keep = not spend or settings.acting != "plain" or hires != 1 or bool(loras)
     how = _How(batch_size or ARCHITECTURES[base.family].batch, callback, preview, keep=keep)
     if mixing:
-        if image is not None or mask is not None or loras or embeddings:
+        if image is not None or mask is not None or loras or embeddings or regions:
             raise SettingsError(
-                "Pictures of different concepts in one batch start from noise and take no LoRAs or "
-                "embeddings: draw them apart."
+                "Pictures of different concepts in one batch start from noise and take no LoRAs, "
+                "embeddings or regions: draw them apart."
             )
         if isinstance(prompt, str) or len(each) != len(prompts) // count:
             raise SettingsError(
@@ -176,6 +184,10 @@ def _draw_once(
     if starts:
         base, settings = img2img.with_pipeline(base, mask is not None), replace(settings, size=starts[0].size)
     settings, weighted = settings.filled(base), settings.concepts
+    if settings.regions:
+        if mask is not None:
+            raise SettingsError("Regions are parts of a whole picture: leave out the mask, or the regions.")
+        return draw_in_regions(base, prompts, settings, starts, how.limit, how.callback, how.preview)
     told, negative = [how.said(text) for text in prompts], how.said(settings.negative)
     plans: list[tuple[Concepts, dict[int, Prompt], list[list[int]]]] = []
     for called, those in groups(told, [concept for concept, _ in weighted], settings.acting).items():
@@ -190,7 +202,7 @@ def _draw_once(
                 for batch in planned:
                     texts = [converted[i] for i in batch]
                     made.draw(batch, prompt_arguments(base, texts, avoided(len(batch))))
-    return made.finished(prompts, [weighted] * len(prompts))
+    return made.finished([replace(settings, prompt=prompt) for prompt in prompts])
 
 
 def _draw_large(
@@ -236,4 +248,5 @@ def _draw_mixed(
             some = slice(start, start + how.limit)
             told = mixer.told(prompts[some], resident[some], settings.negative)
             made.draw(range(len(prompts))[some], told)
-    return made.finished(prompts, each)
+    pairs = zip(prompts, each, strict=True)
+    return made.finished([replace(settings, prompt=text, concepts=tuple(own)) for text, own in pairs])

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from atomdiff.sampling.settings import USUAL
-
 if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
     from atomdiff.concept.concept import Concept
     from atomdiff.core.blocks import Strength
+    from atomdiff.sampling.settings import DrawingSettings
 
 Weighted = Sequence[tuple["Concept", "Strength"]]
 
@@ -31,23 +30,30 @@ class Hint:
         return self.text[:1].upper() + self.text[1:]
 
 
-def before_drawing(base: Base, prompt: str, weighted: Weighted, how: str = USUAL) -> Iterator[Hint]:
-    """Everything about a drawing that may surprise. Raises ConceptError for a concept of another base."""
+def before_drawing(base: Base, settings: DrawingSettings) -> Iterator[Hint]:
+    """Everything about a drawing that may surprise; its concepts are objects, other people's files paths.
+    Raises ConceptError for a concept of another base."""
     from atomdiff.base.textual_inversion import has_trigger
 
-    acting = [item for item in weighted if how == "plain" or has_trigger(prompt, item[0].trigger)]
-    for concept, _ in weighted:
+    prompt, plain = settings.prompt, settings.acting == "plain"
+    placed = {i for region in settings.regions for i in region.concepts}  # called in prompts of their own
+    acting = []
+    for i, (concept, strength) in enumerate(settings.concepts):
         cousin = concept.check_base(base.passport)
         if cousin:
             yield Hint(cousin)
         yield from _schedules(base, concept)
-        if not has_trigger(prompt, concept.trigger):
-            then = "does not act on it" if how == "gated" else "will show but little"
+        called = has_trigger(prompt, concept.trigger)
+        if i not in placed and (plain or called):
+            acting.append((concept, strength))
+        if i not in placed and not called:
+            then = "will show but little" if plain else "does not act on it"
             yield Hint(
                 f"the prompt lacks {concept.trigger!r}, the word that calls {concept.title!r}, which "
                 f"therefore {then}."
             )
     yield from clashes(acting)
+    yield from _of_other_files(f"{prompt}\n{settings.negative}", settings.embeddings)
 
 
 def _schedules(base: Base, concept: Concept) -> Iterator[Hint]:
@@ -65,7 +71,7 @@ def _schedules(base: Base, concept: Concept) -> Iterator[Hint]:
         )
 
 
-def of_other_files(prompts: str, embeddings: Iterable[Path]) -> Iterator[Hint]:
+def _of_other_files(prompts: str, embeddings: Iterable[Path]) -> Iterator[Hint]:
     """What may surprise about LoRAs and textual inversions; `prompts` are the prompt and the negative one."""
     from atomdiff.base.textual_inversion import has_trigger
 

@@ -87,14 +87,17 @@ class Batches:
         self._images |= zip(places, made, strict=True)
         self._begun += 1
 
-    def finished(self, prompts: Sequence[str], each: Sequence[Concepts]) -> list[Image]:
-        """All pictures in order; their texts, as A1111 writes them, tell these prompts and concepts."""
+    def finished(self, each: Sequence[DrawingSettings]) -> list[Image]:
+        """All pictures in order; their texts, as A1111 writes them, tell these settings, whose concepts are
+        objects, with a seed of their own."""
         checksum = functools.cache(sha256)
         for i, image in self._images.items():
-            named = [used(concept.title, strength, checksum(concept)) for concept, strength in each[i]]
-            own = replace(self._settings, prompt=prompts[i], seed=self._settings.seed + i)
+            named = [
+                used(concept.title, strength, checksum(concept)) for concept, strength in each[i].concepts
+            ]
+            own = replace(each[i], seed=self._settings.seed + i)
             image.info["parameters"] = str(own.generation(self._base.name, named))
-        return [self._images[i] for i in range(len(prompts))]
+        return [self._images[i] for i in range(len(each))]
 
     def _tell(self, done: int, total: int) -> None:
         if self._callback is not None:

@@ -3,70 +3,47 @@
 Convolutions take the maps of the region that a pixel lies in (see `core.fields`). Attention is computed once
 a region, with its maps, and blended: cross-attention with its prompt and words, self-attention among its own
 pixels, so that a subject is laid out in each. Borders are soft. What no region covers is drawn with the whole
-prompt and no concept.
+prompt and with those concepts alone that no region has.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.prompt_weights import pipeline_arguments, same_length
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.core.fields import FieldMaps, Masks
 from atomdiff.core.mixed import RowMaps, common
 from atomdiff.core.mixing import LayerMaps, Mixing, mixing
-from atomdiff.errors import SettingsError
-from atomdiff.sampling.draw import weighted_of
+from atomdiff.sampling import img2img
 from atomdiff.sampling.mixed import ASKED_AGAIN, Weighted, mixed_maps, read
-from atomdiff.sampling.pipeline import Batches, with_scheduler
+from atomdiff.sampling.pipeline import Batches, Callback, with_scheduler
+from atomdiff.sampling.region import Box, mask_of
 from atomdiff.sampling.resident import Residents
-from atomdiff.sampling.settings import DrawingSettings, sides_of
+from atomdiff.sampling.settings import DrawingSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Box = tuple[float, float, float, float]
 SOFT = 0.06  # width of a border, as a share of the picture
 INSIDE = 0.1  # weight from which a place counts as in a region, for self-attention
 _ATTENTION = re.compile(r"(^|\.)attn[12]$")
 _JOINED = r"(?:\s*(?:,|\band\b|\bwith\b|\bbeside\b|\bnext to\b)\s*)"
 
 
-@dataclass(frozen=True)
-class Region:
-    """Concepts in a part of the picture: a box (left, top, right, bottom) in shares of it, or a mask, a
-    picture whose white is the region. `prompt` is what is there; left out, the picture's prompt without what
-    other regions are called. Raises SettingsError for a box that is none."""
-
-    concepts: Sequence[Any]  # Concept or (Concept, strength)
-    where: Box | Image
-    prompt: str = ""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.where, tuple):
-            x0, y0, x1, y1 = self.where
-            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-                raise SettingsError(
-                    "A region is left,top,right,bottom in shares of the picture, 0 ≤ left < right ≤ 1 and "
-                    f"0 ≤ top < bottom ≤ 1, not {self.where}."
-                )
-
-
-def masks_of(places: Sequence[Box | Image], height: int, width: int, soft: float = SOFT) -> Tensor:
+def masks_of(places: Sequence[Box | str], height: int, width: int, soft: float = SOFT) -> Tensor:
     """(R + 1, height, width), summing to 1: the regions' weights on the latents' grid and, last, what none
     covers. Where regions overlap they share."""
     made = [
-        _box(p, height, width, soft) if isinstance(p, tuple) else _picture(p, height, width, soft)
+        _box(p, height, width, soft) if isinstance(p, tuple) else _mask(p, height, width, soft)
         for p in places
     ]
     masks = torch.stack(made)
@@ -88,10 +65,10 @@ def _ramp(start: float, end: float, count: int, soft: float) -> Tensor:
     return rise * fall
 
 
-def _picture(picture: Image, height: int, width: int, soft: float) -> Tensor:
+def _mask(text: str, height: int, width: int, soft: float) -> Tensor:
     import numpy as np
 
-    levels = torch.from_numpy(np.array(picture.convert("L"), np.float32) / 255)
+    levels = torch.from_numpy(np.array(mask_of(text), np.float32) / 255)
     small = interpolate(levels[None, None], (height, width), mode="area")
     reach = round(soft * max(height, width) / 2)
     if reach:
@@ -128,15 +105,17 @@ def _mention(trigger: str, word: str) -> re.Pattern[str]:
 
 @contextlib.contextmanager
 def regional(
-    base: Base, prompt: str, each: Sequence[tuple[str, Sequence[Weighted]]], masks: Tensor, negative: str = ""
-) -> Iterator[Callable[[int], dict[str, Any]]]:
-    """Within: the base draws with these prompts and concepts in these regions, `masks` (R + 1, h, w). Yields
-    what the pipeline is to be told of a number of pictures."""
-    everything = [pair for _, concepts in each for pair in concepts]
-    whole = read(base, [prompt, negative], everything)
+    base: Base, prompt: str, each: Sequence[tuple[str, Sequence[Weighted]]], masks: Tensor,
+    negative: str = "", everywhere: Sequence[Weighted] = (),
+) -> Iterator[Callable[[int], dict[str, Any]]]:  # fmt: skip
+    """Within: the base draws with these prompts and concepts in these regions, `masks` (R + 1, h, w), and
+    with other concepts in all and outside them. Yields what the pipeline is to be told of a number of
+    pictures."""
+    each = [(text, [*concepts, *everywhere]) for text, concepts in each]
+    whole = read(base, [prompt, negative], [*(pair for _, own in each for pair in own), *everywhere])
     texts = [read(base, [negative, text], concepts) for text, concepts in each]
-    texts.append(same_length(base, [whole[1], read(base, [prompt], [])[0]]))
-    maps = [*(mixed_maps(concepts) for _, concepts in each), {}]
+    texts.append(same_length(base, [whole[1], read(base, [prompt], everywhere)[0]]))
+    maps = [*(mixed_maps(concepts) for _, concepts in each), mixed_maps(everywhere)]
     where = Masks(masks.to(base.device))
     attentions = [name for name, _ in base.unet.named_modules() if _ATTENTION.search(name)]
     with (
@@ -215,63 +194,33 @@ class _RegionalAttention:
         return self._rows[region, count]
 
 
-def draw_regions(
-    base: Base,
-    prompt: str,
-    regions: Sequence[Region],
-    *,
-    count: int = 1,
-    seed: int = 0,
-    steps: int = 25,
-    guidance: float | None = None,
-    negative: str = "",
-    size: int | tuple[int, int] | None = None,
-    sampler: str = "dpm++",
-    batch_size: int | None = None,
-    soft: float = SOFT,
-    callback: Callable[[int, int], None] | None = None,
-    preview: Callable[[Tensor], None] | None = None,
-) -> list[Image]:
-    """Draws `count` pictures of the prompt with concepts in regions of their own; the i-th from seed + i.
-
-    `soft` is the width of the regions' borders, as a share of the picture. All else is as for `draw`, and
-    raises the same errors.
-    """
-    if not regions or count < 1 or not 0 <= soft <= 1:
-        raise SettingsError(
-            f"Give a region or more, a picture or more and a border of 0 to 1, not {len(regions)} regions, "
-            f"count {count}, soft {soft:g}."
-        )
-    settings = DrawingSettings(
-        "", (), negative, seed, steps, guidance, sides_of(size), sampler.lower()
-    ).filled(base)
-    held, weighted = Residents(base), [weighted_of(region.concepts) for region in regions]
-    each = [[(held.add(concept), strength) for concept, strength in own] for own in weighted]
-    called = [[(r.trigger, r.class_word) for r, _ in own] for own in each]
-    texts = [r.prompt or text for r, text in zip(regions, prompts_of(prompt, called), strict=True)]
-    factor = base.vae_factor
+def draw_in_regions(
+    base: Base, prompts: Sequence[str], settings: DrawingSettings, starts: Sequence[img2img.Start],
+    limit: int, callback: Callback | None, preview: Callable[[Tensor], None] | None,
+) -> list[Image]:  # fmt: skip
+    """A picture of each prompt, each from its own of `starts` if there are any, by settings that have regions
+    and are filled in for the base; pictures of one prompt in batches of at most `limit`."""
+    factor, held = base.vae_factor, Residents(base)
+    weighted = [(held.add(concept), strength) for concept, strength in settings.concepts]
+    placed = {i for region in settings.regions for i in region.concepts}
+    everywhere = [pair for i, pair in enumerate(weighted) if i not in placed]
+    own = [[weighted[i] for i in region.concepts] for region in settings.regions]
+    called = [[(r.trigger, r.class_word) for r, _ in pairs] for pairs in own]
     width, height = settings.size or (0, 0)
-    masks = masks_of([r.where for r in regions], height // factor, width // factor, soft)
-    limit = batch_size or ARCHITECTURES[base.family].batch
-    starts = range(0, count, limit)
-    made = Batches(base, settings, len(starts), callback)
-    pairs = list(zip(texts, each, strict=True))
-    with with_scheduler(base, settings, preview), regional(base, prompt, pairs, masks, negative) as told:
-        for start in starts:
-            some = range(count)[start : start + limit]
-            made.draw(some, told(len(some)))
-    used = [pair for own in weighted for pair in own]
-    images = made.finished([prompt] * count, [used] * count)
-    for image in images:
-        image.info["parameters"] = _with_regions(image.info["parameters"], regions, texts)
-    return images
-
-
-def _with_regions(text: str, regions: Sequence[Region], texts: Sequence[str]) -> str:
-    """The generation text with where each region is, and its prompt."""
-    where = [
-        " ".join(f"{side:g}" for side in r.where) if isinstance(r.where, tuple) else "mask" for r in regions
-    ]
-    told = json.dumps("; ".join(f"{w}: {t}" for w, t in zip(where, texts, strict=True)), ensure_ascii=False)
-    body, mark, version = text.rpartition(", Version")
-    return f"{body}, Regions: {told}{mark}{version}"
+    masks = masks_of([region.where for region in settings.regions], height // factor, width // factor)
+    those = {prompt: [i for i, text in enumerate(prompts) if text == prompt] for prompt in prompts}
+    made = Batches(
+        base, settings, sum(-(-len(places) // limit) for places in those.values()), callback, starts
+    )
+    drawn: dict[str, DrawingSettings] = {}
+    with with_scheduler(base, settings, preview):
+        for prompt, places in those.items():
+            said = zip(settings.regions, prompts_of(prompt, called), strict=True)
+            regions = tuple(replace(region, prompt=region.prompt or text) for region, text in said)
+            drawn[prompt] = replace(settings, prompt=prompt, regions=regions)
+            pairs = list(zip([region.prompt for region in regions], own, strict=True))
+            with regional(base, prompt, pairs, masks, settings.negative, everywhere) as told:
+                for start in range(0, len(places), limit):
+                    some = places[start : start + limit]
+                    made.draw(some, told(len(some)))
+    return made.finished([drawn[prompt] for prompt in prompts])

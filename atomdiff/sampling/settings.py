@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, check_strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
+from atomdiff.sampling import region
 from atomdiff.sampling.infotext import Generation, UsedConcept, UsedFile
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class DrawingSettings:
     None for the base's own. `acting` is how concepts act: one of `ACTING`. `strength` is how much of a
     picture that drawing starts from may change, and `hires` by how much the sides grow in a second pass.
     `loras`, with strengths, and `embeddings` are other people's files beside the concepts, known likewise.
+    `regions` say where concepts act; one that is in none acts everywhere.
     """
 
     prompt: str
@@ -68,6 +70,7 @@ class DrawingSettings:
     hires: float = 1.0
     loras: tuple[tuple[Any, float], ...] = ()
     embeddings: tuple[Any, ...] = ()
+    regions: tuple[region.Region, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -95,6 +98,11 @@ class DrawingSettings:
             )
         for _, strength in self.concepts:
             check_strength(strength)
+        places = range(len(self.concepts))
+        if not all(i in places for part in self.regions for i in part.concepts):
+            raise SettingsError(f"A region names concepts by their places, from 0, among {len(places)}.")
+        if self.regions and (self.acting != "plain" or self.loras or self.embeddings):
+            raise SettingsError("Regions take concepts that act plainly, and no LoRAs or embeddings.")
         check_files(self.loras, self.embeddings)
 
     def filled(self, base: Base) -> DrawingSettings:
@@ -135,6 +143,8 @@ class DrawingSettings:
         if concepts:
             fields["Concepts"] = ", ".join(map(str, concepts))
             fields["Concepts act"] = self.acting
+        if self.regions:
+            fields["Regions"] = region.told(self.regions)
         fields |= self._hashes(concepts)
         called = [f"<lora:{file.name}:{strength:g}>" for file, strength in self.loras]
         prompt = " ".join([self.prompt.strip(), *called]).strip()
@@ -174,6 +184,7 @@ class DrawingSettings:
             "hires": hires if hires and 1 <= hires <= 4 else 1.0,
             "loras": tuple(generation.loras),
             "embeddings": tuple(generation.embeddings),
+            "regions": region.read(generation.fields.get("Regions", ""), len(generation.concepts)),
         }
         return cls(**(told | instead))
 

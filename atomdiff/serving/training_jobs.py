@@ -135,12 +135,15 @@ class _Reporter(Reporter):
         now = time.monotonic()
         self._seconds += now - self._since if self._since else record.seconds
         self._count += 1
-        before = tuple(pair for pair in self._session.status().losses if pair[0] < record.step)
+        status = self._session.status()
+        before = tuple(pair for pair in status.losses if pair[0] < record.step)
+        drifts = tuple(pair for pair in status.drifts if pair[0] < record.step)
         self._session.change(
             stage="Training",
             step=record.step,
             steps=record.steps,
             losses=(*before, (record.step, record.loss)),
+            drifts=drifts if record.drift is None else (*drifts, (record.step, record.drift)),
             seconds_left=self._seconds / self._count * (record.steps - record.step),
         )
         if record.saved:

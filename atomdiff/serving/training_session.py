@@ -131,6 +131,8 @@ class TrainingStatus:
     ahead: int = 0
     seconds_left: float | None = None
     losses: tuple[tuple[int, float], ...] = ()
+    drifts: tuple[tuple[int, float], ...] = ()
+    """By how much the base's prediction of the class has changed, where it was measured: ‖Δε̂‖ / ‖ε̂‖."""
     notes: tuple[str, ...] = ()
     error: str = ""
     concept: str = ""
@@ -213,9 +215,13 @@ class TrainingSession:
         moved = replace(settings, output_dir=str(folder), instance_data_dir=str(folder / "pictures"))
         session = cls(folder, str(about["owner"]), moved, float(about["made"]))
         status = TrainingStatus(**about["status"])
-        losses = tuple((int(step), float(loss)) for step, loss in status.losses)
+        losses, drifts = (
+            tuple((int(s), float(v)) for s, v in said) for said in (status.losses, status.drifts)
+        )
         state = "stopped" if status.state in UNFINISHED else status.state
-        session._status = replace(status, losses=losses, notes=tuple(status.notes), state=state)
+        session._status = replace(
+            status, losses=losses, drifts=drifts, notes=tuple(status.notes), state=state
+        )
         return session
 
 

@@ -30,6 +30,7 @@ from atomdiff.studio.tabs.history import history_tab
 from atomdiff.studio.tabs.inspect import inspect_tab
 from atomdiff.studio.tabs.png_info import png_info_tab
 from atomdiff.studio.tabs.train import train_tab
+from atomdiff.studio.training_api import add_training_endpoints
 
 MAX_UPLOAD = "400mb"  # LoRAs of SDXL are the largest
 MAX_QUEUE = 200
@@ -69,7 +70,8 @@ def build(studio: Studio) -> gr.Blocks:
     with Blocks(
         title="atomdiff", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
-        add_endpoints(studio)  # first: the names that it takes are the public ones
+        add_endpoints(studio)  # first: the names that they take are the public ones
+        add_training_endpoints(studio)
         public = set(page.fns)
         gr.HTML(theme.HEADER, elem_id="masthead")
         with warnings.catch_warnings(), gr.Tabs(elem_id="tabs") as tabs:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from atomdiff.core.blocks import Strength, parse_strength, strength_text
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.settings import USUAL, parse_size
-from atomdiff.studio.drawing import DrawRequest
+from atomdiff.studio import canvas
+from atomdiff.studio.draw_request import DrawRequest, random_seed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,6 +54,7 @@ def request_from(form: Mapping[str, Any]) -> DrawRequest:
             for name, row in zip(form["loras"] or [], LORA_STRENGTHS, strict=False)
         ),
         embeddings=tuple(map(str, form["embeddings"] or [])),
+        regions=canvas.regions_of(form["regions"], len(chosen)),
     )
 
 
@@ -71,7 +73,7 @@ def values_of(request: DrawRequest) -> dict[str, Any]:
         **strengths,
         "negative": request.negative,
         "size": f"{width}x{height}",
-        "seed": "" if request.seed is None else str(request.seed),
+        "seed": str(request.seed),
         "steps": request.steps,
         "guidance": request.guidance,
         "sampler": request.sampler,
@@ -83,6 +85,7 @@ def values_of(request: DrawRequest) -> dict[str, Any]:
         **dict.fromkeys(LORA_STRENGTHS, 1.0),
         **{row: strength for row, (_, strength) in zip(LORA_STRENGTHS, request.loras, strict=False)},
         "embeddings": list(request.embeddings),
+        "regions": canvas.painted(request.regions, request.size or (1, 1)),
         "blocks": next((strength_text(s) for _, s in concepts if isinstance(s, Mapping)), ""),
     }
 
@@ -102,11 +105,11 @@ def start_of(value: Any) -> tuple[Image | None, Image | None]:
     return picture.convert("RGB"), mask.point(lambda level: 255 if level else 0)
 
 
-def seed(text: Any) -> int | None:
-    """A seed as it is written; None, for a random one, if nothing is. Raises SettingsError."""
+def seed(text: Any) -> int:
+    """A seed as it is written; a random one, if nothing is. Raises SettingsError."""
     written = str("" if text is None else text).strip()
     if written in ("", "-1", "random"):
-        return None
+        return random_seed()
     if not re.fullmatch(r"\d{1,19}", written):
         raise SettingsError(f"A seed is a whole number, or nothing for a random one, not {written[:40]!r}.")
     return int(written)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import secrets
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.core.blocks import Strength, check_strength
 from atomdiff.errors import SettingsError
 from atomdiff.sampling.grids import Grid, parse_axis
-from atomdiff.sampling.hints import before_drawing, of_other_files
-from atomdiff.sampling.infotext import Generation, parse
-from atomdiff.sampling.prompts import expanded, for_each, styled
-from atomdiff.sampling.settings import USUAL, DrawingSettings
+from atomdiff.sampling.hints import before_drawing
+from atomdiff.sampling.infotext import parse
+from atomdiff.sampling.prompts import expanded, for_each
+from atomdiff.sampling.settings import DrawingSettings
 from atomdiff.serving.job_queue import Job
+from atomdiff.studio.draw_request import MAX_STEPS, DrawRequest, random_seed, request_of
 from atomdiff.studio.history import Entry
 from atomdiff.studio.session import Studio
 
@@ -28,128 +27,12 @@ if TYPE_CHECKING:
 
     from atomdiff.base.stable_diffusion import Base
 
-MAX_COUNT = 64  # pictures of one request
-MAX_STEPS = 200
-MAX_SIDE = 2048
-MAX_PROMPT = 10_000  # letters
 VARIED, KEPT = 0.55, 0.35  # how much variations and enlarged pictures change
 ENLARGED = 2
-SEEDS = 2**32  # a random seed is below: short enough to read out, exact in a browser
-
-
-@dataclass(frozen=True)
-class DrawRequest:
-    """What someone wants drawn. Raises SettingsError for what cannot work.
-
-    `concepts` are ids of the library with strengths; None stands for the base's default, or a random seed.
-    With `carry` each picture has its concept inside, if it was drawn with one.
-    """
-
-    base: str
-    prompt: str
-    concepts: tuple[tuple[str, Strength], ...] = ()
-    negative: str = ""
-    seed: int | None = None
-    steps: int = 25
-    guidance: float | None = None
-    size: tuple[int, int] | None = None
-    sampler: str = "dpm++"
-    count: int = 1
-    batch: int | None = None
-    carry: bool = False
-    acting: str = USUAL
-    style: str = ""
-    """One of `Studio.styles`."""
-    image: Image | None = None
-    """What drawing starts from, which changes where `mask` is white, or everywhere, as much as `strength`
-    says."""
-    mask: Image | None = None
-    strength: float | None = None
-    hires: float = 1.0
-    """By how much the sides grow in a second pass."""
-    loras: tuple[tuple[str, float], ...] = ()
-    embeddings: tuple[str, ...] = ()
-    """Other people's files, by their names in `Studio.others`."""
-
-    def __post_init__(self) -> None:
-        if not self.prompt.strip():
-            raise SettingsError("There is no prompt: write what to draw.")
-        if len(self.prompt) + len(self.negative) > MAX_PROMPT:
-            raise SettingsError(f"The prompt is longer than {MAX_PROMPT} letters: say it shorter.")
-        if not 1 <= self.count <= MAX_COUNT:
-            raise SettingsError(f"1 to {MAX_COUNT} pictures are drawn at a time, not {self.count}.")
-        if self.batch is not None and not 1 <= self.batch <= MAX_COUNT:
-            raise SettingsError(f"A batch has 1 to {MAX_COUNT} pictures, not {self.batch}.")
-        if self.steps > MAX_STEPS or max(self.size or (0, 0)) * self.hires > MAX_SIDE:
-            raise SettingsError(f"The studio draws at most {MAX_STEPS} steps and sides of {MAX_SIDE} pixels.")
-        for _, strength in self.concepts:
-            numbers = check_strength(strength)
-            _bounded(numbers.values() if isinstance(numbers, Mapping) else [numbers])
-        _bounded(strength for _, strength in self.loras)
-        self.settings()
-
-    @property
-    def started(self) -> dict[str, Any]:
-        """What `draw` is told of the picture to start from."""
-        return {"image": self.image, "mask": self.mask}
-
-    def seeded(self) -> DrawRequest:
-        """The same with a seed, random if none was given."""
-        return replace(self, seed=secrets.randbelow(SEEDS)) if self.seed is None else self
-
-    def settings(self, concepts: Sequence[tuple[Any, Strength]] = ()) -> DrawingSettings:
-        """What the core draws, with these concepts."""
-        return DrawingSettings(
-            self.prompt.strip(), tuple(concepts), self.negative, self.seed or 0, self.steps, self.guidance,
-            self.size, self.sampler, self.acting, self.strength, self.hires, self.loras, self.embeddings,
-        )  # fmt: skip
-
-    def loaded(self, studio: Studio) -> DrawingSettings:
-        """With its concepts, in its style. Raises ConceptError if one is not in the library any more."""
-        settings = self.settings(studio.load_concepts(self.concepts))
-        prompt, negative = styled(settings.prompt, self.negative, self.style, studio.styles())
-        loras, embeddings = studio.others.paths(self.loras, self.embeddings)
-        return replace(settings, prompt=prompt, negative=negative, loras=loras, embeddings=embeddings)
-
-
-def _bounded(strengths: Iterable[float]) -> None:
-    if max(map(abs, strengths), default=0) > 10:
-        raise SettingsError("A strength is a number from -10 to 10: 1 is as trained, 0 is without.")
-
-
-def request_of(generation: Generation, studio: Studio, base: str = "") -> DrawRequest:
-    """The request that would draw a picture again, as far as its text tells and the studio has what it needs.
-
-    Raises SettingsError for settings that cannot work here.
-    """
-    model, entries = generation.fields.get("Model", ""), studio.concepts()
-    told = DrawingSettings.of(generation)
-    concepts = []
-    for used, strength in told.concepts:
-        same = [entry for entry in entries if used.sha256 and entry.id.startswith(used.sha256)]
-        same += [entry for entry in entries if entry.title == used.title]
-        concepts += [(entry.id, strength) for entry in same[:1]]
-    return DrawRequest(
-        base=model if model in studio.bases.names else base or studio.bases.default,
-        prompt=told.prompt or "a picture",
-        concepts=tuple(concepts),
-        negative=told.negative,
-        seed=generation.whole("Seed"),
-        steps=told.steps,
-        guidance=told.guidance,
-        size=told.size,
-        sampler=told.sampler,
-        acting=told.acting,
-        strength=told.strength if told.hires > 1 else None,
-        hires=told.hires,
-        loras=tuple((name, s) for used, s in told.loras if (name := studio.others.known("lora", used))),
-        embeddings=tuple(filter(None, (studio.others.known("embedding", used) for used in told.embeddings))),
-    )
 
 
 def draw(studio: Studio, owner: str, request: DrawRequest, kind: str = "picture") -> Callable[[Job], None]:
     """The work of a request: its results are history entries, one after another."""
-    request = request.seeded()
 
     def work(job: Job) -> None:
         base = _base(studio, job, request.base)
@@ -224,13 +107,14 @@ def without_concept(studio: Studio, owner: str, entry: Entry) -> Callable[[Job],
         raise SettingsError(
             f"The picture was drawn on {generation.fields.get('Model')!r}, which is not here."
         )
-    return draw(studio, owner, replace(request_of(generation, studio), concepts=()), "without")
+    bare = replace(request_of(generation, studio), concepts=(), regions=())
+    return draw(studio, owner, bare, "without")
 
 
 def variations(studio: Studio, owner: str, entry: Entry, count: int = 4) -> Callable[[Job], None]:
     """The work of drawing pictures that are like one, from it and with seeds of their own. Raises
     SettingsError."""
-    request = replace(request_of(parse(entry.text), studio), seed=None, hires=1.0, count=count)
+    request = replace(request_of(parse(entry.text), studio), seed=random_seed(), hires=1.0, count=count)
     return draw(studio, owner, replace(request, image=_opened(entry), strength=VARIED), "variation")
 
 
@@ -309,9 +193,7 @@ def _base(studio: Studio, job: Job, name: str) -> Base:
 
 def _remarks(job: Job, base: Base, settings: DrawingSettings) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
-    for remark in before_drawing(base, settings.prompt, settings.concepts, settings.acting):
-        job.note(str(remark))
-    for remark in of_other_files(f"{settings.prompt}\n{settings.negative}", settings.embeddings):
+    for remark in before_drawing(base, settings):
         job.note(str(remark))
 
 

@@ -73,6 +73,12 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
     return f'<dl class="facts">{lines}</dl>' if lines else ""
 
 
+def swatches(pairs: Sequence[tuple[str, str]]) -> str:
+    """Colours and what they stand for, a button each."""
+    parts = (f'<button><i style="background:{c}"></i>{escape(name)}</button>' for c, name in pairs)
+    return f'<div class="swatches">{"".join(parts)}</div>'
+
+
 def data_uri(picture: bytes) -> str:
     """A PNG or JPEG file as an address that holds it."""
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"

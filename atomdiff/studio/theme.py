@@ -34,6 +34,19 @@ HEAD = """
     const shown = [...document.querySelectorAll("button.go")].find((button) => button.offsetParent);
     if (shown) { event.preventDefault(); event.target.blur?.(); setTimeout(() => shown.click(), 60); }
   }, true);
+  document.addEventListener("click", (event) => {  // a concept's name takes its colour into the brush
+    const name = event.target.closest("#where-legend button");
+    if (!name) return;
+    const canvas = document.querySelector("#where-canvas"), names = [...name.parentNode.children];
+    const palette = canvas.querySelector('[aria-label="Color"]');
+    names.forEach((one) => one.classList.toggle("chosen", one === name));
+    canvas.querySelector('[aria-label="Brush"]').click();
+    if (!canvas.querySelector(".swatch")) palette.click();
+    setTimeout(() => {
+      canvas.querySelectorAll(".swatch .color")[names.indexOf(name)].click();
+      palette.click();
+    }, 60);
+  });
   document.addEventListener("click", (event) => {  // on a phone the pictures are below the settings
     const bench = innerWidth <= 820 && event.target.closest("button.go")?.closest(".workbench");
     const pictures = bench && bench.querySelector(".stage-side");

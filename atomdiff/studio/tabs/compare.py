@@ -11,6 +11,7 @@ import gradio as gr
 from atomdiff.sampling.grids import KINDS, Grid
 from atomdiff.sampling.infotext import parse
 from atomdiff.studio import draw_form, drawing, html
+from atomdiff.studio.draw_request import request_of
 from atomdiff.studio.identity import owner
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
@@ -61,7 +62,7 @@ def compare_tab(studio: Studio, tabs: gr.Tabs, draw: DrawTab) -> None:
     async def compare(
         kind_x: str, x: str, kind_y: str, y: str, kind_z: str, z: str, request: gr.Request, **form: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        me, wanted = owner(request), draw_form.request_from(form).seeded()
+        me, wanted = owner(request), draw_form.request_from(form)
         grid = drawing.grid_of(studio, wanted, [(kind_x, x), (kind_y, y), (kind_z, z)])
         job = studio.queue.submit(me, drawing.draw_grid(studio, me, wanted, grid))
         async for now in studio.queue.watch(job):
@@ -77,7 +78,7 @@ def compare_tab(studio: Studio, tabs: gr.Tabs, draw: DrawTab) -> None:
     def send(shown: list[int], at: int, request: gr.Request) -> dict[Any, Any]:
         """What the picture was drawn with is what is compared around."""
         entry = parts.picked(studio, request, shown, at)
-        filled = draw.settings.filled(drawing.request_of(parse(entry.text), studio))
+        filled = draw.settings.filled(request_of(parse(entry.text), studio))
         return filled | {tabs: gr.Tabs(selected="compare")}
 
 

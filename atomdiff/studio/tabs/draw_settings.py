@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from atomdiff.sampling.settings import SAMPLERS, USUAL
+from atomdiff.sampling.settings import SAMPLERS, USUAL, parse_size
 from atomdiff.serving.bases import BaseInfo
-from atomdiff.studio import draw_form, drawing, html
+from atomdiff.studio import canvas, draw_form, html
 from atomdiff.studio.draw_form import ROWS, STRENGTHS
-from atomdiff.studio.drawing import DrawRequest
+from atomdiff.studio.draw_request import MAX_STEPS, DrawRequest
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
 from atomdiff.studio.tabs.other_files import other_files, shown
+from atomdiff.studio.tabs.regions import RegionsPart
 
 if TYPE_CHECKING:
     from atomdiff.core.blocks import Strength
@@ -52,9 +53,10 @@ class DrawSettings:
         self.form: dict[str, Any] = {}
         self._layout(studio.bases.info(studio.bases.default))
         self.subjects = gr.State([])
-        self.context = {"prompt": self.form["prompt"], "base": self.form["base"], "before": self.subjects}
+        self.context = {name: self.form[name] for name in ("prompt", "base", "size")}
+        self.context["before"] = self.subjects
         """Inputs, by name, that `with_concept` is to be told."""
-        self.outputs = [*self.form.values(), self.subjects, tabs]
+        self.outputs = [*self.form.values(), *self.where.outputs, self.subjects, tabs]
         """What `filled` and `with_concept` update."""
         self._connect()
 
@@ -71,15 +73,16 @@ class DrawSettings:
         return updates | self._chosen(request.concepts, request.base) | {self.subjects: values["concepts"]}
 
     def with_concept(
-        self, ident: str, prompt: str, base: str, before: list[str], strength: Strength = 1.0
+        self, ident: str, prompt: str, base: str, size: str, before: list[str], strength: Strength = 1.0
     ) -> dict[Any, Any]:
         """Updates that open Draw with a concept, alone, on its own base where that is here; what else is
         chosen there stays. Raises ConceptError if the concept is gone."""
         entry, form = self._studio.library.get(ident), self.form
         on = entry.base if entry.base in self._studio.bases.names else base
         asked = draw_form.with_triggers(prompt, self._words(before), [words(entry)]) or entry.title
-        filled = self.filled(DrawRequest(on, asked, ((ident, strength),)))
-        changed = {"prompt", "concepts", *STRENGTHS, "blocks", "carry"}
+        filled = self.filled(DrawRequest(asked, ((ident, strength),), base=on))
+        filled[form["regions"]] = canvas.blank(parse_size(size) or (1, 1))
+        changed = {"prompt", "concepts", *STRENGTHS, "blocks", "carry", "regions"}
         changed |= {"base", "size", "guidance"} if on != base else set()
         kept = {form[name] for name in form if name not in changed}
         return {part: update for part, update in filled.items() if part not in kept} | self.opened()
@@ -143,6 +146,7 @@ class DrawSettings:
             )
             self.random = gr.Button("Random", size="sm", scale=1, min_width=70, elem_id="random-seed")
             self.last = gr.Button("Last", size="sm", scale=1, min_width=60, elem_id="last-seed")
+        self.where = RegionsPart(form, (info.resolution, info.resolution))
         with gr.Accordion(
             "Start from a picture", open=False, elem_classes="quiet", elem_id="start"
         ) as self.start:
@@ -164,9 +168,7 @@ class DrawSettings:
         form["negative"] = gr.Textbox(
             label="What to keep out", placeholder="blurry, text", lines=2, elem_id="negative"
         )
-        form["steps"] = gr.Slider(
-            1, drawing.MAX_STEPS, 25, step=1, label="Steps", buttons=[], elem_id="steps"
-        )
+        form["steps"] = gr.Slider(1, MAX_STEPS, 25, step=1, label="Steps", buttons=[], elem_id="steps")
         form["guidance"] = gr.Slider(
             *GUIDANCE, info.guidance, step=0.1, label="Prompt strength (CFG)", buttons=[], elem_id="guidance"
         )
@@ -196,14 +198,20 @@ class DrawSettings:
         form, subjects, sliders = self.form, self.subjects, [self.form[name] for name in STRENGTHS]
 
         @form["concepts"].input(
-            inputs=[form["concepts"], subjects, form["prompt"], form["base"], *sliders],
-            outputs=[form["prompt"], subjects, form["concepts"], form["carry"], form["blocks"], *sliders],
-        )
-        def choose(ids: list[str], before: list[str], prompt: str, base: str, *strengths: float) -> Any:
+            inputs=[form["concepts"], subjects, form["prompt"], form["base"], form["regions"], form["size"],
+                    *sliders],
+            outputs=[form["prompt"], subjects, form["concepts"], form["carry"], form["blocks"],
+                     form["regions"], *self.where.outputs, *sliders],
+        )  # fmt: skip
+        def choose(
+            ids: list[str], before: list[str], prompt: str, base: str, painted: Any, size: str,
+            *strengths: float,
+        ) -> Any:  # fmt: skip
             old = dict(zip(before, strengths, strict=False))
             filled = draw_form.with_triggers(prompt, self._words(before), self._words(ids))
             chosen = self._chosen([(ident, old.get(ident, 1.0)) for ident in ids], base)
             del chosen[form["concepts"]], chosen[form["blocks"]]
+            chosen[form["regions"]] = self.where.moved(painted, before, ids, size)
             return {form["prompt"]: filled, subjects: ids} | chosen
 
         @form["base"].input(
@@ -215,18 +223,20 @@ class DrawSettings:
             size = gr.update(choices=_sizes(info), value=_native(info))
             return size, info.guidance, info.batch, self.offer(name)
 
+        self.where.connect()
         self.random.click(lambda: "", None, form["seed"])
 
     def _chosen(self, concepts: Sequence[tuple[str, Strength]], base: str) -> dict[Any, Any]:
         """Updates of what shows the chosen concepts."""
         form, entries = self.form, {entry.id: entry for entry in self._studio.concepts()}
-        request = DrawRequest(base, "-", tuple(concepts[:ROWS]))
+        request = DrawRequest("-", tuple(concepts[:ROWS]), base=base)
         values = draw_form.values_of(request)
         updates: dict[Any, Any] = {
             form["concepts"]: self.offer(base) | {"value": values["concepts"]},
             form["carry"]: gr.update(visible=bool(concepts)),
             form["blocks"]: gr.update(value=values["blocks"], visible=bool(values["blocks"])),
         }
+        updates |= self.where.shown([entries.get(ident) for ident, _ in concepts])
         for i, name in enumerate(STRENGTHS):
             entry = entries.get(concepts[i][0]) if i < len(concepts) else None
             label = f"Strength of {entry.title}" if entry else "Strength"

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.sampling.infotext import parse
-from atomdiff.studio import drawing, html
+from atomdiff.studio import html
+from atomdiff.studio.draw_request import request_of
 from atomdiff.studio.history import Entry
 from atomdiff.studio.identity import owner
 from atomdiff.studio.session import Studio
@@ -87,7 +88,7 @@ def history_tab(studio: Studio, draw: DrawTab) -> HistoryTab:
     @use.click(inputs=which, outputs=draw.settings.outputs)
     def use_settings(ids: list[int], at: int, request: gr.Request) -> dict[Any, Any]:
         entry = parts.picked(studio, request, ids, at)
-        filled = draw.settings.filled(drawing.request_of(parse(entry.text), studio))
+        filled = draw.settings.filled(request_of(parse(entry.text), studio))
         return filled | draw.settings.opened()
 
     return HistoryTab(shown, chosen, to_info)

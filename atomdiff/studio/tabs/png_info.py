@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError
-from atomdiff.studio import drawing, html, png_info
+from atomdiff.studio import html, png_info
+from atomdiff.studio.draw_request import request_of
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
 from atomdiff.studio.tabs.concepts import ConceptsTab
@@ -70,7 +71,7 @@ def png_info_tab(
 
     @use.click(inputs=path, outputs=draw.settings.outputs)
     def use_settings(given: str) -> dict[Any, Any]:
-        request = drawing.request_of(png_info.read(Path(given)).generation, studio)
+        request = request_of(png_info.read(Path(given)).generation, studio)
         return draw.settings.filled(request) | draw.settings.opened()
 
     @keep.click(inputs=path, outputs=[status, concepts.known])

@@ -40,11 +40,11 @@ def training_view(
     """The right side of Train; `go` and `stop` take turns."""
     store = studio.trainings
     status = gr.HTML(EMPTY, elem_id="train-status")
-    loss = gr.LinePlot(
-        None, "step", "loss", y_title="Loss", x_title="Step", height=170, visible=False, elem_id="train-loss",
-        buttons=[], container=False, show_label=False, color="which",
-        color_map={"each": "#99d5cf", "mean": "#0f766e"}, colors_in_legend=[],
-    )  # fmt: skip
+    with gr.Row(elem_classes="plots"):
+        loss = _plot("loss", "Loss", "train-loss", {"each": "#99d5cf", "mean": "#0f766e"})
+        drift = _plot(
+            "drift", "Drift of the class, %", "train-drift", {"drift": "#ea580c", "bound": "#d6d3d1"}
+        )
     film = parts.gallery(
         "train-film", columns=6, buttons=[], elem_classes="pictures film", allow_preview=False
     )
@@ -64,7 +64,7 @@ def training_view(
         )
     at, seen, kept = gr.State(""), gr.State(""), gr.State("")
     clock = gr.Timer(1.0, active=False)
-    outputs = [status, loss, film, choice, state, which, resume, delete, at, seen, clock, go, stop]
+    outputs = [status, loss, drift, film, choice, state, which, resume, delete, at, seen, clock, go, stop]
 
     def looked(me: str, ident: str, before: str) -> dict[Any, Any]:
         """`before` is what the page shows already: what did not change is not sent again."""
@@ -85,6 +85,8 @@ def training_view(
         if mark == before:
             return updates
         updates[loss] = gr.update(value=loss_table(now), visible=len(now.losses) > 4, x_lim=[0, now.steps])
+        drifts = drift_table(now, session.settings.max_drift)
+        updates[drift] = gr.update(value=drifts, visible=bool(now.drifts), x_lim=[0, now.steps])
         if mark.split()[3:] != before.split()[3:] or not before.startswith(ident):
             pictures = [(str(path), f"Step {step}") for step, paths in samples.items() for path in paths[:1]]
             updates[film] = gr.update(value=pictures, visible=bool(pictures))
@@ -99,7 +101,7 @@ def training_view(
         """A training, or the latest if there is no such one, or none."""
         idents = [session.ident for session in store.of(me)]
         if not idents:
-            hidden = dict.fromkeys((loss, film, choice, resume, delete, which), parts.HIDDEN)
+            hidden = dict.fromkeys((loss, drift, film, choice, resume, delete, which), parts.HIDDEN)
             off = {at: "", seen: "", clock: gr.Timer(active=False)}
             return {status: EMPTY, **parts.running(go, stop, False), **hidden, **off}
         ident = ident if ident in idents else idents[0]
@@ -194,6 +196,26 @@ def loss_table(now: TrainingStatus) -> Any:
     kept = rows[:: -(-len(rows) // POINTS) or 1]
     lines = [(row[0], row[place], name) for name, place in (("each", 1), ("mean", 2)) for row in kept]
     return pandas.DataFrame(lines, columns=["step", "loss", "which"])
+
+
+def drift_table(now: TrainingStatus, bound: float) -> Any:
+    """The drift of the class, in per cent, and once it is half-way there the bound beyond which the run goes
+    back."""
+    import pandas
+
+    rows = [(step, 100 * value, "drift") for step, value in ((0, 0.0), *now.drifts)]
+    if bound and max(value for _, value in ((0, 0.0), *now.drifts)) > bound / 2:
+        rows += [(step, 100 * bound, "bound") for step in (0, now.steps)]
+    return pandas.DataFrame(rows, columns=["step", "drift", "which"])
+
+
+def _plot(value: str, title: str, ident: str, colours: dict[str, str]) -> gr.LinePlot:
+    """Lines over the steps of a training."""
+    return gr.LinePlot(
+        None, "step", value, y_title=title, x_title="Step", height=170, visible=False, elem_id=ident,
+        buttons=[], container=False, show_label=False, color="which", color_map=colours, colors_in_legend=[],
+        min_width=240,
+    )  # fmt: skip
 
 
 def _status(session: TrainingSession, now: TrainingStatus) -> str:
