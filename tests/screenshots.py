@@ -146,6 +146,29 @@ def start(walk: Walk) -> None:
     walk.page.evaluate("scrollTo(0, 0)")
 
 
+def where(walk: Walk) -> None:
+    """A concept that is to be on the left, and what comes of it."""
+    open_tab(walk.page, "Draw")
+    if not walk.page.locator("#where").is_visible():
+        walk.choose("concepts", "dog")
+    walk.page.locator("#where button").first.click()
+    walk.page.wait_for_timeout(3 * SETTLED)
+    canvas = walk.page.locator("#where-canvas canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    for down in (0.3, 0.45, 0.6, 0.75):
+        walk.page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + down * box["height"])
+        walk.page.mouse.down()
+        walk.page.mouse.move(box["x"] + 0.42 * box["width"], box["y"] + down * box["height"], steps=5)
+        walk.page.mouse.up()
+    walk.draw("a sks dog in the snow", 2)
+    walk.page.evaluate("scrollTo(0, 420)")
+    walk.shoot("where")
+    walk.page.locator("#where-clear").click()
+    walk.page.locator("#where button").first.click()
+    walk.page.evaluate("scrollTo(0, 0)")
+
+
 def concepts(walk: Walk) -> None:
     """The library, with a concept chosen."""
     open_tab(walk.page, "Concepts")
@@ -272,7 +295,7 @@ def main() -> None:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             with visit(browser, studio.url, viewport=DESK) as page:
                 walk = Walk(page, options.out, work, options.steps)
-                for act in (draw, history, picture, compare, concepts, learned, start):
+                for act in (draw, where, history, picture, compare, concepts, learned, start):
                     act(walk)
                 train(walk, options.train_steps)
                 known = page.context.storage_state()

@@ -131,3 +131,29 @@ def test_the_second_example_for_programs_in_the_docs_runs(url, monkeypatch):
     ):
         with pytest.raises(AppError, match=message):
             client.predict(*wrong, api_name=action)
+
+
+def test_regions_styles_and_what_the_buttons_do_are_endpoints_too(url):
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    client = Client(url, verbose=False)
+    few = {"steps": 2, "concepts": [["Rex", 1]], "seed": 3}
+    drawn = client.predict(
+        "on the beach", **few, regions=[["Rex", "0,0,0.5,1"]], style="clay", hires=1.5, api_name="/draw"
+    )
+    assert "Regions: " in drawn[0]["text"] and "Hires upscale: 1.5" in drawn[0]["text"]
+    assert drawn[0]["text"].split("\n")[0] != "on the beach"
+    ids = [drawn[0]["id"]]
+    made = {how: client.predict(ids, how, api_name="/rework") for how in ("variations", "sticker", "sheet")}
+    assert [picture["kind"] for picture in made["variations"]] == ["variation"] * 4
+    assert [made[how][0]["kind"] for how in ("sticker", "sheet")] == ["sticker", "sheet"]
+    for wrong, message in (
+        ({"regions": [["Mia", "0,0,1,1"]]}, "one of the concepts that are given, not 'Mia'"),
+        ({"regions": [["Rex", "0,0,x,1"]]}, "four numbers"),
+        ({"regions": [["Rex"]]}, "wrong kind"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict("a dog", **(few | wrong), api_name="/draw")
+    with pytest.raises(AppError, match="not 'frame'"):
+        client.predict(ids, "frame", api_name="/rework")

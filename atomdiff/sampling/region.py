@@ -26,7 +26,7 @@ _BYTES = SIDE * SIDE // 8
 @dataclass(frozen=True)
 class Region:
     """Concepts in a part of the picture. `where` is a box (left, top, right, bottom) in shares of it, or a
-    mask: a picture whose white is the region, kept as `packed` makes it. `concepts` are their places, from 0,
+    mask as `packed` makes it of a picture, which may be given too. `concepts` are their places, from 0,
     among the concepts of the drawing; `prompt` is what is there; left out, the picture's prompt without what
     other regions are called. Raises SettingsError for what is neither box nor mask."""
 

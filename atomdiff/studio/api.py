@@ -102,14 +102,15 @@ def _drawing(studio: Studio) -> None:
         (its subject cut out) or sheet (all of `ids` on one). Gives what `draw` gives."""
         me = owner(request)
         entries = [studio.history.get(me, int(number)) for number in ids]
-        works = {"variations": drawing.variations, "enlarge": drawing.enlarged}
-        kept = {"sticker": drawing.keep_sticker, "sheet": drawing.keep_contact_sheet}
-        if how not in works | kept or not entries:
-            raise SettingsError(f"Give pictures, and one of {', '.join(works | kept)}, not {how[:40]!r}.")
-        if how in kept:
-            made = kept[how](studio, me, entries if how == "sheet" else entries[0])
-            return [_picture(made)]
-        return await _drawn(studio, me, works[how], entries[0])
+        ways = ("variations", "enlarge", "sticker", "sheet")
+        if how not in ways or not entries:
+            raise SettingsError(f"Give pictures, and one of {', '.join(ways)}, not {how[:40]!r}.")
+        if how == "sheet":
+            return [_picture(drawing.keep_contact_sheet(studio, me, entries))]
+        if how == "sticker":
+            return [_picture(drawing.keep_sticker(studio, me, entries[0]))]
+        work = drawing.variations if how == "variations" else drawing.enlarged
+        return await _drawn(studio, me, work, entries[0])
 
     async def without_concept(request: gr.Request, id: int) -> dict:  # noqa: A002 - the endpoint's word
         """Draws a picture of one's history again, with the same seed and settings, on the base alone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atomdiff.sampling.region import Region, mask_of
+from atomdiff.sampling.region import Region, mask_of, packed
 from atomdiff.studio import html
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def regions_of(value: Any, concepts: int) -> tuple[Region, ...]:
             if here.any():
                 found[i] = found.get(i, False) | here
     masks = {i: Pictures.fromarray(np.uint8(255) * here.astype(np.uint8)) for i, here in found.items()}
-    return tuple(Region(mask, (i,)) for i, mask in sorted(masks.items()))
+    return tuple(Region(packed(mask), (i,)) for i, mask in sorted(masks.items()))
 
 
 def reordered(regions: Sequence[Region], before: Sequence[str], now: Sequence[str]) -> tuple[Region, ...]:

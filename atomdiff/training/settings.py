@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from atomdiff.base.architectures import ALIASES
 from atomdiff.core.spec import CONV_FAMILIES
-from atomdiff.errors import SettingsError
+from atomdiff.training.combinations import check_together
 from atomdiff.training.options import (
     ABOVE_0,
     DECAY,
@@ -292,26 +292,4 @@ class TrainingSettings:
             parse_size(self.size)
         usual = {item.name: item.default for item in dataclasses.fields(self)}
         refuse_beside_size({name: value for name, value in vars(self).items() if value != usual[name]})
-        if self.ema_decay and self.average_last:
-            raise SettingsError(
-                "--ema_decay and --average_last are two means of the atoms; give one of them."
-            )
-        if self.optimizer == "schedulefree" and (self.ema_decay or self.average_last):
-            raise SettingsError(
-                "--optimizer schedulefree keeps a mean itself; drop --ema_decay and --average_last."
-            )
-        if self.optimizer == "schedulefree" and not self.adam_beta1:
-            raise SettingsError("--optimizer schedulefree needs an --adam_beta1 above 0.")
-        if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise SettingsError(
-                "--zero_terminal_snr needs a base with v_prediction: pure noise has nothing else to predict."
-            )
-        if self.hub_model_id and not self.push_to_hub:
-            raise SettingsError("--hub_model_id says where to put the concept; add --push_to_hub.")
-        if self.max_train_steps is not None and self.num_train_epochs is not None:
-            raise SettingsError("--max_train_steps and --num_train_epochs were both given; give one of them.")
-        if self.trigger and self.instance_prompt and self.trigger not in self.instance_prompt:
-            raise SettingsError(
-                f"The instance prompt '{self.instance_prompt}' lacks the trigger '{self.trigger}'; "
-                "write it into --instance_prompt or drop --trigger."
-            )
+        check_together(self)

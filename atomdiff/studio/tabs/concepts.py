@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from atomdiff.studio import html, library_view
-from atomdiff.studio.identity import owner
 from atomdiff.studio.session import Studio
 from atomdiff.studio.tabs import parts
 from atomdiff.studio.tabs.draw import DrawTab
 from atomdiff.studio.tabs.drop_anywhere import DROP_ANYWHERE
+from atomdiff.studio.tabs.one_concept import OneConcept
 
 if TYPE_CHECKING:
-    from atomdiff.library import Entry
+    pass
 
 A_PAGE = 48
 EMPTY = html.empty(
@@ -53,26 +53,9 @@ class ConceptsTab:
 
 def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) -> ConceptsTab:
     """The tab, and the fields beside it that take what is dropped or pasted anywhere."""
-    with gr.Tab("Concepts", id="concepts", render_children=True) as tab:
-        words, count = parts.search("concept", "Search names and tags")
-        with gr.Row(elem_classes="workbench"):
-            with gr.Column(elem_classes="stage-side", scale=3):
-                status = gr.HTML("", elem_id="concept-status")
-                empty = gr.HTML(EMPTY)
-                example = gr.Button(
-                    "Try the example", variant="primary", visible=False, elem_id="try-example"
-                )
-                cards = gr.HTML("", elem_id="cards", js_on_load=CARDS)
-                more = gr.Button("Show more", size="sm", visible=False)
-            with gr.Column(elem_classes="controls", elem_id="concept-side"):
-                with gr.Column(visible=False, elem_id="one-concept") as side:
-                    one = _One()
-                adding = _Adding()
+    tab, words, count, status, empty, example, cards, more, side, one, adding = _layout()
     # Beside the tabs: a tab is laid out only when it is first opened.
-    dropped = gr.File(file_count="multiple", type="filepath", visible="hidden", elem_id="catch-files")
-    pasted = gr.Textbox(lines=2, elem_id="catch-text", visible="hidden", container=False)
-    paste = gr.Button(visible="hidden", elem_id="catch-go")
-    gr.HTML("", js_on_load=DROP_ANYWHERE)
+    caught = _Caught()
     chosen, limit, known = gr.State(""), gr.State(A_PAGE), gr.State(0)
     settings = draw.settings
     base = settings.form["base"]
@@ -148,20 +131,11 @@ def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) 
         shown = listed("", A_PAGE, newest, on)
         return shown | {status: result.html(), words: "", tabs: gr.Tabs(selected="concepts")}
 
-    def take(part: gr.File | gr.Textbox) -> Callable[..., Any]:
-        def taken(given: list[str] | str | None, ident: str, on: str) -> Any:
-            if not given or not str(given).strip():
-                return gr.skip()
-            sources = [given] if isinstance(given, str) else [Path(path) for path in given]
-            blank = "" if isinstance(given, str) else None
-            return added(library_view.add(studio, sources), ident, on) | {part: blank}
-
-        return taken
-
-    for part in (adding.files, dropped):
-        part.upload(take(part), [part, chosen, base], [*outputs, part])
-    for button, text in ((adding.paste, adding.text), (paste, pasted)):
-        button.click(take(text), [text, chosen, base], [*outputs, text])
+    for part, event in (
+        (adding.files, adding.files.upload), (caught.files, caught.files.upload),
+        (adding.text, adding.paste.click), (caught.text, caught.paste.click),
+    ):  # fmt: skip
+        event(_taking(studio, part, added), [part, chosen, base], [*outputs, part])
 
     @gr.on(
         [example.click, settings.example.click],
@@ -177,7 +151,35 @@ def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) 
 
     one.connect(studio, settings, chosen, status)
 
-    # ------------------------------------------------------------------------------- what is changed
+    _connect_changes(studio, one, adding, status, listed, at, outputs)
+    return ConceptsTab(chosen, one.to_inspect, known, changed)
+
+
+def _layout() -> tuple[Any, ...]:
+    """The tab, and what is on it."""
+    with gr.Tab("Concepts", id="concepts", render_children=True) as tab:
+        words, count = parts.search("concept", "Search names and tags")
+        with gr.Row(elem_classes="workbench"):
+            with gr.Column(elem_classes="stage-side", scale=3):
+                status = gr.HTML("", elem_id="concept-status")
+                empty = gr.HTML(EMPTY)
+                example = gr.Button(
+                    "Try the example", variant="primary", visible=False, elem_id="try-example"
+                )
+                cards = gr.HTML("", elem_id="cards", js_on_load=CARDS)
+                more = gr.Button("Show more", size="sm", visible=False)
+            with gr.Column(elem_classes="controls", elem_id="concept-side"):
+                with gr.Column(visible=False, elem_id="one-concept") as side:
+                    one = OneConcept()
+                adding = _Adding()
+    return tab, words, count, status, empty, example, cards, more, side, one, adding
+
+
+def _connect_changes(
+    studio: Studio, one: OneConcept, adding: _Adding, status: gr.HTML, listed: Callable[..., Any],
+    at: dict[str, Any], outputs: list[Any],
+) -> None:  # fmt: skip
+    """The buttons that change the library."""
 
     @one.save.click(inputs=[one.name, one.tags], inputs_kwargs=at, outputs=outputs)
     def note(name: str, tags: str, ident: str, **where: Any) -> dict[Any, Any]:
@@ -194,71 +196,28 @@ def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) 
         studio.library.restore(removed or "")
         return listed(ident=removed or "", **where) | {status: ""}
 
-    return ConceptsTab(chosen, one.to_inspect, known, changed)
 
-
-class _One:
-    """What can be done with the chosen concept."""
+class _Caught:
+    """Hidden fields that take what is dropped or pasted anywhere on the page."""
 
     def __init__(self) -> None:
-        self.about = gr.HTML("", elem_id="concept-about")
-        with gr.Row(elem_classes="line"):
-            self.draw = gr.Button("Draw with it", variant="primary", scale=3, elem_id="draw-with")
-            self.to_inspect = gr.Button("What it learned", scale=2, min_width=130, elem_id="look-into")
-        with gr.Row(elem_classes="line"):
-            self.file = gr.DownloadButton("File", size="sm", min_width=60, elem_id="share-file")
-            self.card, self.qr, self.text = (
-                gr.Button(label, size="sm", min_width=60, elem_id=f"share-{label.lower()}")
-                for label in ("Card", "QR", "Text")
-            )
-        self.picture = gr.HTML("", visible=False, elem_id="share-picture")
-        self.get = gr.DownloadButton("Download the picture", size="sm", visible=False, elem_id="share-get")
-        self.line = gr.Textbox(
-            label="Its text: paste it into any chat", lines=3, max_lines=3, visible=False, interactive=False,
-            buttons=["copy"], elem_id="share-line",
-        )  # fmt: skip
-        with gr.Accordion("Name and tags", open=False, elem_classes="quiet", elem_id="concept-notes"):
-            self.name = gr.Textbox(label="Name in this library", elem_id="concept-name")
-            self.tags = gr.Textbox(label="Tags", placeholder="pets, favourite", elem_id="concept-tags")
-            with gr.Row(elem_classes="line"):
-                self.save = gr.Button("Save", size="sm", elem_id="concept-note")
-                self.remove = gr.Button("Remove", size="sm", variant="stop", elem_id="concept-remove")
-        self.outputs = [self.about, self.file, self.name, self.tags, self.picture, self.get, self.line]
+        self.files = gr.File(file_count="multiple", type="filepath", visible="hidden", elem_id="catch-files")
+        self.text = gr.Textbox(lines=2, elem_id="catch-text", visible="hidden", container=False)
+        self.paste = gr.Button(visible="hidden", elem_id="catch-go")
+        gr.HTML("", js_on_load=DROP_ANYWHERE)
 
-    def shown(self, studio: Studio, entry: Entry | None, base: str) -> dict[Any, Any]:
-        """Updates for a concept that was chosen, or for none."""
-        shared = dict.fromkeys((self.picture, self.get, self.line), parts.HIDDEN)
-        if entry is None:
-            return shared | {self.about: "", self.name: "", self.tags: ""}
-        return shared | {
-            self.about: library_view.about(entry, base),
-            self.file: str(library_view.share(studio, "", entry.id, "file")),
-            self.name: entry.title,
-            self.tags: ", ".join(entry.tags),
-        }
 
-    def connect(self, studio: Studio, settings: Any, chosen: gr.State, status: gr.HTML) -> None:
-        """The buttons that hand the concept on, or draw with it."""
-        outputs = [self.picture, self.get, self.line, status]
+def _taking(studio: Studio, part: gr.File | gr.Textbox, added: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler that takes concepts from a field into the library, and empties the field."""
 
-        def picture(form: str) -> Callable[..., Any]:
-            def make(ident: str, request: gr.Request) -> Any:
-                path = library_view.share(studio, owner(request), ident, form)
-                image = f'<img alt="" src="{html.data_uri(path.read_bytes())}">'
-                download = gr.update(value=str(path), visible=True)
-                return gr.update(value=image, visible=True), download, parts.HIDDEN, ""
+    def taken(given: list[str] | str | None, ident: str, on: str) -> Any:
+        if not given or not str(given).strip():
+            return gr.skip()
+        sources = [given] if isinstance(given, str) else [Path(path) for path in given]
+        blank = "" if isinstance(given, str) else None
+        return added(library_view.add(studio, sources), ident, on) | {part: blank}
 
-            return make
-
-        self.card.click(picture("card"), chosen, outputs)
-        self.qr.click(picture("qr"), chosen, outputs)
-
-        @self.text.click(inputs=chosen, outputs=outputs)
-        def text(ident: str) -> Any:
-            line = gr.update(value=library_view.text_of(studio, ident), visible=True)
-            return parts.HIDDEN, parts.HIDDEN, line, ""
-
-        self.draw.click(settings.with_concept, chosen, settings.outputs, inputs_kwargs=settings.context)
+    return taken
 
 
 class _Adding:

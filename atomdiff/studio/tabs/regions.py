@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gradio as gr
 
@@ -11,6 +11,8 @@ from atomdiff.sampling.settings import parse_size
 from atomdiff.studio import canvas, html
 
 if TYPE_CHECKING:
+    from gradio.components.image_editor import EditorValue
+
     from atomdiff.library import Entry
 
 ABOUT = (
@@ -24,13 +26,13 @@ class RegionsPart:
     where a concept is chosen."""
 
     def __init__(self, form: dict[str, Any], native: tuple[int, int]) -> None:
-        self._form = form
+        self._form, value = form, cast("EditorValue", canvas.blank(native))
         with gr.Accordion(
             "Where each concept is", open=False, visible=False, elem_classes="quiet", elem_id="where"
         ) as self.whole:
             self.legend = gr.HTML("", elem_id="where-legend")
             form["regions"] = gr.ImageEditor(
-                canvas.blank(native), type="pil", format="png", show_label=False, sources=[], layers=False,
+                value, type="pil", format="png", show_label=False, sources=[], layers=False,
                 brush=gr.Brush(colors=list(canvas.COLOURS), color_mode="fixed", default_size=60),
                 transforms=[], buttons=[], height=420, elem_id="where-canvas",
             )  # fmt: skip

@@ -51,7 +51,7 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
     """The tab."""
     bases = studio.bases
     form: dict[str, Any] = {"edits": gr.State({})}  # path of a picture -> Edit
-    shown_paths, edited = gr.State([]), gr.State("")
+    shown_paths = gr.State([])
     with gr.Tab("Train", id="train", render_children=True), gr.Row(elem_classes="workbench"):
         with gr.Column(elem_classes="controls"):
             form["files"] = gr.File(
@@ -62,20 +62,7 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
             tiles = parts.gallery(
                 "train-tiles", columns=4, buttons=[], elem_classes="pictures tiles", allow_preview=False
             )
-            with gr.Column(visible=False, elem_id="train-edit") as editing:
-                crop = gr.ImageEditor(
-                    type="pil", show_label=False, sources=["upload"], layers=False, brush=False, eraser=False,
-                    transforms=["crop"], height=300, buttons=[], elem_id="train-crop",
-                )  # fmt: skip
-                caption = gr.Textbox(
-                    label="What is in it",
-                    placeholder="a sks dog in a meadow",
-                    lines=2,
-                    elem_id="train-caption",
-                )
-                with gr.Row(elem_classes="line"):
-                    keep = gr.Button("Keep", size="sm", variant="primary", elem_id="train-keep")
-                    omit = gr.Button("Leave it out", size="sm", elem_id="train-omit")
+            editor = _Editor(form["edits"], tiles)
             with gr.Row(elem_classes="line"):
                 form["class_word"] = gr.Textbox(
                     label="What is it?", placeholder="dog", min_width=110, elem_id="train-class"
@@ -104,26 +91,7 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
         with gr.Column(elem_classes="stage-side"):
             start = training_view(studio, page, draw, concepts, go, stop)
 
-    @tiles.select(inputs=[shown_paths, form["edits"], tiles], outputs=[edited, editing, crop, caption])
-    def edit(paths: list[str], edits: dict[str, Edit], shown: Any, event: gr.SelectData) -> Any:
-        path = paths[int(event.index)]
-        file = edits.get(path, Edit(path)).file
-        text = (shown or [])[int(event.index)][1] or ""
-        picture = {"background": file, "layers": [], "composite": file}
-        return path, gr.update(visible=True), picture, "" if text == "left out" else text
-
-    def remember(edits: dict[str, Edit], path: str, **changes: Any) -> dict[Any, Any]:
-        kept = edits | {path: replace(edits.get(path, Edit(path)), **changes)}
-        return {form["edits"]: kept, editing: parts.HIDDEN}
-
-    @keep.click(inputs=[form["edits"], edited, crop, caption], outputs=[form["edits"], editing])
-    def keep_edit(edits: dict[str, Edit], path: str, value: Any, text: str) -> dict[Any, Any]:
-        file = cropped(edits.get(path, Edit(path)).file, (value or {}).get("composite"))
-        return remember(edits, path, file=file, caption=" ".join((text or "").split()), omitted=False)
-
-    @omit.click(inputs=[form["edits"], edited], outputs=[form["edits"], editing])
-    def leave_out(edits: dict[str, Edit], path: str) -> dict[Any, Any]:
-        return remember(edits, path, omitted=True)
+    editor.connect(shown_paths)
 
     @go.click(inputs_kwargs=form, outputs=start.outputs, trigger_mode="once")
     def begin(request: gr.Request, **values: Any) -> dict[Any, Any]:
@@ -134,7 +102,7 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
         [form["files"].change, form["edits"].change, form["quality"].change, form["base"].input]
         + [form[name].input for name in MORE],
         inputs_kwargs=form,
-        outputs=[told, tiles, shown_paths, editing, form["quality"], expected],
+        outputs=[told, tiles, shown_paths, editor.whole, form["quality"], expected],
         trigger_mode="always_last",
     )
     async def consider(request: gr.Request, **values: Any) -> AsyncIterator[dict[Any, Any]]:
@@ -146,7 +114,7 @@ def train_tab(studio: Studio, page: gr.Blocks, draw: DrawTab, concepts: Concepts
                 value=[(one, text) for _, one, text in shown], visible=bool(shown), selected_index=None
             ),
             shown_paths: [path for path, _, _ in shown],
-            editing: parts.HIDDEN,
+            editor.whole: parts.HIDDEN,
             form["quality"]: gr.update(choices=_qualities(studio, values)),
             expected: _expected(studio, values),
         }
@@ -172,6 +140,56 @@ class Edit:
     file: str
     caption: str = ""
     omitted: bool = False
+
+
+class _Editor:
+    """The chosen picture, to crop and to describe; what is made of all is in `edits`, path -> Edit."""
+
+    def __init__(self, edits: gr.State, tiles: gr.Gallery) -> None:
+        self.edits, self.tiles, self.edited = edits, tiles, gr.State("")
+        with gr.Column(visible=False, elem_id="train-edit") as self.whole:
+            self.crop = gr.ImageEditor(
+                type="pil", show_label=False, sources=["upload"], layers=False, brush=False, eraser=False,
+                transforms=["crop"], height=300, buttons=[], elem_id="train-crop",
+            )  # fmt: skip
+            self.caption = gr.Textbox(
+                label="What is in it",
+                placeholder="a sks dog in a meadow",
+                lines=2,
+                elem_id="train-caption",
+            )
+            with gr.Row(elem_classes="line"):
+                self.keep = gr.Button("Keep", size="sm", variant="primary", elem_id="train-keep")
+                self.omit = gr.Button("Leave it out", size="sm", elem_id="train-omit")
+
+    def connect(self, shown_paths: gr.State) -> None:
+        """What happens when a picture is chosen, kept as it is now, or left out."""
+
+        @self.tiles.select(
+            inputs=[shown_paths, self.edits, self.tiles],
+            outputs=[self.edited, self.whole, self.crop, self.caption],
+        )
+        def edit(paths: list[str], edits: dict[str, Edit], shown: Any, event: gr.SelectData) -> Any:
+            path = paths[int(event.index)]
+            file = edits.get(path, Edit(path)).file
+            text = (shown or [])[int(event.index)][1] or ""
+            picture = {"background": file, "layers": [], "composite": file}
+            return path, gr.update(visible=True), picture, "" if text == "left out" else text
+
+        def remember(edits: dict[str, Edit], path: str, **changes: Any) -> dict[Any, Any]:
+            kept = edits | {path: replace(edits.get(path, Edit(path)), **changes)}
+            return {self.edits: kept, self.whole: parts.HIDDEN}
+
+        @self.keep.click(
+            inputs=[self.edits, self.edited, self.crop, self.caption], outputs=[self.edits, self.whole]
+        )
+        def keep_edit(edits: dict[str, Edit], path: str, value: Any, text: str) -> dict[Any, Any]:
+            file = cropped(edits.get(path, Edit(path)).file, (value or {}).get("composite"))
+            return remember(edits, path, file=file, caption=" ".join((text or "").split()), omitted=False)
+
+        @self.omit.click(inputs=[self.edits, self.edited], outputs=[self.edits, self.whole])
+        def leave_out(edits: dict[str, Edit], path: str) -> dict[Any, Any]:
+            return remember(edits, path, omitted=True)
 
 
 def training_request(values: dict[str, Any], class_word: str = "") -> TrainingRequest:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from atomdiff.errors import SettingsError
 from atomdiff.serving.training_session import MAX_STEPS, TrainingSession, TrainingStatus
+from atomdiff.serving.trainings import Trainings
 from atomdiff.studio import html
 from atomdiff.studio.identity import owner
 from atomdiff.studio.session import Studio
@@ -48,23 +49,19 @@ def training_view(
     film = parts.gallery(
         "train-film", columns=6, buttons=[], elem_classes="pictures film", allow_preview=False
     )
-    with gr.Column(visible=False, elem_id="choice") as choice:
-        state = gr.Slider(1, 2, 1, step=1, label="State", buttons=[], elem_id="timeline")
-        drawing = gr.HTML("", elem_id="frame-status")
-        gallery = parts.gallery("frame", columns=4, visible=True)
-        with gr.Row(elem_classes="actions"):
-            keep = gr.Button("Save to the library", variant="primary", elem_id="keep-state")
-            draw_with = gr.Button("Draw with it", visible=False, elem_id="draw-state")
-        told = gr.HTML("", elem_id="keep-told")
+    choice = _Choice()
     with gr.Row(elem_classes="line"):
         which = gr.Dropdown([], label="Trainings", visible=False, scale=4, min_width=160, elem_id="trainings")
         resume = gr.Button("Go on", size="sm", visible=False, scale=1, min_width=80, elem_id="go-on")
         delete = gr.Button(
             "Delete", size="sm", variant="stop", visible=False, scale=1, min_width=80, elem_id="train-delete"
         )
-    at, seen, kept = gr.State(""), gr.State(""), gr.State("")
+    at, seen = gr.State(""), gr.State("")
     clock = gr.Timer(1.0, active=False)
-    outputs = [status, loss, drift, film, choice, state, which, resume, delete, at, seen, clock, go, stop]
+    outputs = [
+        status, loss, drift, film, choice.whole, choice.state, which, resume, delete, at, seen, clock, go,
+        stop,
+    ]  # fmt: skip
 
     def looked(me: str, ident: str, before: str) -> dict[Any, Any]:
         """`before` is what the page shows already: what did not change is not sent again."""
@@ -77,7 +74,7 @@ def training_view(
             **parts.running(go, stop, not now.over),
             resume: gr.update(visible=now.state in ("stopped", "failed")),
             delete: gr.update(visible=now.over),
-            choice: gr.update(visible=bool(steps)),
+            choice.whole: gr.update(visible=bool(steps)),
             which: _trainings(studio, me, ident),
             clock: gr.Timer(active=not now.over),
             seen: mark,
@@ -91,7 +88,7 @@ def training_view(
             pictures = [(str(path), f"Step {step}") for step, paths in samples.items() for path in paths[:1]]
             updates[film] = gr.update(value=pictures, visible=bool(pictures))
         if steps:
-            updates[state] = gr.update(
+            updates[choice.state] = gr.update(
                 maximum=max(2, len(steps)), value=len(steps), label=_after(session, steps[-1]),
                 interactive=len(steps) > 1,
             )  # fmt: skip
@@ -101,7 +98,7 @@ def training_view(
         """A training, or the latest if there is no such one, or none."""
         idents = [session.ident for session in store.of(me)]
         if not idents:
-            hidden = dict.fromkeys((loss, drift, film, choice, resume, delete, which), parts.HIDDEN)
+            hidden = dict.fromkeys((loss, drift, film, choice.whole, resume, delete, which), parts.HIDDEN)
             off = {at: "", seen: "", clock: gr.Timer(active=False)}
             return {status: EMPTY, **parts.running(go, stop, False), **hidden, **off}
         ident = ident if ident in idents else idents[0]
@@ -133,56 +130,79 @@ def training_view(
     def halt(request: gr.Request) -> None:
         store.stop(owner(request))
 
-    # ---------------------------------------------------------------------------------- the timeline
-
-    timeline = [state, drawing, gallery, draw_with, told]
-
-    async def show(ident: str, place: float, request: gr.Request) -> AsyncIterator[Any]:
-        """The pictures of a state; one that has none yet is drawn first."""
-        me = owner(request)
-        if not ident or place == UNSET or not (session := store.get(me, ident)).steps:
-            yield gr.skip()
-            return
-        step = _step(session, place)
-        label = gr.update(label=_after(session, step))
-        if not session.samples().get(step):
-            waiting = {drawing: html.hint("Drawing this state…"), gallery: []}
-            yield {state: label, **waiting, draw_with: parts.HIDDEN, told: ""}
-            async for now in studio.queue.watch(store.draw_state(me, session, step)):
-                yield {drawing: html.progress(now)}
-                if now.error:
-                    return
-        files = [str(file) for file in session.samples().get(step, ())]
-        yield {state: label, drawing: "", gallery: files, draw_with: parts.HIDDEN, told: ""}
-
-    state.change(
-        show, [at, state], timeline, js=f"(ident, state) => [ident, state ?? {UNSET}]",
-        trigger_mode="always_last",
-    )  # fmt: skip
-
-    @at.change(inputs=at, outputs=timeline, trigger_mode="always_last")
-    async def latest(ident: str, request: gr.Request) -> AsyncIterator[Any]:
-        """Of another training, the slider may stand where it stood: the last state is shown all the same."""
-        async for updates in show(ident, MAX_STEPS, request):
-            yield updates
-
-    @film.select(inputs=at, outputs=state)
-    def select(ident: str, request: gr.Request, event: gr.SelectData) -> Any:
-        session = store.get(owner(request), ident)
-        step, steps = list(session.samples())[int(event.index)], session.steps
-        return steps.index(step) + 1 if step in steps else gr.skip()
-
-    @keep.click(inputs=[at, state], outputs=[told, draw_with, kept, concepts.known])
-    def keep_state(ident: str, place: float, request: gr.Request) -> Any:
-        me = owner(request)
-        step = _step(store.get(me, ident), place)
-        entry = store.keep(me, ident, step, studio.library)
-        note = f"{entry.title} after step {step} is in the library, {entry.size:,} bytes."
-        return html.note(note), gr.update(visible=True), entry.id, concepts.changed()
-
-    settings = draw.settings
-    draw_with.click(settings.with_concept, kept, settings.outputs, inputs_kwargs=settings.context)
+    choice.connect(studio, store, draw, concepts, film, at)
     return TrainingView(outputs, shown)
+
+
+class _Choice:
+    """The timeline: the kept states, pictures of each, and what can be done with one."""
+
+    def __init__(self) -> None:
+        with gr.Column(visible=False, elem_id="choice") as self.whole:
+            self.state = gr.Slider(1, 2, 1, step=1, label="State", buttons=[], elem_id="timeline")
+            self.drawing = gr.HTML("", elem_id="frame-status")
+            self.gallery = parts.gallery("frame", columns=4, visible=True)
+            with gr.Row(elem_classes="actions"):
+                self.keep = gr.Button("Save to the library", variant="primary", elem_id="keep-state")
+                self.draw_with = gr.Button("Draw with it", visible=False, elem_id="draw-state")
+            self.told = gr.HTML("", elem_id="keep-told")
+        self.kept = gr.State("")
+
+    def connect(
+        self, studio: Studio, store: Trainings, draw: DrawTab, concepts: ConceptsTab, film: gr.Gallery,
+        at: gr.State,
+    ) -> None:  # fmt: skip
+        """What happens when a state is chosen, saved or drawn with; `at` is the training's id."""
+        state, drawing, gallery, keep, draw_with, told, kept = (
+            self.state, self.drawing, self.gallery, self.keep, self.draw_with, self.told, self.kept,
+        )  # fmt: skip
+        timeline = [state, drawing, gallery, draw_with, told]
+
+        async def show(ident: str, place: float, request: gr.Request) -> AsyncIterator[Any]:
+            """The pictures of a state; one that has none yet is drawn first."""
+            me = owner(request)
+            if not ident or place == UNSET or not (session := store.get(me, ident)).steps:
+                yield gr.skip()
+                return
+            step = _step(session, place)
+            label = gr.update(label=_after(session, step))
+            if not session.samples().get(step):
+                waiting = {drawing: html.hint("Drawing this state…"), gallery: []}
+                yield {state: label, **waiting, draw_with: parts.HIDDEN, told: ""}
+                async for now in studio.queue.watch(store.draw_state(me, session, step)):
+                    yield {drawing: html.progress(now)}
+                    if now.error:
+                        return
+            files = [str(file) for file in session.samples().get(step, ())]
+            yield {state: label, drawing: "", gallery: files, draw_with: parts.HIDDEN, told: ""}
+
+        state.change(
+            show, [at, state], timeline, js=f"(ident, state) => [ident, state ?? {UNSET}]",
+            trigger_mode="always_last",
+        )  # fmt: skip
+
+        @at.change(inputs=at, outputs=timeline, trigger_mode="always_last")
+        async def latest(ident: str, request: gr.Request) -> AsyncIterator[Any]:
+            """Of another training, the slider may stand where it stood: the last state is shown."""
+            async for updates in show(ident, MAX_STEPS, request):
+                yield updates
+
+        @film.select(inputs=at, outputs=state)
+        def select(ident: str, request: gr.Request, event: gr.SelectData) -> Any:
+            session = store.get(owner(request), ident)
+            step, steps = list(session.samples())[int(event.index)], session.steps
+            return steps.index(step) + 1 if step in steps else gr.skip()
+
+        @keep.click(inputs=[at, state], outputs=[told, draw_with, kept, concepts.known])
+        def keep_state(ident: str, place: float, request: gr.Request) -> Any:
+            me = owner(request)
+            step = _step(store.get(me, ident), place)
+            entry = store.keep(me, ident, step, studio.library)
+            note = f"{entry.title} after step {step} is in the library, {entry.size:,} bytes."
+            return html.note(note), gr.update(visible=True), entry.id, concepts.changed()
+
+        settings = draw.settings
+        draw_with.click(settings.with_concept, kept, settings.outputs, inputs_kwargs=settings.context)
 
 
 def loss_table(now: TrainingStatus) -> Any:
