@@ -39,7 +39,18 @@ STEPS = 3
 LONG = 200  # steps of what is to be cancelled
 IDLE = 12.0  # seconds after which a thread that waits for work is let go, at the next request
 PROBES = 5
-USUAL = (-1, "", "dpm++", 1, "", False, "", "", 1, [])  # guidance, size, sampler, count, base, carry, acting, ...
+USUAL = (
+    -1,
+    "",
+    "dpm++",
+    1,
+    "",
+    False,
+    "",
+    "",
+    1,
+    [],
+)  # guidance, size, sampler, count, base, carry, acting, ...
 STOPPED = "Stopped, as asked."
 
 

@@ -6,7 +6,6 @@ import hashlib
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -23,10 +22,9 @@ from atomdiff.concept.passport import BasePassport
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.files import layer_mask, safetensors_file
+from atomdiff.files import safetensors_file
 from atomdiff.files.quantization import PRECISIONS
 from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
-from atomdiff.files.trim import trim
 from atomdiff.library.similar import most_similar
 
 UNET = tiny_models.unet()
@@ -154,7 +152,6 @@ def test_trained_words_are_added_where_they_are_the_same_word():
     spoken = Concept.of(UNET, SPECS[0], trained(UNET, SPECS[0]), PASSPORT, trigger="sks", token=token)
     mixed = algebra.mix([(spoken, 0.5), (MADE[1], 1.0), (spoken, 0.25)])
     assert torch.equal(mixed.token["token"], 0.75 * token["token"])
-    assert torch.equal(trim(mixed, 9000, "int4").token["token"], mixed.token["token"])
     with pytest.raises(ConceptError, match="a mix is called by one word, here 'zwx'"):
         algebra.mix([(replace(MADE[1], trigger="zwx"), 1.0), (spoken, 1.0)])
 
@@ -212,81 +209,6 @@ def test_the_most_similar_are_found_among_other_files(tmp_path):
         most_similar(MADE[0], tmp_path / "none")
 
 
-# ------------------------------------------------------------------------------------------- trimming
-
-
-@settings(max_examples=15)
-@given(st.sampled_from([0, 1, 2]), st.integers(2500, 30_000), st.sampled_from(PRECISIONS))
-def test_trimming_fits_and_is_idempotent(index, budget, dtype):
-    concept = MADE[index]
-    try:
-        trimmed = trim(concept, budget, dtype)
-    except ConceptError as error:
-        assert "single layer of each family" in str(error)
-        return
-    data = safetensors_file.to_bytes(trimmed, dtype)
-    assert len(data) <= budget
-    assert trim(trimmed, budget, dtype) is trimmed
-    again = safetensors_file.from_bytes(data)
-    assert safetensors_file.to_bytes(again, dtype) == data
-    assert again.bind(UNET).keys() == concept.bind(UNET).keys()
-    for name, atoms in trimmed.bind(UNET).items():
-        assert not atoms.any() or torch.equal(atoms, concept.bind(UNET)[name])
-
-
-def test_what_changes_most_is_kept():
-    concept = MADE[3]
-    sizes = torch.linspace(0.1, 1, len(concept.atoms["conv"]))
-    concept = replace(concept, atoms={"conv": sizes[:, None, None] * torch.ones_like(concept.atoms["conv"])})
-    kept = trim(concept, 4000).atoms["conv"].flatten(1).any(1)
-    assert 0 < kept.sum() < len(kept)
-    assert kept.tolist() == sorted(kept.tolist())
-
-
-def test_only_trimmed_concepts_leave_layers_out():
-    atoms = {key: values.clone() for key, values in MADE[0].atoms.items()}
-    atoms["conv"][3:] = 0
-    hollow = replace(MADE[0], atoms=atoms)
-    whole, short = hollow, replace(hollow, trimmed=True)
-    assert b"present" not in safetensors_file.to_bytes(whole)
-    data = safetensors_file.to_bytes(short)
-    assert len(data) < len(safetensors_file.to_bytes(whole)) - 30 * 162 + 100
-    read = safetensors_file.from_bytes(data)
-    assert read.trimmed
-    assert torch.equal(read.atoms["conv"], atoms["conv"].half().float())
-    full = replace(MADE[0], trimmed=True)
-    assert safetensors_file.to_bytes(full) == safetensors_file.to_bytes(MADE[0])  # nothing to leave out
-
-
-@settings(max_examples=50)
-@given(st.lists(st.booleans(), min_size=2, max_size=70).filter(lambda bits: any(bits) and not all(bits)))
-def test_the_layers_present_are_written_and_read(bits):
-    kept = {"conv": np.array(bits), "linear": np.array([True])}
-    again = layer_mask.from_text(layer_mask.to_text(kept))
-    assert again["conv"].tolist() == bits
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "conv", "conv:4:", "conv:4:f", "conv:4:0", "conv:4:80", "conv:5:8", "conv:3:9", "conv:04:8",
-     "conv:4:A", "conv:4:8,conv:4:8", "linear:4:8,conv:4:8", "conv:4:8,", "conv:99999:8", "conv:4:8" * 20000],
-)  # fmt: skip
-def test_a_wrong_list_of_layers_is_refused(text):
-    with pytest.raises(ConceptError, match="which layers it holds"):
-        layer_mask.from_text(text)
-
-
-def test_layers_that_are_not_those_told_are_refused():
-    kept = {"conv": np.array([True, False, True])}
-    good = np.ones((2, 9, 9), np.float32)
-    assert layer_mask.expand({"conv": good}, kept)["conv"].shape == (3, 9, 9)
-    for tensors in ({"conv": good[:1]}, {"conv": good * np.array([1, 0])[:, None, None]}, {"linear": good}):
-        with pytest.raises(ConceptError, match="it was altered"):
-            layer_mask.expand(tensors, kept)
-    with pytest.raises(ConceptError, match="more numbers than a concept has"):
-        layer_mask.expand({"linear": np.ones((1, 1024, 1024))}, {"linear": np.arange(9000) == 0})
-
-
 # ------------------------------------------------------------------------------------ the command line
 
 
@@ -306,10 +228,6 @@ def test_the_commands(tmp_path):
     assert load_concept(out).similarity(MADE[0] - MADE[1]) == pytest.approx(1, abs=1e-3)
     lines = run("similar", a, str(tmp_path)).splitlines()
     assert lines[0].split() == ["1.000", a]
-    said = run("trim", a, "--max-bytes", "15000", "--out", str(out))
-    assert "layers" in said
-    assert "--precision int8 fits with all of them" in said
-    assert out.stat().st_size <= 15000
 
 
 def test_clashing_concepts_are_told_of(capsys):

@@ -26,7 +26,7 @@ def test_only_digits_of_ascii_are_numbers():
 
 @pytest.mark.parametrize("spec", [AtomSpec(), AtomSpec(num_atoms=6, conv_layers="^down|mid$", coef_block=4)])
 def test_a_spec_comes_back(spec):
-    assert spec_of(spec_text(spec, {})) == (spec, {})
+    assert spec_of(spec_text(spec)) == spec
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ def called(client: httpx.Client, name: str, *data: Any) -> httpx.Response:
 
 
 def drawn(client: httpx.Client, prompt: str, concepts: list, steps: int = 1) -> httpx.Response:
-    return called(client, "draw", prompt, concepts, "", 7, steps, -1, "", "dpm++", 1, "", False, "", "", 1, [])
+    return called(
+        client, "draw", prompt, concepts, "", 7, steps, -1, "", "dpm++", 1, "", False, "", "", 1, []
+    )
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,9 @@ from atomdiff.concept import algebra
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core.spec import AtomSpec
-from atomdiff.errors import ConceptError
 from atomdiff.evaluation import drift, inspection, layer_maps, plots
 from atomdiff.files import card, card_image, text
 from atomdiff.files.safetensors_file import from_bytes, save_concept, to_bytes
-from atomdiff.files.trim import trim
 from atomdiff.library import Library
 from atomdiff.library.similar import most_similar
 
@@ -43,12 +41,9 @@ def test_its_file_is_little_more_than_its_numbers(word: Concept, tmp_path: Path)
     assert Library(tmp_path / "library").add(to_bytes(word)).title == "Rex"
 
 
-def test_it_adds_up_with_itself_and_has_no_layers_to_trim(word: Concept) -> None:
+def test_it_adds_up_with_itself(word: Concept) -> None:
     half = algebra.mix([(word, 0.25), (word, 0.25)])
     torch.testing.assert_close(half.token["token"], 0.5 * word.token["token"])
-    assert trim(word, 10_000) is word
-    with pytest.raises(ConceptError, match="allow more"):
-        trim(word, 100)
 
 
 def test_its_card_and_figures_are_drawn(word: Concept, tmp_path: Path) -> None:

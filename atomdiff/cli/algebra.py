@@ -1,4 +1,4 @@
-"""The commands that reckon with concepts: `mix` and `diff` add and subtract, `similar` finds, `trim` cuts."""
+"""The commands that reckon with concepts: `mix` and `diff` add and subtract, `similar` finds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from atomdiff.cli.common import app, check_concept_name, one_sentence
 from atomdiff.core.blocks import one_number
 
 if TYPE_CHECKING:
-    from torch import Tensor
 
     from atomdiff.concept.concept import Concept
 
@@ -77,44 +76,12 @@ def similar(
         typer.echo("No concept in the folder can be compared with it: none has its base and layers.")
 
 
-@app.command()
-@one_sentence
-def trim(
-    file: FileArgument,
-    max_bytes: Annotated[int, typer.Option(help="How large the file may be.")],
-    out: Out,
-    precision: Precision = None,
-) -> None:
-    """Leave out the layers that matter least, until the file is small enough."""
-    from atomdiff.files import card, safetensors_file
-    from atomdiff.files import quantization as precisions
-    from atomdiff.files import trim as cut
-
-    concept = card.load(concept_file(file))
-    dtype = precision or concept.precision
-    trimmed = cut.trim(concept, max_bytes, dtype)
-    _write(trimmed, out, dtype)
-    if trimmed is concept:
-        return
-    had, kept = (sum(_used(atoms) for atoms in c.atoms.values()) for c in (concept, trimmed))
-    typer.echo(f"kept {kept} of {had} layers")
-    for coarser in precisions.PRECISIONS[precisions.PRECISIONS.index(dtype) + 1 :]:
-        if len(safetensors_file.to_bytes(concept, coarser)) <= max_bytes:
-            typer.echo(f"note: --precision {coarser} fits with all of them.", err=True)
-            break
-
-
 def _mix(parts: list[tuple[Concept, float]], name: str = "") -> Concept:
     """The weighted sum, which tells the files that it was made of."""
     from atomdiff.concept import algebra
     from atomdiff.files.safetensors_file import sha256
 
     return algebra.mix(parts, name, [sha256(concept) for concept, _ in parts])
-
-
-def _used(atoms: Tensor) -> int:
-    """How many layers are not zero."""
-    return int(atoms.flatten(1).any(1).sum())
 
 
 def _write(concept: Concept, out: Path, precision: str | None) -> None:

@@ -69,7 +69,6 @@ def mix(
         training={"mix": _sum(made_of)} if made_of else {},
         bases=bases,
         extra={},
-        trimmed=any(concept.trimmed for concept in concepts),
         precision=min((concept.precision for concept in concepts), key=PRECISIONS.index),
     )
 

@@ -30,9 +30,8 @@ class Contents(Generic[Array]):
     `layers` is the digest of the layers that the atoms belong to. `bases` holds, packed like the atoms, the
     basis of every convolution where it follows from the weights and spans a subspace (svd with fewer atoms
     than weights in the kernel); everything else follows from `spec`. `extra` keeps metadata that this
-    version does not know. Of a `trimmed` concept the file leaves out layers that are all zero. `precision`
-    is that of the file it came from, which is written again as it was. Raises ConceptError if the parts
-    contradict each other, a text cannot be shown or a number is not finite.
+    version does not know. `precision` is that of the file it came from, which is written again as it was.
+    Raises ConceptError if the parts contradict each other, a text cannot be shown or a number is not finite.
     """
 
     atoms: Mapping[str, Array]
@@ -45,7 +44,6 @@ class Contents(Generic[Array]):
     training: Mapping[str, str | int | float] = field(default_factory=dict)
     bases: Mapping[str, Array] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
-    trimmed: bool = False
     precision: str = "fp16"
 
     def __post_init__(self) -> None:

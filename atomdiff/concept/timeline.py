@@ -119,7 +119,6 @@ def _of_the_run(concept: Concept) -> dict[str, Any]:
         "base": (concept.base, concept.base.name),
         "training": {},
         "precision": "fp16",
-        "trimmed": False,
     }
 
 

@@ -15,7 +15,6 @@ from urllib.parse import parse_qsl, urlencode
 
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.files import layer_mask
 
 ALWAYS = ("num_atoms", "basis", "conv_layers", "linear_atoms", "linear_block")
 """Fields of the spec that are written even if they are as usual; the others were added later."""
@@ -34,27 +33,21 @@ def query(values: Mapping[str, Any]) -> str:
     return urlencode(values, safe="/:,.*()^$|[]")
 
 
-def spec_text(spec: AtomSpec, kept: layer_mask.Kept) -> str:
-    """The field `spec`, with the layers that the file holds if it does not hold all."""
+def spec_text(spec: AtomSpec) -> str:
+    """The field `spec`."""
     values = {
         item.name: getattr(spec, item.name)
         for item in fields(AtomSpec)
         if item.name in ALWAYS or getattr(spec, item.name) != item.default
     }
-    values[layer_mask.FIELD] = layer_mask.to_text(kept)
     return query({key: value for key, value in values.items() if value != ""})
 
 
-def spec_of(text: str) -> tuple[AtomSpec, layer_mask.Kept]:
-    """The spec, and the layers that the file holds; of all families none, if it holds all. Raises
-    ConceptError."""
+def spec_of(text: str) -> AtomSpec:
+    """Inverse of `spec_text`. Raises ConceptError."""
     known = {item.name: type(item.default) for item in fields(AtomSpec)}
     values: dict[str, Any] = {}
-    kept: layer_mask.Kept = {}
     for key, value in _pairs(text).items():
-        if key == layer_mask.FIELD:
-            kept = layer_mask.from_text(value)
-            continue
         if key not in known:
             raise ConceptError(
                 f"The concept's spec has a field {key[:60]!r} that is unknown here: update atomdiff."
@@ -64,7 +57,7 @@ def spec_of(text: str) -> tuple[AtomSpec, layer_mask.Kept]:
         values[key] = _field(known[key], value)
     try:
         _check_patterns(values.get("conv_layers", ""), values.get("linear_atoms", ""))
-        return AtomSpec(**values), kept
+        return AtomSpec(**values)
     except SettingsError as error:
         raise ConceptError(f"The concept's spec cannot be right: {error}") from None
 

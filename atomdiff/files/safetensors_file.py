@@ -21,7 +21,7 @@ from atomdiff.concept.contents import Contents
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core.spec import TENSORS
 from atomdiff.errors import ConceptError, SettingsError
-from atomdiff.files import atomic, layer_mask, quantization, query_string
+from atomdiff.files import atomic, quantization, query_string
 from atomdiff.files.header import MAX_NUMBERS, WIDTHS, Entry, parse_header, read_file
 from atomdiff.files.quantization import Part
 from atomdiff.files.query_string import check_patterns
@@ -93,9 +93,7 @@ def to_parts(concept: Concept, dtype: str) -> list[Part]:
     tensors = dict(concept.atoms) | {
         key.replace("conv", "basis"): value for key, value in concept.bases.items()
     }
-    kept = layer_mask.kept_layers(concept, dtype)
-    held = layer_mask.drop({name: tensor.numpy() for name, tensor in tensors.items()}, kept)
-    made = [quantization.encode(name, array, dtype) for name, array in held.items()]
+    made = [quantization.encode(name, tensor.numpy(), dtype) for name, tensor in tensors.items()]
     return [part for parts in made for part in parts]
 
 
@@ -203,7 +201,7 @@ def _metadata(concept: Concept, dtype: str) -> dict[str, str]:
         "base": concept.base.architecture,
         "base_name": concept.base.name,
         "base_sketch": concept.base.sketch_text(),
-        "spec": query_string.spec_text(concept.spec, layer_mask.kept_layers(concept, dtype)),
+        "spec": query_string.spec_text(concept.spec),
         "layers": concept.layers,
         "training": query_string.training_text(concept.training),
     }
@@ -227,9 +225,8 @@ def _contents(metadata: dict[str, str], entries: list[Entry], data: memoryview) 
         raise ConceptError(
             f"The file holds {numbers:,} numbers, too many for a concept (at most {MAX_NUMBERS:,})."
         )
-    spec, kept = query_string.spec_of(metadata["spec"])
-    dtype, held = quantization.decode(entries, data, int4_shapes(metadata))
-    arrays = layer_mask.expand(held, kept)
+    spec = query_string.spec_of(metadata["spec"])
+    dtype, arrays = quantization.decode(entries, data, int4_shapes(metadata))
     if not re.fullmatch(r"[0-9a-f]{8}", metadata["layers"]):
         raise ConceptError(f"The file's digest of layers is not 8 hex digits: {metadata['layers'][:60]!r}.")
     base = metadata["base"]
@@ -246,7 +243,6 @@ def _contents(metadata: dict[str, str], entries: list[Entry], data: memoryview) 
         name=metadata.get("name", ""),
         training=query_string.training_of(metadata.get("training", "")),
         extra={key: text for key, text in metadata.items() if key not in KNOWN},
-        trimmed=bool(kept),
         precision=dtype,
     )
 

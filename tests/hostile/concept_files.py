@@ -155,9 +155,3 @@ def _large(header: dict) -> Iterator[tuple[str, bytes]]:
         "zeros in int4",
         join({"__metadata__": more, "conv.scale": scales, "conv": flat}, bytes(2**16 + 2**20)),
     )
-    present = texts | {"spec": texts["spec"] + "&present=conv:9999:" + "0" * 2499 + "1"}
-    tensor = {"dtype": "F16", "shape": [1, 81, 6561], "data_offsets": [0, 81 * 6561 * 2]}
-    yield (
-        "a layer that stands for 9,999",
-        join({"__metadata__": present, "conv": tensor}, bytes(81 * 6561 * 2)),
-    )
