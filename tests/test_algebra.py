@@ -1,4 +1,4 @@
-"""Sums of concepts, their likeness and clash, the most similar in a folder, and trimming to a budget."""
+"""Sums of concepts, their likeness and clash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from atomdiff.errors import ConceptError, SettingsError
 from atomdiff.files import safetensors_file
 from atomdiff.files.quantization import PRECISIONS
 from atomdiff.files.safetensors_file import load_concept, save_concept, sha256
-from atomdiff.library.similar import most_similar
 
 UNET = tiny_models.unet()
 SPECS = [
@@ -188,27 +187,6 @@ def test_layers_are_compared_one_by_one():
     assert algebra.compare(MADE[3], MADE[4]).clash == 0  # convolutions here, linear layers there
 
 
-def test_the_most_similar_are_found_among_other_files(tmp_path):
-    twin = replace(MADE[0], atoms={k: a + 0.01 * torch.randn(a.shape) for k, a in MADE[0].atoms.items()})
-    save_concept(twin, tmp_path / "below" / "twin.safetensors", "int8")
-    for i in (1, 2, 3):
-        save_concept(MADE[i], tmp_path / f"{i}.safetensors")
-    save_concept(
-        replace(MADE[0], base=BasePassport("sdxl-00000000", (0.5,) * 16)), tmp_path / "xl.safetensors"
-    )
-    (tmp_path / "broken.safetensors").write_bytes(b"no")
-    another = save_concept(made(seed=9), tmp_path / "another.safetensors", "int4")
-    found = most_similar(MADE[0], tmp_path)
-    assert found[0][0].name == "twin.safetensors"
-    assert len(found) == 5
-    exact = MADE[0].similarity(load_concept(another))
-    assert dict(found)[another] == pytest.approx(exact, abs=1e-5)  # of a kind seen before, so told quickly
-    assert found[0][1] > 0.9 > found[1][1]
-    assert len(most_similar(MADE[0], tmp_path, 2)) == 2
-    with pytest.raises(ConceptError, match="There is no folder"):
-        most_similar(MADE[0], tmp_path / "none")
-
-
 # ------------------------------------------------------------------------------------ the command line
 
 
@@ -224,10 +202,8 @@ def test_the_commands(tmp_path):
     assert "0.7 dog0 - 0.5 dog1" in run("mix", f"{a}:0.7", f"{b}:-0.5", "--out", str(out))
     expected = 0.7 * MADE[0] - 0.5 * MADE[1]
     assert load_concept(out).similarity(expected) == pytest.approx(1, abs=1e-4)
-    run("diff", a, b, "--out", str(out), "--precision", "int8")
+    run("mix", a, f"{b}:-1", "--out", str(out), "--precision", "int8")
     assert load_concept(out).similarity(MADE[0] - MADE[1]) == pytest.approx(1, abs=1e-3)
-    lines = run("similar", a, str(tmp_path)).splitlines()
-    assert lines[0].split() == ["1.000", a]
 
 
 def test_clashing_concepts_are_told_of(capsys):

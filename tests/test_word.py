@@ -17,7 +17,6 @@ from atomdiff.evaluation import drift, inspection, layer_maps, plots
 from atomdiff.files import card, card_image, text
 from atomdiff.files.safetensors_file import from_bytes, save_concept, to_bytes
 from atomdiff.library import Library
-from atomdiff.library.similar import most_similar
 
 PASSPORT = BasePassport("sd1-1a2b3c4d", (0.5,) * 16, "sd15")
 NET = tiny_models.unet()
@@ -37,7 +36,6 @@ def test_its_file_is_little_more_than_its_numbers(word: Concept, tmp_path: Path)
     assert text.from_text(text.to_text(to_bytes(word))) == to_bytes(word)
     path = save_concept(word, tmp_path / "rex.safetensors")
     inspection.print_table(inspection.describe(path))
-    assert most_similar(word, tmp_path) == [(path, 0.0)]
     assert Library(tmp_path / "library").add(to_bytes(word)).title == "Rex"
 
 
