@@ -122,7 +122,7 @@ def carried(path: Path) -> bytes:
 
 
 def of_text(path: Path) -> bytes:
-    return text.from_either(path.read_bytes())
+    return text.from_text(path.read_bytes())
 
 
 def codes(path: Path) -> bytes:

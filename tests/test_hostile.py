@@ -81,7 +81,7 @@ class Touch:
 def test_no_suffix_makes_a_pickle_a_concept(tmp_path, suffix):
     path, proof = tmp_path / f"x.{suffix}", tmp_path / "unpickled"
     path.write_bytes(pickle.dumps({"state_dict": Touch(proof)}))
-    for read in (load_concept, card.load, card.concept_bytes, lambda p: text.from_either(p.read_bytes())):
+    for read in (load_concept, card.load, card.concept_bytes, lambda p: text.from_text(p.read_bytes())):
         try:
             read(path)
         except ConceptError:

@@ -46,11 +46,6 @@ def by_text(data: bytes, dice: random.Random) -> bytes:
     return text.from_text("\n".join("> " + line[i : i + width] for i in range(0, len(line), width)))
 
 
-def by_json(data: bytes, dice: random.Random) -> bytes:
-    """Into JSON."""
-    return text.from_json(text.to_json(data))
-
-
 def by_pictures(data: bytes, dice: random.Random) -> bytes:
     """Onto a sheet of QR codes, which is photographed without a fault."""
     return qr_image.read([qr_image.sheet(data, "", 3)])
@@ -58,7 +53,7 @@ def by_pictures(data: bytes, dice: random.Random) -> bytes:
 
 def by_all(data: bytes, dice: random.Random) -> bytes:
     """All ways, one after another, in any order."""
-    for way in dice.sample((by_card, by_codes, by_text, by_json), 4):
+    for way in dice.sample((by_card, by_codes, by_text), 3):
         data = way(data, dice)
     return data
 
@@ -67,7 +62,6 @@ WAYS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "card": by_card,
     "QR codes": by_codes,
     "chat text": by_text,
-    "JSON": by_json,
     "all of these in a row": by_all,
 }
 

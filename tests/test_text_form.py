@@ -1,4 +1,4 @@
-"""A concept as chat text and as JSON: the very same bytes come back, and damage is told in one sentence."""
+"""A concept as chat text: the very same bytes come back, and damage is told in one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from hostile.concept_files import join, parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -22,7 +21,7 @@ from atomdiff.errors import ConceptError
 from atomdiff.files import card_image, quantization
 from atomdiff.files.modelspec import annotated
 from atomdiff.files.safetensors_file import from_bytes, load_concept, save_concept, to_bytes
-from atomdiff.files.text import MAX_LETTERS, from_either, from_json, from_text, to_json, to_text
+from atomdiff.files.text import MAX_LINE, from_text, to_text
 
 SMALL = AtomSpec(num_atoms=2, linear_block=2)
 texts = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
@@ -45,11 +44,10 @@ def concepts(draw) -> Concept:
 
 @settings(max_examples=150)
 @given(concepts(), st.sampled_from(quantization.PRECISIONS))
-def test_bytes_text_and_json_give_each_other_back(made, dtype):
+def test_bytes_and_text_give_each_other_back(made, dtype):
     data = to_bytes(made, dtype)
     assert to_bytes(from_bytes(data), dtype) == data
     assert from_text(to_text(data)) == data
-    assert from_json(to_json(data)) == data
 
 
 @pytest.mark.parametrize(
@@ -121,91 +119,6 @@ def test_text_whose_checksum_is_right_is_still_checked():
         to_text(bad)
 
 
-def test_json_has_a_line_a_row_so_that_one_change_is_one_line():
-    first = to_json(to_bytes(concept(), "int8"))
-    lines = first.splitlines()
-    assert sum(line.startswith("   [") for line in lines) == 2 * 9 + 3 * 16 + 2
-    assert '  "format": "atomdiff/1",' in lines
-    content = json.loads(first)
-    assert list(content) == ["metadata", "tensors"]
-    assert list(content["tensors"]) == ["conv.scale", "linear.scale", "conv", "linear"]
-    content["metadata"]["name"] = "your dog"
-    assert from_bytes(from_json(json.dumps(content))).name == "your dog"
-
-
-def test_json_of_int4_shows_every_number():
-    content = json.loads(to_json(to_bytes(concept(), "int4")))
-    conv = content["tensors"]["conv"]
-    assert (conv["dtype"], conv["shape"]) == ("I4", [2, 9, 9])
-    assert max(abs(number) for row in conv["rows"] for number in row) == 7
-    assert "int4" not in content["metadata"]
-
-
-def edited(change) -> str:
-    content = json.loads(to_json(to_bytes(concept(), "int8")))
-    change(content)
-    return json.dumps(content)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not a concept written as JSON"),
-        ("[]", "not a concept written as JSON"),
-        ("{}", "not a concept written as JSON"),
-        ("[" * 100_000, "not a concept written as JSON"),
-        ('{"metadata": {}, "metadata": {}}', "names something twice"),
-        ('{"metadata": {}, "tensors": {"conv": NaN}}', "holds NaN"),
-        ('{"metadata": {}, "tensors": {}}', "not an atomdiff concept"),
-        ('{"metadata": {"a": 1}, "tensors": {}}', "not a concept written as JSON"),
-        (edited(lambda c: c.update(more=1)), "not a concept written as JSON"),
-        (edited(lambda c: c["metadata"].update(int4="conv=1x1x1")), "not a concept written as JSON"),
-        (edited(lambda c: c["metadata"].update(format="atomdiff/2")), "newer than this version"),
-        (edited(lambda c: c["tensors"].pop("conv.scale")), "not of one of the precisions"),
-        (edited(lambda c: c["tensors"]["conv"].update(dtype="F64")), "not a concept written as JSON"),
-        (edited(lambda c: c["tensors"]["conv"].update(shape=[2**62, 9, 9])), "shape or the type"),
-        (edited(lambda c: c["tensors"]["conv"]["rows"].pop()), "shape or the type"),
-        (edited(lambda c: c["tensors"]["conv"]["rows"][0].append(1)), "shape or the type"),
-        (edited(lambda c: c["tensors"]["conv"]["rows"][0].__setitem__(0, 0.5)), "shape or the type"),
-        (edited(lambda c: c["tensors"]["conv"]["rows"][0].__setitem__(0, True)), "shape or the type"),
-        (edited(lambda c: c["tensors"]["conv"]["rows"][0].__setitem__(0, -128)), "beyond 127"),
-        (edited(lambda c: c["tensors"]["conv.scale"]["rows"][0].__setitem__(0, 1e5)), "NaN, infinite or neg"),
-        (edited(lambda c: c["tensors"]["conv.scale"]["rows"][0].__setitem__(0, 1e99)), "beyond 3.5e"),
-    ],
-)  # fmt: skip
-def test_json_that_is_no_concept_is_told_in_one_sentence(text, message):
-    with pytest.raises(ConceptError, match=message) as caught:
-        from_json(text)
-    assert "\n" not in str(caught.value)
-
-
-@settings(max_examples=150)
-@given(st.data())
-def test_json_with_anything_in_it_never_crashes(data):
-    content = json.loads(to_json(to_bytes(concept(), "int8")))
-    place = content
-    for _ in range(data.draw(st.integers(0, 3))):
-        keys = list(place) if isinstance(place, dict) else range(len(place))
-        key = data.draw(st.sampled_from(keys))
-        if not isinstance(place[key], dict | list) or not place[key]:
-            break
-        place = place[key]
-    key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
-    place[key] = data.draw(
-        st.sampled_from([None, True, -1, 2**70, 1e308, 0.5, "x", "I4", [], {}, [[]], [[1]]])
-    )
-    try:
-        from_json(json.dumps(content))
-    except ConceptError as error:
-        assert "\n" not in str(error)
-
-
-def test_json_of_a_file_that_is_not_canonical_is_refused():
-    header, data = parts(to_bytes(concept()))
-    with pytest.raises(ConceptError, match="not in the canonical form"):
-        to_json(join(header, data))
-
-
 # ------------------------------------------------------------------------------------------------ commands
 
 
@@ -218,11 +131,10 @@ def file(tmp_path):
     return save_concept(concept(), tmp_path / "dog.safetensors")
 
 
-@pytest.mark.parametrize("form", ["--text", "--json"])
-def test_export_and_import(file, tmp_path, form):
+def test_export_and_import(file, tmp_path):
     exported = tmp_path / "dog.txt"
-    assert run("export", file, form, "--out", exported).exit_code == 0
-    assert run("export", file, form).stdout == exported.read_text("utf-8")
+    assert run("export", file, "--out", exported).exit_code == 0
+    assert run("export", file, "--text").stdout == exported.read_text("utf-8")
     done = run("import", exported, "--out", tmp_path / "again.safetensors")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
@@ -252,7 +164,7 @@ def test_a_card_is_a_concept_for_every_command(file, tmp_path):
     "arguments",
     [
         ("export", "none.safetensors"),
-        ("export", "dog.safetensors", "--text", "--json"),
+        ("export", "dog.safetensors", "--text", "--to", "lora"),
         ("export", "dog.safetensors", "--out", "dog.safetensors/x"),
         ("import", "none.txt", "--out", "x.safetensors"),
         ("import", "dog.safetensors", "--out", "x.safetensors"),
@@ -313,22 +225,18 @@ def test_a_field_of_the_format_is_no_extra_field():
         to_bytes(concept(extra={"format": "mine"}))
 
 
-def test_either_form_is_read_from_a_text_file():
+def test_a_text_file_is_read_with_and_without_a_byte_order_mark():
     data = to_bytes(concept())
-    for form in (to_text(data), to_json(data)):
-        assert from_either(b"\xef\xbb\xbf" + form.encode()) == data
-        assert from_either(b"\n  " + form.encode()) == data
+    for before in (b"\xef\xbb\xbf", b"\n  "):
+        assert from_text(before + to_text(data).encode()) == data
     with pytest.raises(ConceptError, match="This is not text"):
-        from_either(b"\xff\xfe")
-    with pytest.raises(ConceptError, match=r"has 4,194,305 bytes, too many"):
-        from_either(bytes(4 * MAX_LETTERS + 1))
+        from_text(b"\xff\xfe")
+    with pytest.raises(ConceptError, match=r"has 524,289 letters, too many"):
+        from_text(bytes(MAX_LINE + 1))
 
 
 def test_what_is_too_long_for_a_text_is_told_before_it_is_made():
     spec = AtomSpec(linear_atoms="none")
     large = to_bytes(concept(spec=spec, atoms={"conv": torch.ones(5000, 9, 9)}), "int8")
-    for form in (to_text, to_json):
-        with pytest.raises(ConceptError, match=r"at most [\d,]+ are read: share the file, or a card"):
-            form(large)
-    with pytest.raises(ConceptError, match="far more values"):
-        from_json('{"metadata": [' + "[]," * 150_000 + "[]]}")
+    with pytest.raises(ConceptError, match=r"at most [\d,]+ are read: share the file, or a card"):
+        to_text(large)

@@ -1,4 +1,4 @@
-"""The commands that pass a concept on: `export`, `import` (text and JSON), `convert` (precision, credits)."""
+"""The commands that pass a concept on: `export`, `import` (text), `convert` (precision, credits)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ THUMBNAIL = 256  # pixels a side, as the ModelSpec says
 def export_concept(
     file: FileArgument,
     text: Annotated[bool, typer.Option("--text", help="One line for a chat message (the default).")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for version control.")] = False,
     to: Annotated[
         str,
         typer.Option(
@@ -48,15 +47,15 @@ def export_concept(
     from atomdiff.files import text as forms
     from atomdiff.files.card import concept_bytes
 
-    if text + as_json + bool(to) > 1:
-        raise SettingsError("A concept is exported as --text, as --json or --to something: run it twice.")
+    if text and to:
+        raise SettingsError("A concept is exported as --text or --to something: run it twice.")
     file = concept_file(file)
     if to:
         _export_to(file, to, out, base, strength=strength, rank=rank, max_error=max_error, dtype=dtype)
         return
     data = concept_bytes(file)
     try:
-        made = forms.to_json(data) if as_json else forms.to_text(data) + "\n"
+        made = forms.to_text(data) + "\n"
     except ConceptError as error:
         raise ConceptError(f"{str(file)!r}: {error}") from None
     if out is None:
@@ -84,23 +83,23 @@ def _export_to(file: Path, kind: str, out: Path | None, base: str | None, **sett
 def import_concept(
     file: Annotated[
         str,
-        typer.Argument(help="The text or JSON that `export` wrote: a file, - for standard input, or itself."),
+        typer.Argument(help="The text that `export` wrote: a file, - for standard input, or itself."),
     ],
     out: Annotated[Path, typer.Option(help="The concept file to write.")],
 ) -> None:
-    """Make a concept file of its text or JSON: import "atomdiff:v1:..." --out dog.safetensors."""
+    """Make a concept file of its text: import "atomdiff:v1:..." --out dog.safetensors."""
     from atomdiff.files import safetensors_file
     from atomdiff.files import text as forms
     from atomdiff.files.card import read_file
-    from atomdiff.files.read_any import from_any_text, is_text_form
+    from atomdiff.files.read_any import is_text_form
 
     check_concept_name(out)
     if file != "-" and is_text_form(file):
-        data = from_any_text(file)
+        data = forms.from_text(file)
     else:
-        raw = sys.stdin.buffer.read(forms.MAX_LETTERS + 1) if file == "-" else read_file(file)
+        raw = sys.stdin.buffer.read(forms.MAX_LINE + 1) if file == "-" else read_file(file)
         try:
-            data = from_any_text(raw)
+            data = forms.from_text(raw)
         except ConceptError as error:
             raise ConceptError(f"{file!r}: {error}") from None
     typer.echo(f"{safetensors_file.write_data(data, out)} ({len(data):,} bytes)")

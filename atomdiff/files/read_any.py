@@ -1,4 +1,4 @@
-"""A concept from whatever it came in: its file, a card, pictures of its QR codes, a line of chat, JSON.
+"""A concept from whatever it came in: its file, a card, pictures of its QR codes, a line of chat.
 
 What it is follows from the bytes, never from the name they come under.
 """
@@ -14,7 +14,7 @@ from atomdiff.files import card
 from atomdiff.files.header import read_header
 from atomdiff.files.qr_image import open_picture, read
 from atomdiff.files.safetensors_file import from_bytes
-from atomdiff.files.text import MAX_LETTERS, from_either
+from atomdiff.files.text import from_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ def read_any(*sources: Source) -> FoundConcept:
     for source in sources:
         name, raw = _contents(source)
         try:
-            data = from_any_text(source) if isinstance(source, str) else _carried(raw, name)
+            data = from_text(source) if isinstance(source, str) else _carried(raw, name)
             if data is not None:
                 return FoundConcept(from_bytes(data), data, raw if card.is_png(raw) else None)
         except ConceptError as error:
@@ -53,15 +53,9 @@ def read_any(*sources: Source) -> FoundConcept:
     return FoundConcept(from_bytes(data), data)
 
 
-def from_any_text(text: str | bytes) -> bytes:
-    """The file's bytes of a concept's line for chats or JSON. Raises ConceptError."""
-    raw = text if isinstance(text, bytes) else text[: MAX_LETTERS + 1].encode("utf-8", "surrogatepass")
-    return from_either(raw)
-
-
 def is_text_form(start: str) -> bool:
-    """Whether something starts like the text or the JSON of a concept, perhaps quoted by a chat program."""
-    return start.lstrip("\ufeff \t\r\n>`\"'*").lower().startswith(("atomdiff:", "{"))
+    """Whether something starts like the text of a concept, perhaps quoted by a chat program."""
+    return start.lstrip("\ufeff \t\r\n>`\"'*").lower().startswith("atomdiff:")
 
 
 def _contents(source: Source) -> tuple[str, bytes]:
@@ -89,7 +83,7 @@ def _carried(raw: bytes, name: str) -> bytes | None:
     if _is_file(raw) or name.lower().endswith(".safetensors"):
         return raw
     if is_text_form(raw[:100].decode("utf-8-sig", "replace")):
-        return from_any_text(raw)
+        return from_text(raw)
     return None
 
 

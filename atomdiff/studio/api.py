@@ -153,7 +153,7 @@ def _library(studio: Studio) -> None:
         return [concept_facts(entry) for entry in studio.concepts(scan=True)]
 
     def add_concepts(files: list[str], text: str) -> list[dict]:
-        """Takes concepts into the library: uploaded files (concept files, cards, pictures of QR codes, JSON)
+        """Takes concepts into the library: uploaded files (concept files, cards, pictures of QR codes)
         or the text of one."""
         sources: list[Source] = [Path(path) for path in files or []]
         added = library_view.add(studio, [*sources, text] if text else sources)

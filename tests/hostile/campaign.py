@@ -43,8 +43,8 @@ def read_codes(data: bytes) -> object:
 
 
 def read_text(data: bytes) -> object:
-    """A line or JSON as it lies in a text file."""
-    return from_bytes(text.from_either(data))
+    """A line as it lies in a text file."""
+    return from_bytes(text.from_text(data))
 
 
 def read_path(data: bytes, folder: Path) -> object:
@@ -73,7 +73,6 @@ def readers(folder: Path) -> dict[str, Callable[[bytes], object]]:
         "card": read_card,
         "codes": read_codes,
         "text": read_text,
-        "JSON": read_text,
         "path": lambda data: read_path(data, folder),
         "picture": lambda data: read_picture(data, folder),
     }

@@ -1,4 +1,4 @@
-"""Everything else made by hand to do harm: cards, codes, texts, JSON, foreign files and pictures.
+"""Everything else made by hand to do harm: cards, codes, texts, foreign files and pictures.
 
 Every case is (reader, bytes), where the reader is a name of `campaign.readers`. All of them must be refused;
 none may take long, take memory, or be run.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import random
 import struct
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from atomdiff.files import card, qr, qr_image
-from atomdiff.files.text import to_json, to_text
+from atomdiff.files.text import to_text
 from hostile import concept_files
 from hostile.concept_files import IDAT, IEND, IHDR, chunk, header_chunk, png
 
@@ -43,7 +42,6 @@ def by_hand(good: bytes, int8: bytes, int4: bytes) -> dict[str, Case]:
         ("card", cards(good)),
         ("codes", codes(good)),
         ("text", texts(good)),
-        ("JSON", jsons(good)),
         ("path", foreign(good)),
         ("picture", pictures(good)),
     ):
@@ -137,41 +135,6 @@ def texts(good: bytes) -> Iterator[tuple[str, bytes]]:
     yield "not UTF-8", b"atomdiff:v1:\xff\xfe"
     yield "four letters that are no base64", b"atomdiff:v1:AAAAA"
     yield "concept in a concept", b"atomdiff:v1:" + line
-
-
-def jsons(good: bytes) -> Iterator[tuple[str, bytes]]:
-    """Concepts written as JSON."""
-    said = to_json(good)
-    content = json.loads(said)
-    name = next(iter(content["tensors"]))
-
-    def tensor(**changes: object) -> bytes:
-        tensors = content["tensors"] | {name: content["tensors"][name] | changes}
-        return json.dumps(content | {"tensors": tensors}).encode()
-
-    yield "an object of nothing", b"{}"
-    yield "cut off", said[:-10].encode()
-    yield "deep", b'{"metadata":' + b"[" * 10**6
-    yield "a million lists", b'{"metadata":[' + b"[]," * 340_000 + b"[]]}"
-    yield "many names", ("{" + ",".join(f'"{i:x}":1' for i in range(90_000)) + "}").encode()
-    yield "long integers", b'{"metadata":[' + b",".join([b"9" * 4000] * 260) + b"]}"
-    yield "metadata twice", said.replace('"tensors"', '"metadata"', 1).encode()
-    yield "NaN", said.replace('"rows": [\n   [', '"rows": [\n   [NaN, ', 1).encode()
-    yield "1e999", tensor(rows=[[1e308 * 10] * 9])
-    yield "rows that are texts", tensor(rows=["123456789"])
-    yield "rows that are objects", tensor(rows=[{"a": 1}])
-    yield "rows of truths", tensor(rows=[[True] * 9] * 2)
-    yield "no rows", tensor(rows=[], shape=[0])
-    yield "shape of 2^62", tensor(shape=[2**62, 2**62])
-    yield (
-        "integer of 4,000 digits",
-        said.replace('"rows": [\n   [', f'"rows": [\n   [{"9" * 4000}, ', 1).encode(),
-    )
-    yield "a lone surrogate", said.replace('"format"', '"\\ud800": "", "format"', 1).encode()
-    yield (
-        "a million letters of metadata",
-        json.dumps(content | {"metadata": content["metadata"] | {"name": "x" * 900_000}}).encode(),
-    )
 
 
 def foreign(good: bytes) -> Iterator[tuple[str, bytes]]:

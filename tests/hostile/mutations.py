@@ -134,14 +134,6 @@ def mutate_text(data: bytes, dice: random.Random) -> bytes:
     return b"atomdiff:v1:" + base64.urlsafe_b64encode(zlib.crc32(changed).to_bytes(4, "big") + changed)
 
 
-def mutate_json_form(data: bytes, dice: random.Random) -> bytes:
-    """A concept as JSON with another value, or with other bytes."""
-    said = text.to_json(data)
-    if dice.random() < 0.4:
-        return mutate_bytes(said.encode(), dice)
-    return json.dumps(mutate_json(json.loads(said), dice)).encode()
-
-
 def mutate_picture(data: bytes, dice: random.Random) -> bytes:
     """A small picture of a QR code: other bytes of the picture, or of what the code says."""
     said = b"aQ\x01\x00" + (0).to_bytes(4, "little") + mutate_bytes(qr.pack(data), dice)[:2000]
@@ -155,6 +147,5 @@ MUTATORS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "card": mutate_card,
     "codes": mutate_codes,
     "text": mutate_text,
-    "JSON": mutate_json_form,
     "picture": mutate_picture,
 }

@@ -230,7 +230,7 @@ class _Adding:
                 show_label=False, file_count="multiple", type="filepath", height=130, elem_id="add-files",
                 elem_classes="drop",
             )  # fmt: skip
-            gr.HTML(html.hint("Files, cards, screenshots or photos of QR codes, JSON."))
+            gr.HTML(html.hint("Files, cards, screenshots or photos of QR codes."))
             self.text = gr.Textbox(
                 label="Or its text", placeholder="atomdiff:v1:…", lines=2, max_lines=4, elem_id="add-text"
             )
