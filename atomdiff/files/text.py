@@ -25,8 +25,8 @@ def to_text(data: bytes) -> str:
     contents(data)
     if (letters := len(data) * 4 // 3) > MAX_LINE:
         raise ConceptError(
-            f"The concept would be a text of {letters:,} letters, and at most {MAX_LINE:,} are read: share the "
-            "file, or a card."
+            f"The concept would be a text of {letters:,} letters, and at most {MAX_LINE:,} are read: share "
+            "the file, or a card."
         )
     checked = zlib.crc32(data).to_bytes(4, "big") + data
     return _PREFIX + base64.urlsafe_b64encode(checked).decode().rstrip("=")
