@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m hostile [--cases 100000] [--seed 0] [--check]
 
-Sound concepts are mutated (bits, bytes, slices, lengths, JSON values of headers, chunks with right checksums) and
+Sound concepts are mutated (bits, bytes, slices, lengths, values of headers, chunks with right checksums) and
 given to every reader: the file, the card, the frames of QR codes, the chat text, and whole pictures in which
 codes are looked for, as `atomdiff read` does. Then come those made by hand. A reader must give a
 concept back or refuse in one sentence, a `ConceptError` (for a picture that cannot be decoded an
