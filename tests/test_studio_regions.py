@@ -94,6 +94,7 @@ def test_two_concepts_are_painted_into_one_picture_and_come_back_from_it(page, f
     assert not page.locator("#where").is_visible()  # a newcomer does not meet it
     choose(page, "Rex")
     choose(page, "Mia")
+    page.keyboard.press("Escape")  # the list of concepts lies over what is below it
     page.locator("#where button").first.click()
     page.locator("#where-legend", has_text="Mia").wait_for()
     page.wait_for_timeout(1500)
