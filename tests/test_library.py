@@ -26,7 +26,7 @@ from atomdiff.files.card import embed
 from atomdiff.files.modelspec import annotated
 from atomdiff.files.read_any import read_any
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
-from atomdiff.files.text import to_json, to_text
+from atomdiff.files.text import to_text
 from atomdiff.library import Library, default_folder
 from atomdiff.library.folder import file_name, slug
 
@@ -49,7 +49,7 @@ def run(*arguments: str | Path):
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("form", ["file", "card", "codes", "text", "json", "bytes", "text file", "misnamed"])
+@pytest.mark.parametrize("form", ["file", "card", "codes", "text", "bytes", "text file", "misnamed"])
 def test_every_form_of_a_concept_is_taken_in_once(library, tmp_path, form):
     path = tmp_path / {"file": "dog.safetensors", "misnamed": "dog.txt"}.get(form, "dog.png")
     raw = {
@@ -58,7 +58,7 @@ def test_every_form_of_a_concept_is_taken_in_once(library, tmp_path, form):
         "text file": lambda: b"> " + to_text(DOG).encode(),
     }.get(form, lambda: DOG)()
     path.write_bytes(raw)
-    source = {"text": to_text(DOG), "json": to_json(DOG), "bytes": raw}.get(form, path)
+    source = {"text": to_text(DOG), "bytes": raw}.get(form, path)
     entry = library.add(source)
     assert entry.path.read_bytes() == DOG
     assert entry.path.name == f"biscuit-{entry.id[:8]}.safetensors"
