@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
@@ -103,10 +104,14 @@ def routes() -> list[tuple[str, str]]:
     import gradio as gr
     from gradio.routes import App
 
-    with gr.Blocks(analytics_enabled=False) as blocks:
-        gr.Textbox()
+    async def made() -> Any:
+        """Within a loop: where none runs, Gradio leaves loops of its own open."""
+        with gr.Blocks(analytics_enabled=False) as blocks:
+            gr.Textbox()
+        return App.create_app(blocks)
+
     found: list[tuple[str, str]] = []
-    for route in _flat(App.create_app(blocks).routes):
+    for route in _flat(asyncio.run(made()).routes):
         for method in getattr(route, "methods", None) or ["GET"]:
             found.append((method, re.sub(r"\{[^}]*\}", "1", route.path)))
     return found
