@@ -39,18 +39,8 @@ STEPS = 3
 LONG = 200  # steps of what is to be cancelled
 IDLE = 12.0  # seconds after which a thread that waits for work is let go, at the next request
 PROBES = 5
-USUAL = (
-    -1,
-    "",
-    "dpm++",
-    1,
-    "",
-    False,
-    "",
-    "",
-    1,
-    [],
-)  # guidance, size, sampler, count, base, carry, acting, ...
+REST: list[Any] = []  # of the regions
+USUAL = (-1, "", "dpm++", 1, "", False, "", "", 1, REST)  # guidance, size, sampler, count, base, ...
 STOPPED = "Stopped, as asked."
 
 

@@ -62,11 +62,11 @@ def test_regions_are_painted_as_they_are_read_and_stay_with_their_concepts():
 def stroke(page, left: float, right: float) -> None:
     """Lines over a part of the canvas, in shares of its width."""
     box = page.locator("#where-canvas canvas").first.bounding_box()
-    for down in (0.3, 0.45, 0.6, 0.75):
+    for down in (0.35, 0.5, 0.65):
         y = box["y"] + box["height"] * down
         page.mouse.move(box["x"] + box["width"] * left, y)
         page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] * right, y, steps=4)
+        page.mouse.move(box["x"] + box["width"] * right, y, steps=3)
         page.mouse.up()
     page.wait_for_timeout(500)
 
@@ -108,7 +108,7 @@ def test_two_concepts_are_painted_into_one_picture_and_come_back_from_it(page, f
     first = told(folder)
     assert [region.concepts for region in first.regions] == [(0,), (1,)]
     left, right = (mask_of(region.where).getbbox() for region in first.regions)
-    assert left[2] < 36 < 40 < right[0] and left[3] - left[1] > 25
+    assert left[2] < 36 < right[0] and left[3] - left[1] > 25
     assert ["zwx" in region.prompt for region in first.regions] == [False, True]
     text = newest(folder)
     use_settings_of_newest(page, folder)
