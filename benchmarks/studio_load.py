@@ -39,8 +39,7 @@ STEPS = 3
 LONG = 200  # steps of what is to be cancelled
 IDLE = 12.0  # seconds after which a thread that waits for work is let go, at the next request
 PROBES = 5
-REST: list[Any] = []  # of the regions
-USUAL = (-1, "", "dpm++", 1, "", False, "", "", 1, REST)  # guidance, size, sampler, count, base, ...
+USUAL: tuple[Any, ...] = (-1, "", "dpm++", 1, "", False, "", "", 1, [])  # guidance, size, sampler, count, ...
 STOPPED = "Stopped, as asked."
 
 
