@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -257,13 +258,22 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(browser, url):
     for tab in TABS:
         open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    open_tab(page, "Draw")
+    choose(page, "Rex")
+    page.locator("#where button").first.click()
+    page.locator("#where-canvas canvas").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Those of the history, the newest last."""
+    return sorted((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
 
 
 def newest(folder: Path) -> str:
     """The settings inside the newest picture of the history."""
-    file = max((folder / "out" / "pictures").rglob("*.png"), key=lambda file: file.stat().st_mtime)
-    with Image.open(file) as picture:
+    with Image.open(pictures(folder)[-1]) as picture:
         return picture.info["parameters"]
 
 
@@ -293,6 +303,41 @@ def test_a_picture_is_varied_painted_over_and_put_on_a_sheet(page, folder):
         page.wait_for_timeout(200)
     assert newest(folder).startswith("a red cat\nSteps: 2,")
     assert "Denoising strength: 0.6" in newest(folder)
+
+
+def until_drawn(folder: Path, beginning: str) -> str:
+    """The settings of the newest picture, once its prompt begins so."""
+    for _ in range(PATIENCE // 200):
+        if newest(folder).startswith(beginning):
+            return newest(folder)
+        time.sleep(0.2)
+    raise AssertionError(f"no picture of {beginning!r} was drawn")
+
+
+def test_a_style_words_and_a_second_pass_then_a_sticker_and_a_larger_one(page, folder):
+    (folder / "out" / "words").mkdir(exist_ok=True)
+    (folder / "out" / "words" / "animal.txt").write_text("dog\n")
+    set_up(page, 2)
+    for part, option in (("style", "Clay"), ("hires", "1.5 times")):
+        page.locator(f"#{part} input").click()
+        page.get_by_role("option", name=option, exact=True).click()
+    page.locator("#prompt textarea").fill("a {green|green} __animal__")
+    page.locator("#go").click()
+    text = until_drawn(folder, "a green dog, clay figure")
+    assert "Hires upscale: 1.5" in text
+    page.locator("#sticker").wait_for()
+    page.locator("#halt").wait_for(state="hidden")
+    for button, mode in (("enlarge", "RGB"), ("sticker", "RGBA")):
+        before = pictures(folder)
+        page.locator(f"#{button}").click()
+        for _ in range(PATIENCE // 200):
+            if len(after := pictures(folder)) > len(before):
+                break
+            time.sleep(0.2)
+        with Image.open(after[-1]) as picture:
+            assert picture.mode == mode
+            assert picture.size == (192, 192) or mode == "RGBA"
+        page.locator("#halt").wait_for(state="hidden")
 
 
 def test_other_peoples_files_are_dropped_drawn_and_told(page, folder, tmp_path):

@@ -163,6 +163,7 @@ def test_five_pictures_become_a_concept(page, tmp_path):
     page.get_by_text("Bello a sks dog").wait_for()
     page.get_by_text("Choose the state you like best").wait_for()
     page.locator("#frame img").first.wait_for()
+    page.locator("#train-drift").wait_for()
     assert "After step 3 of 3" in page.locator("#timeline").inner_text()
     page.locator("#timeline input[type=range]").focus()
     page.keyboard.press("Home")
