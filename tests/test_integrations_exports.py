@@ -249,7 +249,7 @@ def test_the_command(tiny_folder: Callable[..., Path], tiny_base: Callable[..., 
         (("--to", "diff", "--rank", "4", "--out", "x.safetensors"), "are a LoRA's"),
         (("--to", "diff", "--out", "x.bin"), "is a .safetensors file, not 'x.bin'"),
         (("--to", "diff"), "needs --out"),
-        (("--to", "diff", "--json"), "run it twice"),
+        (("--to", "diff", "--text"), "run it twice"),
         (("--to", "checkpoint", "--out", "x.safetensors"), "single .safetensors file"),
     ):
         done = run(*flags, *base)
