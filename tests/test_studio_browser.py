@@ -308,7 +308,7 @@ def test_a_picture_is_varied_painted_over_and_put_on_a_sheet(page, folder):
 def until_drawn(folder: Path, beginning: str) -> str:
     """The settings of the newest picture, once its prompt begins so."""
     for _ in range(PATIENCE // 200):
-        if newest(folder).startswith(beginning):
+        if pictures(folder) and newest(folder).startswith(beginning):
             return newest(folder)
         time.sleep(0.2)
     raise AssertionError(f"no picture of {beginning!r} was drawn")
