@@ -81,6 +81,41 @@ def test_a1111_draws_the_very_pictures_of_draw(service, a1111):
     assert not same(lora.image, other.image)
 
 
+def test_concepts_act_in_regions_as_in_draw(service, http, ai):
+    from atomdiff.sampling.region import Region
+
+    right = Image.new("L", (64, 64))
+    right.paste(255, (32, 0, 64, 64))
+    sent = io.BytesIO()
+    right.save(sent, "PNG")
+    regions = [
+        {"concepts": ["dog:0.8"], "box": [0, 0, 0.5, 1]},
+        {"concepts": ["cat"], "mask": base64.b64encode(sent.getvalue()).decode(), "prompt": "a zwx cat"},
+    ]
+    asked = {"prompt": "a sks dog and a zwx cat", "seed": 3, "steps": 2, "regions": regions}
+    answer = http.post("/sdapi/v1/txt2img", json=asked | {"batch_size": 2, "width": 32, "height": 32}).json()
+    made = [Image.open(io.BytesIO(base64.b64decode(one))) for one in answer["images"]]
+    base = service.bases.get(service.bases.default)
+    dog, cat = (card.load(service.entry(name).path) for name in ("dog", "cat"))
+    wanted = atomdiff.draw(
+        base, asked["prompt"], concepts=[(dog, 0.8), cat], count=2, seed=3, steps=2, size=(32, 32),
+        acting="plain", regions=[Region((0, 0, 0.5, 1), (0,)), Region(right, (1,), "a zwx cat")],
+    )  # fmt: skip
+    assert all(map(same, made, wanted))
+    assert made[1].info["parameters"] == wanted[1].info["parameters"]
+    again = ai.images.generate(prompt=asked["prompt"], size="32x32", extra_body=asked)
+    assert same(Image.open(io.BytesIO(base64.b64decode(again.data[0].b64_json))), wanted[0])
+    for wrong, told in (
+        ({"concepts": ["dog"]}, "a box or a mask"),
+        ({"concepts": ["dog"], "box": [0.5, 0, 0.5, 1]}, "left < right"),
+        ({"concepts": ["dog:loud"], "box": [0, 0, 1, 1]}, "loud"),
+        ({"concepts": ["mouse"], "box": [0, 0, 1, 1]}, "mouse"),
+        ({"concepts": ["dog"], "box": [0, 0, 1]}, "regions.0.box"),
+    ):
+        refused = http.post("/sdapi/v1/txt2img", json=asked | {"regions": [wrong]})
+        assert refused.status_code in (400, 422) and told in refused.json()["error"], refused.text
+
+
 def test_a1111_draws_from_pictures_and_into_them(a1111):
     photo = Image.new("RGB", (40, 40), "teal")
     changed = a1111.img2img(

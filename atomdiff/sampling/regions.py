@@ -194,32 +194,42 @@ class _RegionalAttention:
         return self._rows[region, count]
 
 
+@contextlib.contextmanager
+def placed(
+    base: Base, settings: DrawingSettings, weighted: Sequence[Weighted]
+) -> Iterator[tuple[Callable[[int], dict[str, Any]], DrawingSettings]]:
+    """Within: the base draws the settings' prompt with `weighted`, their concepts, in their regions; they are
+    filled in for the base. Yields what the pipeline is to be told of a number of pictures, and the settings
+    with the prompt of every region."""
+    factor = base.vae_factor
+    inside = {i for region in settings.regions for i in region.concepts}
+    everywhere = [pair for i, pair in enumerate(weighted) if i not in inside]
+    own = [[weighted[i] for i in region.concepts] for region in settings.regions]
+    called = [[(r.trigger, r.class_word) for r, _ in pairs] for pairs in own]
+    width, height = settings.size or (0, 0)
+    masks = masks_of([region.where for region in settings.regions], height // factor, width // factor)
+    said = zip(settings.regions, prompts_of(settings.prompt, called), strict=True)
+    regions = tuple(replace(region, prompt=region.prompt or text) for region, text in said)
+    pairs = list(zip([region.prompt for region in regions], own, strict=True))
+    with regional(base, settings.prompt, pairs, masks, settings.negative, everywhere) as told:
+        yield told, replace(settings, regions=regions)
+
+
 def draw_in_regions(
     base: Base, prompts: Sequence[str], settings: DrawingSettings, starts: Sequence[img2img.Start],
     limit: int, callback: Callback | None, preview: Callable[[Tensor], None] | None,
 ) -> list[Image]:  # fmt: skip
     """A picture of each prompt, each from its own of `starts` if there are any, by settings that have regions
     and are filled in for the base; pictures of one prompt in batches of at most `limit`."""
-    factor, held = base.vae_factor, Residents(base)
+    held = Residents(base)
     weighted = [(held.add(concept), strength) for concept, strength in settings.concepts]
-    placed = {i for region in settings.regions for i in region.concepts}
-    everywhere = [pair for i, pair in enumerate(weighted) if i not in placed]
-    own = [[weighted[i] for i in region.concepts] for region in settings.regions]
-    called = [[(r.trigger, r.class_word) for r, _ in pairs] for pairs in own]
-    width, height = settings.size or (0, 0)
-    masks = masks_of([region.where for region in settings.regions], height // factor, width // factor)
     those = {prompt: [i for i, text in enumerate(prompts) if text == prompt] for prompt in prompts}
-    made = Batches(
-        base, settings, sum(-(-len(places) // limit) for places in those.values()), callback, starts
-    )
+    batches = sum(-(-len(places) // limit) for places in those.values())
+    made = Batches(base, settings, batches, callback, starts)
     drawn: dict[str, DrawingSettings] = {}
     with with_scheduler(base, settings, preview):
         for prompt, places in those.items():
-            said = zip(settings.regions, prompts_of(prompt, called), strict=True)
-            regions = tuple(replace(region, prompt=region.prompt or text) for region, text in said)
-            drawn[prompt] = replace(settings, prompt=prompt, regions=regions)
-            pairs = list(zip([region.prompt for region in regions], own, strict=True))
-            with regional(base, prompt, pairs, masks, settings.negative, everywhere) as told:
+            with placed(base, replace(settings, prompt=prompt), weighted) as (told, drawn[prompt]):
                 for start in range(0, len(places), limit):
                     some = places[start : start + limit]
                     made.draw(some, told(len(some)))

@@ -128,5 +128,5 @@ async def _answer(request: Request, service: Service, body: Txt2Img) -> dict[str
         "sd_model_name": ticket.wanted[0].base,
         "infotexts": [image.info["parameters"] for image in images],
     }
-    told = body.model_dump(exclude={"init_images", "mask"})
+    told = body.model_dump(exclude={"init_images", "mask", "regions"})
     return {"images": encoded if body.send_images else [], "parameters": told, "info": json.dumps(info)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from atomdiff.base.stable_diffusion import Base
     from atomdiff.core.blocks import Strength
     from atomdiff.sampling.img2img import Start
+    from atomdiff.sampling.region import Region
     from atomdiff.sampling.resident import Resident
 
 MAX_HELD = 256 << 20  # bytes of concepts that are held ready; those not used for longest make room
@@ -45,9 +47,13 @@ class Wanted:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for pictures that can share a batch."""
+        """Equal for pictures that can share a batch: with regions, those that differ by the seed alone."""
         s, masked = self.settings, self.start is not None and self.start.mask is not None
-        return self.base, s.steps, s.guidance, s.size, s.sampler, s.strength, self.start is None, masked
+        common = self.base, s.steps, s.guidance, s.size, s.sampler, s.strength, self.start is None, masked
+        if not s.regions:
+            return common
+        concepts = tuple((concept.sha256, str(strength)) for concept, strength in s.concepts)
+        return *common, s.regions, s.prompt, s.negative, concepts
 
 
 class Drawer:
@@ -94,19 +100,15 @@ class Drawer:
 
     def _batch(self, wanted: Sequence[Wanted], concepts: Sequence[Any], step: Step) -> list[Image]:
         from atomdiff.sampling import img2img
-        from atomdiff.sampling.mixed import mixer
         from atomdiff.sampling.pipeline import draw_batch, with_scheduler
 
         common, starts = wanted[0].settings, [one.start for one in wanted if one.start is not None]
         base = img2img.with_pipeline(self.base, starts[0].mask is not None) if starts else self.base
-        with with_scheduler(base, common), mixer(base) as mixed:
-            told = mixed.told(
-                [one.settings.prompt for one in wanted], concepts, [one.settings.negative for one in wanted]
-            )
+        with with_scheduler(base, common), _told(base, wanted, concepts) as (told, regions):
             made = draw_batch(base, common, told, [one.settings.seed for one in wanted], starts, step)
         for one, image, own in zip(wanted, made, concepts, strict=True):
             named = [used(resident.title, strength, resident.sha256) for resident, strength in own]
-            plain = replace(one.settings, acting="plain")
+            plain = replace(one.settings, acting="plain", regions=regions)
             image.info["parameters"] = str(plain.generation(self.base.name, named))
         return made
 
@@ -123,3 +125,22 @@ class Drawer:
     def _make_room(self) -> None:
         while self.residents.nbytes > MAX_HELD:
             self.residents.drop(next(iter(self.residents.held.values())))
+
+
+@contextlib.contextmanager
+def _told(
+    base: Base, wanted: Sequence[Wanted], concepts: Sequence[Any]
+) -> Iterator[tuple[dict[str, Any], tuple[Region, ...]]]:
+    """Within: the base's pipeline, told this, draws pictures of one key with these concepts; their regions,
+    each with its prompt."""
+    from atomdiff.sampling.mixed import mixer
+    from atomdiff.sampling.regions import placed
+
+    every = [one.settings for one in wanted]
+    if every[0].regions:
+        with placed(base, every[0], concepts[0]) as (told_of, settings):
+            yield told_of(len(wanted)), settings.regions
+        return
+    with mixer(base) as mixed:
+        prompts, avoided = [one.prompt for one in every], [one.negative for one in every]
+        yield mixed.told(prompts, concepts, avoided), ()

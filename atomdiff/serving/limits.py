@@ -11,6 +11,7 @@ from atomdiff.serving.bases import BaseInfo
 MAX_TEXT = 4000  # letters of a prompt
 MAX_GUIDANCE = 100
 MAX_CONCEPTS = 8  # of a picture
+MAX_REGIONS = 8
 
 
 @dataclass(frozen=True)

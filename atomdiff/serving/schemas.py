@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from atomdiff.core.blocks import parse_strength
 from atomdiff.errors import ImageError, SettingsError
 from atomdiff.sampling.settings import SAMPLERS, parse_size
-from atomdiff.serving.limits import MAX_TEXT
-from atomdiff.serving.service import Asked
+from atomdiff.serving.limits import MAX_CONCEPTS, MAX_REGIONS, MAX_TEXT
+from atomdiff.serving.service import Asked, AskedRegion
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Whole = Annotated[int, Field(ge=-1, lt=2**63)]
@@ -38,7 +39,35 @@ class Body(BaseModel):
             raise ValueError("it is nested too deep") from None
 
 
-class Txt2Img(Body):
+class SentRegion(Body):
+    """A part of the picture with concepts of its own, `["dog:0.8"]`: a box, left, top, right, bottom in
+    shares of the picture, or a mask, a picture in Base64 whose white it is."""
+
+    concepts: list[Text] = Field(max_length=MAX_CONCEPTS)
+    box: tuple[Number, Number, Number, Number] | None = None
+    mask: str | None = None
+    prompt: Text = ""
+
+    def asked(self) -> AskedRegion:
+        """Raises SettingsError or ImageError."""
+        if (self.box is None) == (self.mask is None):
+            raise SettingsError("A region has a box or a mask, one of the two.")
+        named = [text.partition(":") for text in self.concepts]
+        concepts = tuple((name.strip(), parse_strength(strength or "1")) for name, _, strength in named)
+        return AskedRegion(self.box or picture(str(self.mask)), concepts, self.prompt)
+
+
+class Drawing(Body):
+    """What every request for pictures may have."""
+
+    regions: list[SentRegion] = Field(default=[], max_length=MAX_REGIONS)
+
+    def placed(self) -> tuple[AskedRegion, ...]:
+        """Raises SettingsError or ImageError."""
+        return tuple(region.asked() for region in self.regions)
+
+
+class Txt2Img(Drawing):
     """A1111's, as far as it is served; what changes nothing here is left out."""
 
     prompt: Text = ""
@@ -77,6 +106,7 @@ class Txt2Img(Body):
             self.prompt, self.negative_prompt, (), self.batch_size * self.n_iter, self.seed, self.steps,
             self.cfg_scale, sides(self.width, self.height),
             sampler(self.sampler_name or self.sampler_index, self.scheduler), str(chosen or ""),
+            regions=self.placed(),
         )  # fmt: skip
 
 
@@ -101,7 +131,7 @@ class Img2Img(Txt2Img):
         return Asked(**(vars(asked) | more))
 
 
-class ImagesRequest(Body):
+class ImagesRequest(Drawing):
     """OpenAI's, and beside it what it does not know (`extra_body` of its client)."""
 
     prompt: Text
@@ -123,6 +153,7 @@ class ImagesRequest(Body):
         return Asked(
             self.prompt, self.negative_prompt, (), 1 if self.n is None else self.n,
             self.seed, self.steps, self.guidance, size, sampler(self.sampler), base=self.model or "",
+            regions=self.placed(),
         )  # fmt: skip
 
 

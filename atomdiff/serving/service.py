@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.core.blocks import Strength, parse_strength
 from atomdiff.errors import AtomdiffError, SettingsError
+from atomdiff.sampling.region import Region
 from atomdiff.sampling.settings import MAX_SEED, DrawingSettings
 from atomdiff.serving.bases import BaseInfo, Bases
 from atomdiff.serving.batcher import Batcher, Ticket
@@ -62,9 +63,19 @@ class Options:
 
 
 @dataclass(frozen=True)
+class AskedRegion:
+    """Where, a box in shares of the picture or a mask, which concepts act: (name or id, strength)."""
+
+    where: tuple[float, ...] | Image
+    concepts: tuple[tuple[str, Strength], ...] = ()
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
 class Asked:
     """A drawing as a client asks for it: what is None follows from the base, a seed below 0 is random.
-    `concepts` in the prompt come to those here, which are (name or id, strength)."""
+    `concepts` in the prompt come to those here, which are (name or id, strength); they act everywhere, those
+    of `regions` there."""
 
     prompt: str
     negative: str = ""
@@ -79,6 +90,7 @@ class Asked:
     image: Image | None = None
     mask: Image | None = None
     strength: float = 0.75
+    regions: tuple[AskedRegion, ...] = ()
 
 
 class Service:
@@ -134,10 +146,17 @@ class Service:
         seed = random.randrange(2**32) if asked.seed < 0 else asked.seed
         if seed + asked.count - 1 > MAX_SEED:
             raise SettingsError(f"The seed {seed} is too large: take one below 2^63.")
+        if asked.regions and asked.mask is not None:
+            raise SettingsError("Regions are parts of a whole picture: leave out the mask, or the regions.")
         start = self._start(asked, info)
+        concepts, regions = [*asked.concepts, *named], []
+        for part in asked.regions:
+            places = range(len(concepts), len(concepts) + len(part.concepts))
+            concepts += part.concepts
+            regions.append(Region(part.where, tuple(places), part.prompt))  # type: ignore[arg-type]
         settings = DrawingSettings(
             prompt,
-            (*asked.concepts, *named),
+            tuple(concepts),
             asked.negative,
             seed,
             asked.steps,
@@ -146,6 +165,7 @@ class Service:
             asked.sampler.lower(),
             "plain",
             asked.strength if start else None,
+            regions=tuple(regions),
         ).filled(info)  # type: ignore[arg-type]  # which has what is asked of a base
         self.limits.check(settings, asked.count, info)
         settings = settings.known_as(self.stored)
