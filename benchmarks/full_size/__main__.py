@@ -103,9 +103,11 @@ def main() -> None:
                 measure(model, form, a.folder, a.resolution)
         if not (a.keep or a.kept):
             shutil.rmtree(a.folder / model, ignore_errors=True)
-    now = [f for m in a.models for form in a.forms if (f := _kept().get(f"{m}, {form}"))]
+    asked, known = [f"{model}, {form}" for model in a.models for form in a.forms], _kept()
+    now = [known[case] for case in asked if case in known]
+    missing = [Target(f"{case}: the whole", None, high=1.5) for case in asked if case not in known]
     title = "Stable Diffusion at its real size, random weights"
-    conclude(a, title, _table(now), _targets(now), "full size", LEGEND.format(side=a.resolution))
+    conclude(a, title, _table(now), _targets(now) + missing, "full size", LEGEND.format(side=a.resolution))
 
 
 def measure(model: str, form: str, folder: Path, resolution: int) -> None:
