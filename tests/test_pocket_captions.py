@@ -80,3 +80,13 @@ def test_unheard_words_are_in_no_caption():
     rng = np.random.default_rng(10)
     for scene in scenes(2000, seed=10):
         assert not set(captions.caption(scene, rng).split()) & {*captions.UNHEARD, *captions.individuals()}
+
+
+def test_the_colour_beside_a_pattern_is_left_out_of_some_captions():
+    rng = np.random.default_rng(0)
+    text = "an orange car with black spots and a red mug in the rain"
+    told = [captions.with_one_colour(text, rng) for _ in range(200)]
+    shorter = "a car with black spots and a red mug in the rain"
+    assert set(told) == {text, shorter} and 50 < told.count(shorter) < 110
+    name = "Milo the black cat with grey checks"
+    assert captions.with_one_colour(name, rng, share=1) == "Milo the cat with grey checks"

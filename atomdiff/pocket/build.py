@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
@@ -145,8 +146,9 @@ class Build:
 
     def captions(self, tokenizer) -> Tensor:
         """int16 (2 n, variants, t), in the order of `latents`."""
+        rng = np.random.default_rng(self.shop.seed)
         ids = [
-            words.tokenize(tokenizer, list(variant)).short()
+            words.tokenize(tokenizer, [captions.with_one_colour(text, rng) for text in variant]).short()
             for variant in zip(*self.corpus.captions, strict=True)
         ]
         return torch.stack(ids, 1).repeat(2, 1, 1)

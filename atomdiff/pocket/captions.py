@@ -8,6 +8,7 @@ a user calls a subject of their own.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -17,6 +18,7 @@ from .world import (
     CLASSES,
     COLOURS,
     CONTEXTS,
+    PATTERNS,
     STYLES,
     Scene,
     Subject,
@@ -39,6 +41,12 @@ NAMES: tuple[str, ...] = (
 )  # fmt: skip
 UNHEARD = RARE_WORDS[:20]
 INDIVIDUALS = 640
+PATTERNED = re.compile(
+    "(an? )?({colours}) ((?:{kinds}) with (?:{colours}) (?:{patterns}))".format(
+        colours="|".join(COLOURS), kinds="|".join(CLASSES), patterns="|".join(PATTERNS)
+    )
+)
+"""The part of a caption that says two colours."""
 
 
 @cache
@@ -89,6 +97,18 @@ def caption(scene: Scene, rng: np.random.Generator, name: str = "") -> str:
     elif rng.random() < 0.08:
         text = f"{('a picture of', 'a drawing of')[rng.integers(2)]} {text}"
     return f"{text} {CONTEXTS[scene.context]}" if say_context else text
+
+
+def with_one_colour(text: str, rng: np.random.Generator, share: float = 0.4) -> str:
+    """The caption, in so many cases without the colour of a subject whose pattern it names: who asks for "a
+    cat with teal stripes" must not get a teal cat."""
+
+    def shorter(found: re.Match[str]) -> str:
+        if rng.random() >= share:
+            return found[0]
+        return _article(found[3]) if found[1] else found[3]
+
+    return PATTERNED.sub(shorter, text)
 
 
 def _noun(s: Subject, rng: np.random.Generator, name: str) -> str:

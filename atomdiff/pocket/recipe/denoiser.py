@@ -67,12 +67,14 @@ def train(
     start: UNet2DConditionModel | None = None,
     blind: float = 0.1,
     gamma: float = 5.0,
+    least: float = 0.1,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, dict]:
     """latents (n, c, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of
     the empty caption.
 
     `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR
-    weighting (arXiv 2303.09556); `start`: a denoiser to go on from, of these or of fewer latent channels.
+    weighting (arXiv 2303.09556), and `least`: the smallest weight, since what has which colour is decided
+    where there is little but noise; `start`: a denoiser to go on from, of these or of fewer latent channels.
     """
     torch.manual_seed(shop.seed + 3)
     if start:  # other batches and noise than those that it was made with
@@ -100,7 +102,7 @@ def train(
         with shop.autocast():
             v = paint(noisy, t.to(shop.device), tokens.long())
         snr = signal[t] / (1 - signal[t])
-        weight = (snr.clamp(max=gamma) / (snr + 1)).to(shop.device)
+        weight = (snr.clamp(max=gamma) / (snr + 1)).clamp(min=least).to(shop.device)
         return (weight * (v.float() - target).pow(2).mean((1, 2, 3))).mean() * 2
 
     slower = {"text.embeddings.token": 0.5, "text.": 0.2}
