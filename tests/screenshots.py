@@ -162,7 +162,7 @@ def where(walk: Walk) -> None:
         walk.page.mouse.move(box["x"] + 0.42 * box["width"], box["y"] + down * box["height"], steps=5)
         walk.page.mouse.up()
     walk.draw("a sks dog in the snow", 2)
-    walk.page.evaluate("scrollTo(0, 420)")
+    walk.page.evaluate("scrollTo(0, 640)")
     walk.shoot("where")
     walk.page.locator("#where-clear").click()
     walk.page.locator("#where button").first.click()

@@ -173,7 +173,7 @@ def test_the_command(
         (("--lora", str(tmp_path / "x.ckpt")), "is no .safetensors file"),
         (("--lora", f"{lora}:down=1"), "is one number"),
         (("--lora", f"{lora}:many"), "is not a number"),
-        (("--region", f"{dog}:0,0,1,1", "--lora", str(lora)), "Regions take concepts that act plainly, and no LoRAs"),
+        (("--region", f"{dog}:0,0,1,1", "--lora", str(lora)), "Regions take concepts that act"),
     ):
         done = run(*flags)
         assert done.exit_code == 2 and sentence in " ".join(done.output.split()), done.output

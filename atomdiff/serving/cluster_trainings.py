@@ -105,8 +105,10 @@ class ClusterTrainings(Trainings):
         self._bases.check(settings.base)  # which an earlier start may have had
         what = told(settings) | {"mixed_precision": self._precision[settings.base]}
         ref = self._task.remote(what, dict(pictures_of(settings)), key, self._board, False)
-        while not ray.wait([ref], timeout=LOOK)[0]:
-            if job.cancelled:
+        ended = False
+        while not ended:  # what it said last is read when it has ended, too
+            ended = bool(ray.wait([ref], timeout=LOOK)[0])
+            if job.cancelled and not ended:
                 ray.cancel(ref, force=True)
                 ray.wait([ref], timeout=60)
                 raise Interrupted(STOPPED)

@@ -61,7 +61,8 @@ def _drawing(studio: Studio) -> None:
         generation text."""
         wanted = _request(
             studio, prompt, base, concepts, seed, guidance, size, regions, negative=negative, steps=steps,
-            sampler=sampler, count=count, carry=carry is True, acting=acting or USUAL, style=style, hires=hires,
+            sampler=sampler, count=count, carry=carry is True, acting=acting or USUAL, style=style,
+            hires=hires,
         )  # fmt: skip
         return await _drawn(studio, owner(request), drawing.draw, wanted)
 
