@@ -65,11 +65,23 @@ def prompt(page) -> str:
 
 def set_up(page, steps: int, count: int = 1) -> None:
     """Few steps and pictures."""
-    page.locator("#count input[type=number]").fill(str(count))
+    _slide(page, "count", count)
     if not page.locator("#steps").is_visible():
         page.locator("#more button").first.click()
-    page.locator("#steps input[type=number]").fill(str(steps))
-    page.keyboard.press("Tab")
+    _slide(page, "steps", steps)
+
+
+def _slide(page, ident: str, value: int) -> None:
+    """Sets a slider's number, again until the slider follows: one that has just appeared may yet be given its
+    default."""
+    number, slider = (page.locator(f"#{ident} input[type={kind}]") for kind in ("number", "range"))
+    for _ in range(50):
+        number.fill(str(value))
+        number.press("Tab")
+        page.wait_for_timeout(100)
+        if number.input_value() == slider.input_value() == str(value):
+            return
+    raise AssertionError(f"{ident} does not take {value}")
 
 
 def draw(page, text: str = "", steps: int = 2, count: int = 1) -> None:
