@@ -68,3 +68,7 @@ def test_a_list_beside_a_folder_and_a_missing_list_are_refused(listed, tmp_path)
         listed({"instance_data_dir": "dog"}, common=TrainingSettings(instance_data_dir="dog"))
     with pytest.raises(AtomdiffError, match=r"The list '.*' cannot be read: No such file"):
         read(str(tmp_path / "none.json"), TrainingSettings(), field_names())
+    with pytest.raises(
+        AtomdiffError, match=r"none\.jsonl' cannot be read: .*; give a \.json or \.jsonl file\.$"
+    ):
+        read(str(tmp_path / "none.jsonl"), TrainingSettings(), field_names())

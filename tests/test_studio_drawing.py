@@ -20,7 +20,7 @@ from atomdiff.files.safetensors_file import to_bytes
 from atomdiff.sampling import previews
 from atomdiff.sampling.infotext import parse
 from atomdiff.serving.bases import BaseInfo
-from atomdiff.serving.job_queue import JobStatus
+from atomdiff.serving.job_queue import JobStatus, duration
 from atomdiff.studio import draw_form, drawing, html, png_info
 from atomdiff.studio.draw_request import DrawRequest, request_of
 from atomdiff.studio.session import Options, Studio
@@ -227,7 +227,7 @@ def test_what_the_page_says_of_a_job():
     running = html.progress(JobStatus("running", stage="Drawing", done=5, total=20, seconds_left=125))
     assert "width:25.0%" in running
     assert "step 5 of 20 · 2 min left" in running
-    assert html.duration(4000) == "1 h 6 min"
+    assert duration(4000) == "1 h 6 min"
     assert BaseInfo("x", "sd1", 512, 7.5, 4).sizes()[512, 512] == (1, 1)
 
 

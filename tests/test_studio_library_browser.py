@@ -131,6 +131,20 @@ def test_what_was_learned_and_a_strength_for_each_block(page):
     assert not page.locator("#status .error").count()
 
 
+def inks(page) -> list[str]:
+    """The page's colour of text, and those of the texts in the plot of the drift."""
+    return page.evaluate(
+        """() => {
+        const probe = document.body.appendChild(document.createElement("i"));
+        probe.style.color = "var(--body-text-color)";
+        const page = getComputedStyle(probe).color;
+        probe.remove();
+        const texts = [...document.querySelectorAll("#train-drift svg text")];
+        return [page, ...new Set(texts.map((text) => getComputedStyle(text).fill))];
+      }"""
+    )
+
+
 def test_five_pictures_become_a_concept(page, tmp_path):
     page.get_by_role("tab", name="Train").click()
     page.get_by_role("heading", name="Teach it your subject").wait_for()
@@ -163,7 +177,13 @@ def test_five_pictures_become_a_concept(page, tmp_path):
     page.get_by_text("Bello a sks dog").wait_for()
     page.get_by_text("Choose the state you like best").wait_for()
     page.locator("#frame img").first.wait_for()
-    page.locator("#train-drift").wait_for()
+    page.locator("#train-drift svg text").first.wait_for()
+    by_day = inks(page)
+    page.locator("#theme-switch").click()
+    assert inks(page)[0] != by_day[0]
+    for page_and_plot in (by_day, inks(page)):
+        assert len(page_and_plot) == 2 and page_and_plot[0] == page_and_plot[1]
+    page.locator("#theme-switch").click()
     assert "After step 3 of 3" in page.locator("#timeline").inner_text()
     page.locator("#timeline input[type=range]").focus()
     page.keyboard.press("Home")

@@ -81,7 +81,7 @@ def _tell(now: Progress) -> None:
 
 def line(now: Progress) -> str:
     """A line about a farm."""
-    from atomdiff.studio.html import duration
+    from atomdiff.serving.job_queue import duration
 
     left = f"; about {duration(now.seconds_left)} left" if now.seconds_left else ""
     if now.last:

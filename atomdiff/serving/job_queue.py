@@ -46,6 +46,14 @@ class JobStatus:
         return self.state in OVER
 
 
+def duration(seconds: float) -> str:
+    """About how long, in words."""
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 class Job:
     """Something that the device does for an owner; made by `JobQueue.submit`."""
 

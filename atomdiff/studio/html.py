@@ -7,7 +7,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from atomdiff.serving.job_queue import JobStatus
+from atomdiff.serving.job_queue import JobStatus, duration
 
 
 def progress(status: JobStatus) -> str:
@@ -83,11 +83,3 @@ def data_uri(picture: bytes) -> str:
     """A PNG or JPEG file as an address that holds it."""
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-
-def duration(seconds: float) -> str:
-    """About how long, in words."""
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

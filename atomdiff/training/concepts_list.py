@@ -41,7 +41,7 @@ def read(file: str, common: TrainingSettings, names: Mapping[str, str]) -> list[
         entries = _entries(decode(path.read_bytes()), path.suffix.lower() == ".jsonl")
     except OSError as error:
         raise SettingsError(
-            f"The list '{file}' cannot be read: {error.strerror}; give a JSON file."
+            f"The list '{file}' cannot be read: {error.strerror}; give a .json or .jsonl file."
         ) from None
     except ValueError as error:
         raise SettingsError(f"The list '{file}' is no JSON: {error}.") from None

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.errors import AtomdiffError, ImageError
+from atomdiff.serving.job_queue import duration
 from atomdiff.serving.training_jobs import TIMING
 from atomdiff.serving.training_session import (
     MAX_PICTURES,
@@ -278,7 +279,7 @@ def _qualities(studio: Studio, values: dict[str, Any] | None) -> list[tuple[str,
                 steps, seconds, _ = studio.trainings.expected(training_request(own, "subject"))
             except AtomdiffError:
                 pass
-        time = f" · about {html.duration(seconds)}" if seconds is not None else ""
+        time = f" · about {duration(seconds)}" if seconds is not None else ""
         choices.append((f"{quality.capitalize()} · {steps} steps{time}", quality))
     return choices
 
@@ -293,6 +294,6 @@ def _expected(studio: Studio, values: dict[str, Any]) -> str:
     if seconds is None or size is None:
         return ""
     return html.hint(
-        f"{steps} steps, about {html.duration(seconds)} on this machine; the concept will have about "
+        f"{steps} steps, about {duration(seconds)} on this machine; the concept will have about "
         f"{size / 1000:.0f} KB."
     )

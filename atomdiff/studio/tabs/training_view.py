@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from atomdiff.errors import SettingsError
+from atomdiff.serving.job_queue import duration
 from atomdiff.serving.training_session import MAX_STEPS, TrainingSession, TrainingStatus
 from atomdiff.serving.trainings import Trainings
 from atomdiff.studio import html
@@ -245,7 +246,7 @@ def _status(session: TrainingSession, now: TrainingStatus) -> str:
     if now.state == "waiting":
         return head + html.bar(0, html.place(now.ahead, "it")) + notes
     if now.state == "running":
-        left = f" · {html.duration(now.seconds_left)} left" if now.seconds_left is not None else ""
+        left = f" · {duration(now.seconds_left)} left" if now.seconds_left is not None else ""
         step = f" · step {now.step} of {now.steps}{left}" if now.stage == "Training" else "…"
         return head + html.bar(now.step / max(1, now.steps), now.stage + step) + notes
     if now.state == "failed":
