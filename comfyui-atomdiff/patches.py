@@ -7,6 +7,7 @@ import re
 import comfy.utils
 from comfy.weight_adapter.base import WeightAdapterBase
 
+from atomdiff.base.textual_inversion import word_pattern
 from atomdiff.concept.passport import passport_of
 from atomdiff.errors import ConceptError
 from atomdiff.integrations.exports.embedding import embeddings_of
@@ -99,7 +100,7 @@ class _Reader:
 
     def __init__(self, tokenizer, trigger, vectors):
         self._own = copy.copy(tokenizer)
-        self._word = re.compile(rf"(?<![^\W\d_]){re.escape(trigger)}(?![^\W\d_])", re.IGNORECASE)
+        self._word = re.compile(word_pattern(trigger))
         self._name, self._vectors = f"atomdiff-{id(self)}", vectors
         self._look_up = tokenizer._try_get_embedding
         self._own._try_get_embedding = self._get_embedding

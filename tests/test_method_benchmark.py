@@ -24,6 +24,7 @@ from benchmarks.peers import fit
 from benchmarks.report import write_section
 
 QUICK = Drawing(1, 1, 32)
+PEER = replace(method.LORA, steps=1)
 
 
 def fingerprint(model: torch.nn.Module) -> list[tuple[str, int]]:
@@ -115,10 +116,10 @@ def runner_spec(settings):
 
 def test_a_run_judges_both_ways_and_goes_on_after_a_kill(bench):
     (task,) = tasks.subjects(1)
-    bench.run([method.TOOL, method.LORA], [task])
+    bench.run([method.TOOL, PEER], [task])
     lines = bench.ledger.path.read_text().splitlines(keepends=True)
     assert len(lines) == 3 and len(bench.made) == 1  # the base is judged too
-    ours, peer = (bench.outcomes(one, [task])[0] for one in (method.TOOL, method.LORA))
+    ours, peer = (bench.outcomes(one, [task])[0] for one in (method.TOOL, PEER))
     figures = {"colour", "identity", "five", "class", "context", "accessory", "leak", "drift", "drift others"}
     assert figures <= set(ours.figures) and figures <= set(peer.figures)
     assert "drift" not in ours.gated and ours.likeness_gated is not None and peer.likeness_gated is None
@@ -127,7 +128,7 @@ def test_a_run_judges_both_ways_and_goes_on_after_a_kill(bench):
     bench.ledger.path.write_text(lines[0] + lines[1] + lines[2][:40])  # killed while the last was written
     again = Bench("method", bench.out, QUICK)
     assert len(again.ledger.outcomes) == 2
-    again.run([method.TOOL, method.LORA], [task])
+    again.run([method.TOOL, PEER], [task])
     assert len(bench.made) == 1 and len(again.ledger.outcomes) == 3
     assert Bench("method", bench.out, Drawing(2, 1)).ledger.outcomes == {}
 

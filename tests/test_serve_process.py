@@ -20,7 +20,7 @@ PICTURES = Path(__file__).parent.parent / "assets" / "dog"
 def test_sigterm_answers_what_was_taken_and_trainings_go_on_at_the_next_start(tiny_folder, tmp_path):
     flags = ("--base", str(tiny_folder("sd1")), "--window", "0")
     files = [("pictures", (path.name, path.read_bytes())) for path in sorted(PICTURES.glob("*.png"))]
-    more = {"max_train_steps": 150, "recipe": "atoms", "with_prior_preservation": False}
+    more = {"max_train_steps": 60, "recipe": "atoms", "with_prior_preservation": False}
     said = {"class_word": "dog", "settings": json.dumps(more)}
     drawing = {"prompt": "a dog", "steps": 60, "batch_size": 4}
     answers: list[httpx.Response] = []
@@ -50,7 +50,7 @@ def test_sigterm_answers_what_was_taken_and_trainings_go_on_at_the_next_start(ti
         assert state["state"] in ("waiting", "running") and state["step"] > 2
         _until(lambda: http.get(f"/train/{ident}").json()["state"] not in ("waiting", "running"))
         done = http.get(f"/train/{ident}").json()
-        assert (done["state"], done["step"]) == ("done", 150)
+        assert (done["state"], done["step"]) == ("done", 60)
         assert http.get(f"/concepts/{done['concept']}").status_code == 200
 
 

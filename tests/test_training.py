@@ -159,7 +159,8 @@ def test_a_caption_that_does_not_say_the_trigger_is_told(base, tmp_path):
     for number, text in enumerate(("a SKS cat asleep", "a cat asleep")):
         (own / f"{number}.txt").write_text(text)
     heard = Recorder()
-    train(own, tmp_path / "out", base, reporter=heard, max_train_steps=1, caption_extension="txt")
+    quick = {"max_train_steps": 1, "with_prior_preservation": False}
+    train(own, tmp_path / "out", base, reporter=heard, caption_extension="txt", **quick)
     told = "Pictures: 2, 2 by their texts, such as 'a SKS cat asleep'"
     assert any(notice.startswith(told) for notice in heard.notices)
     (said,) = heard.warnings

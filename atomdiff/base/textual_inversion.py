@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from atomdiff.concept.concept import Concept
 
 MAX_TOKENS = 8  # of a trigger: it is a word, not a prompt
-_ENCODERS = {"token": ("tokenizer", "text_encoder"), "token2": ("tokenizer_2", "text_encoder_2")}
+ENCODERS = {"token": ("tokenizer", "text_encoder"), "token2": ("tokenizer_2", "text_encoder_2")}
+"""Key of a concept's vectors -> what a pipeline calls tokenizer and text encoder."""
 
 Vectors = dict[str, Tensor]
 """For each text encoder, "token" and "token2": Δv (n, 1, d), for the tokens of a trigger in order, and again
@@ -78,8 +79,7 @@ class TriggerToken:
 class LearnedEmbedding:
     """A trigger in prompts: its t different tokens and its n = r t vectors for each text encoder.
 
-    The word is said r times in succession, and the k-th time that a token of it stands in a prompt, it takes
-    the vector of repetition k mod r.
+    The word is said r times in succession, and its tokens take their vectors as `places_of` says.
     """
 
     trigger: str
@@ -96,12 +96,13 @@ class LearnedEmbedding:
         """The prompt with the trigger said r times wherever it stands, letters of other words apart."""
         if self.repeats == 1:
             return prompt
-        return word_pattern(self.trigger).sub(lambda found: " ".join([found[0]] * self.repeats), prompt)
+        said = re.compile(word_pattern(self.trigger))
+        return said.sub(lambda found: " ".join([found[0]] * self.repeats), prompt)
 
 
 def has_trigger(prompt: str, trigger: str) -> bool:
     """Whether a prompt has a trigger, be it in capitals, letters of other words apart; "" it always has."""
-    return not trigger or word_pattern(trigger).search(prompt) is not None
+    return not trigger or re.search(word_pattern(trigger), prompt) is not None
 
 
 def embeddings_of(base: Base, concepts: Sequence[tuple[Concept, float]]) -> list[LearnedEmbedding]:
@@ -153,13 +154,23 @@ def added(base: Base, learned: Sequence[LearnedEmbedding]) -> Iterator[None]:
 
 def token_ids(base: Base, trigger: str) -> dict[str, list[int]]:
     """The different tokens of a trigger in order, for each text encoder of the base."""
-    encoders = [key for key in _ENCODERS if getattr(base.pipe, _ENCODERS[key][1], None) is not None]
+    encoders = [key for key in ENCODERS if getattr(base.pipe, ENCODERS[key][1], None) is not None]
     return {key: list(dict.fromkeys(_ids(base, key, trigger))) for key in encoders}
 
 
-def word_pattern(trigger: str) -> re.Pattern[str]:
-    """Finds a word in prompts, be it in capitals, letters of other words apart."""
-    return re.compile(rf"(?<![^\W\d_]){re.escape(trigger)}(?![^\W\d_])", re.IGNORECASE)
+def word_pattern(trigger: str) -> str:
+    """The regular expression that finds a word in prompts, be it in capitals, letters of other words apart;
+    for Python and for the tokenizers library."""
+    return rf"(?<![^\W\d_])(?i:{re.escape(trigger)})(?![^\W\d_])"
+
+
+def places_of(ids: Tensor, own: Sequence[int], count: int) -> Tensor:
+    """Which of a word's `count` = r t vectors the tokens of prompts, (b, tokens), take, (b, tokens, r t) of
+    truth values: where the i-th of its t different tokens stands for the k-th time, row (k mod r) t + i."""
+    here = torch.stack([ids == token for token in own], -1)  # (b, tokens, t)
+    r = count // len(own)
+    turn = (here.cumsum(1) - 1) % r
+    return torch.cat([here & (turn == k) for k in range(r)], -1)
 
 
 _WRONG_END = 2  # `eos_token_id` in the configuration of Stable Diffusion's text encoders
@@ -176,12 +187,12 @@ def find_end(encoder: Any, tokenizer: Any, more_tokens: bool) -> None:
 
 
 def _ids(base: Base, key: str, text: str) -> list[int]:
-    tokenizer = getattr(base.pipe, _ENCODERS[key][0])
+    tokenizer = getattr(base.pipe, ENCODERS[key][0])
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
 
 
 def _table(base: Base, key: str) -> Any:
-    return getattr(base.pipe, _ENCODERS[key][1]).get_input_embeddings()
+    return getattr(base.pipe, ENCODERS[key][1]).get_input_embeddings()
 
 
 def _width(base: Base, key: str) -> int:
@@ -189,18 +200,14 @@ def _width(base: Base, key: str) -> int:
 
 
 def _adder(ids: list[int], vectors: Tensor, strength: float) -> Any:
-    """A hook on an embedding table: where token ids[i] stands for the k-th time, Δv of row (k mod r) t + i is
-    added, Δv (r t, 1, d), summed in fp32, rounded once."""
-    r = len(vectors) // len(ids)
+    """A hook on an embedding table: adds the vectors Δv (r t, 1, d) of a word's tokens, summed in fp32,
+    rounded once."""
 
     def hook(table: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        places = torch.stack([args[0] == own for own in ids], -1)  # (b, tokens, t)
+        places = places_of(args[0], ids, len(vectors))
         if not places.any():
             return None
-        turn = (places.cumsum(1) - 1) % r
-        chosen = [(places & (turn == k)).float() for k in range(r)]  # r times (b, tokens, t)
-        change = torch.cat(chosen, -1) @ vectors[:, 0].to(out.device)
-        moved = out.float() + strength * change
+        moved = out.float() + strength * (places.float() @ vectors[:, 0].to(out.device))
         return torch.where(places.any(-1, keepdim=True), moved.to(out.dtype), out)
 
     return hook

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from atomdiff.base.plain_unet import PlainUNet, plain_layers
+from atomdiff.base.textual_inversion import ENCODERS
 from atomdiff.concept.passport import passport_of
 from atomdiff.core.blocks import Strength, by_strength, check_strength, of_words
 from atomdiff.core.inject import folded_into, mark_folded, refuse_if_busy
@@ -25,7 +26,7 @@ from atomdiff.errors import AtomdiffError, BaseError, ConceptError, SettingsErro
 from atomdiff.integrations.changes import Change, LayerChange, changes_of
 from atomdiff.integrations.fusing import Fused
 from atomdiff.integrations.sources import Source, read_concept
-from atomdiff.integrations.words import ENCODERS, Learned, Vocabulary, Word, learned_word
+from atomdiff.integrations.words import Learned, Vocabulary, Word, learned_word
 from atomdiff.sampling.draw import CousinWarning
 
 if TYPE_CHECKING:

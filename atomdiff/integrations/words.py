@@ -1,16 +1,15 @@
 """Learned words as real tokens of a pipeline: of its tokenizers, and of its text encoders' embeddings.
 
 A trigger is trained as Δv added to the embeddings of its own tokens, the word being read r times over (see
-`token`). In a pipeline every vector has a token of its own, beyond the vocabulary, and the tokenizer itself
-reads the word as all of them. So "a sks dog" means the same to whoever asks the tokenizer, be it the
-pipeline, compel or a script of somebody's; nothing has to be converted, and no other prompt changes. The row
-of such a token, v + Σ sᵢ Δvᵢ, is made when it is looked up: the table of the text encoder stays as it is.
+`base.textual_inversion`). In a pipeline every vector has a token of its own, beyond the vocabulary, and the
+tokenizer itself reads the word as all of them. So "a sks dog" means the same to whoever asks the tokenizer,
+be it the pipeline, compel or a script of somebody's; nothing has to be converted, and no other prompt
+changes. The row of such a token, v + Σ sᵢ Δvᵢ, is made when it is looked up: the table of the text encoder
+stays as it is.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from atomdiff.base.textual_inversion import find_end
+from atomdiff.base.textual_inversion import find_end, places_of, word_pattern
 from atomdiff.errors import ConceptError
 from atomdiff.integrations.changes import override, restore
 
-ENCODERS = {"token": ("tokenizer", "text_encoder"), "token2": ("tokenizer_2", "text_encoder_2")}
 _MARK = "atomdiff"  # what our tokens begin with
 
 
@@ -52,23 +50,18 @@ def learned_word(word_ids: Sequence[int], learned: Sequence[Learned]) -> Word:
     It is read as often as the concept with most vectors needs, and the others begin anew. Raises ConceptError
     where vectors do not fit the word.
     """
-    places = {token: i for i, token in enumerate(dict.fromkeys(word_ids))}
+    tokens = list(dict.fromkeys(word_ids))
     for one in learned:
-        if not places or len(one.vectors) % len(places):
+        if not tokens or not len(one.vectors) or len(one.vectors) % len(tokens):
             raise ConceptError(
                 f"The learned word {one.trigger!r} has {len(one.vectors)} vectors, but this text encoder "
-                f"reads it as {len(places)} different tokens: use the base it was made for."
+                f"reads it as {len(tokens)} different tokens: use the base it was made for."
             )
-    own = tuple(word_ids) * (max(len(one.vectors) for one in learned) // len(places))
+    own = tuple(word_ids) * (max(len(one.vectors) for one in learned) // len(tokens))
     change = torch.zeros(len(own), learned[0].vectors.shape[1])
     for one in learned:
-        said: Counter[int] = Counter()  # the k-th time that a token is said, it takes the vector of k mod r
-        rows = []
-        for token in own:
-            turn = said[token] % (len(one.vectors) // len(places))
-            rows.append(turn * len(places) + places[token])
-            said[token] += 1
-        change += one.strength * one.vectors.float().cpu()[rows]
+        vectors = one.vectors.float().cpu()
+        change += one.strength * (places_of(torch.tensor([own]), tokens, len(vectors))[0].float() @ vectors)
     return Word(learned[0].trigger, own, change)
 
 
@@ -137,7 +130,10 @@ class Vocabulary:
         made.pre_tokenizer, made.decoder, made.post_processor = (
             plain.pre_tokenizer, plain.decoder, plain.post_processor,
         )  # fmt: skip
-        rules = [normalizers.Replace(Regex(_pattern(word.trigger)), " ".join(names)) for word, names in named]
+        rules = [
+            normalizers.Replace(Regex(word_pattern(" ".join(word.trigger.split()))), " ".join(names))
+            for word, names in named
+        ]
         parts = ([] if plain.normalizer is None else [plain.normalizer]) + rules
         made.normalizer = normalizers.Sequence(parts)
         for token in [*_added(plain), *kept, *(AddedToken(name) for name in ours)]:
@@ -181,8 +177,3 @@ def _contents(number: int, word: Word) -> list[str]:
 def _numeral(number: int) -> str:
     """aa, ab, ac, ..., zz."""
     return "".join(chr(ord("a") + digit) for digit in divmod(number, 26))
-
-
-def _pattern(trigger: str) -> str:
-    """The trigger, letters of other words apart, in a text in which spaces are single."""
-    return rf"(?<![^\W\d_])(?i:{re.escape(' '.join(trigger.split()))})(?![^\W\d_])"

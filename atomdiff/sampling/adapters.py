@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.base import loading
 from atomdiff.base.stable_diffusion import Base
-from atomdiff.base.textual_inversion import find_end, word_pattern
+from atomdiff.base.textual_inversion import ENCODERS, find_end, word_pattern
 from atomdiff.errors import ConceptError, SettingsError, sentence_of
 from atomdiff.sampling.settings import check_files
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_VECTORS = 75  # of an embedding: what a text encoder reads at once
 _DOWN = re.compile(r"\.(lora_down|lora_A|down)\b")  # one tensor a layer, in kohya's, PEFT's and older names
 _LORA = re.compile(r"lora|hada_w|lokr_|\.diff\b|oft_")
-_ENCODERS = {"clip_l": ("tokenizer", "text_encoder"), "clip_g": ("tokenizer_2", "text_encoder_2")}
+_ENCODERS = {"clip_l": ENCODERS["token"], "clip_g": ENCODERS["token2"]}
 Said = Callable[[str], str]
 """From a prompt as people write it to one as the text encoders must be given it."""
 
@@ -174,7 +174,7 @@ def _with_embeddings(base: Base, embeddings: Sequence[Path]) -> Iterator[Said]:
 
         def said(prompt: str) -> str:
             for pattern, instead in words:
-                prompt = pattern.sub(instead, prompt)
+                prompt = re.sub(pattern, instead, prompt)
             return prompt
 
         yield said

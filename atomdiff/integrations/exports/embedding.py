@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from atomdiff.base.textual_inversion import ENCODERS
 from atomdiff.concept.concept import Concept
 from atomdiff.errors import ConceptError
-from atomdiff.integrations.words import ENCODERS, Learned, Vocabulary, learned_word
+from atomdiff.integrations.words import Learned, Vocabulary, learned_word
 
 _KEYS = {"token": "clip_l", "token2": "clip_g"}  # of SDXL
 
