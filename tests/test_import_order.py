@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parent.parent / "atomdiff"
 
 PACKAGES = (
@@ -27,12 +25,13 @@ def _name(path: Path) -> str:
 
 
 MODULES = {_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
 
 
 def _imports(module: str) -> Iterator[str]:
     """Every module of the package that a module imports, wherever in its file it does so."""
     own = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             yield from (n.name[len("atomdiff.") :] for n in node.names if n.name.startswith("atomdiff."))
         elif isinstance(node, ast.ImportFrom):
@@ -50,22 +49,19 @@ def _imports(module: str) -> Iterator[str]:
 def _graph() -> dict[str, set[str]]:
     """Module -> the modules that it imports; a package's `__init__` counts where it does more than say
     what it is."""
-    bare = {
-        m for m, p in MODULES.items() if p.name == "__init__.py" and len(ast.parse(p.read_text()).body) < 2
-    }
+    bare = {m for m, p in MODULES.items() if p.name == "__init__.py" and len(TREES[m].body) < 2}
     return {module: {i for i in _imports(module) if i} - bare - {module} for module in MODULES}
 
 
 GRAPH = _graph()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_packages_import_only_from_those_before_them(module: str) -> None:
-    package = module.split(".")[0]
-    assert package in PACKAGES, f"atomdiff/{package} has no place in PACKAGES; give it one."
-    for imported in GRAPH[module]:
-        other = imported.split(".")[0]
-        assert PACKAGES.index(other) <= PACKAGES.index(package), f"{module} imports {imported}"
+def test_packages_import_only_from_those_before_them() -> None:
+    packages = {module.split(".")[0] for module in MODULES}
+    assert packages <= set(PACKAGES), f"{packages - set(PACKAGES)} have no place in PACKAGES; give them one."
+    place = {module: PACKAGES.index(module.split(".")[0]) for module in MODULES}
+    wrong = [f"{one} imports {other}" for one in GRAPH for other in GRAPH[one] if place[other] > place[one]]
+    assert not wrong, "; ".join(wrong)
 
 
 def test_no_modules_import_each_other() -> None:
@@ -75,16 +71,18 @@ def test_no_modules_import_each_other() -> None:
     assert not left, "these are in a circle, or import one: " + ", ".join(sorted(left))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_uses_anothers_private_names(module: str) -> None:
-    nodes = list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
-    imported = [n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("atomdiff")]
-    names = {name.name for node in imported for name in node.names}
-    used = {n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in names}
-    private = {name for name in names | used if name.startswith("_") and not name.startswith("__")}
-    assert not private, (
-        f"{module} uses {', '.join(sorted(private))} of another module; give it a public name."
-    )
+def test_no_module_uses_anothers_private_names() -> None:
+    for module, tree in TREES.items():
+        nodes = list(ast.walk(tree))
+        imported = [
+            n for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("atomdiff")
+        ]
+        names = {name.name for node in imported for name in node.names}
+        used = {n.attr for n in nodes if isinstance(n, ast.Attribute) and ast.unparse(n.value) in names}
+        private = {name for name in names | used if name.startswith("_") and not name.startswith("__")}
+        assert not private, (
+            f"{module} uses {', '.join(sorted(private))} of another module; give it a public name."
+        )
 
 
 def test_core_knows_no_model_library() -> None:

@@ -157,8 +157,9 @@ def tokenizer() -> Any:
     import tempfile
 
     from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    letters = _byte_letters()
+    letters = bytes_to_unicode().values()
     merges = [("s", "k"), ("sk", "s</w>"), ("d", "o"), ("do", "g</w>")]
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
@@ -173,10 +174,3 @@ def tokenizer() -> Any:
             json.dumps({**settings, "pad_token": "<|endoftext|>"}), "utf-8"
         )
         return CLIPTokenizer.from_pretrained(folder)
-
-
-def _byte_letters() -> list[str]:
-    """The letter that stands for each byte in byte-level BPE: printable bytes stay, others move up."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    moved = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(moved))]

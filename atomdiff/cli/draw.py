@@ -24,7 +24,7 @@ from atomdiff.cli.arguments import (
 )
 from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
-from atomdiff.errors import ImageError, SettingsError
+from atomdiff.errors import SettingsError
 from atomdiff.sampling.prompts import STYLES
 from atomdiff.sampling.settings import USUAL, parse_size
 
@@ -110,13 +110,14 @@ def generate(
 
     Of {red|blue} in a prompt each picture takes one part, of __animal__ a line of animal.txt here.
     """
+    from atomdiff.files.images import open_start
     from atomdiff.sampling import prompts
     from atomdiff.sampling.settings import DrawingSettings
 
     check_picture(out, carries=embed_concept)
     carried = _carried(concept or []) if embed_concept else None
     prompt, negative = prompts.styled(prompt, negative, style, prompts.load_styles(Path("styles.csv")))
-    begun = {name: _picture(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
+    begun = {name: open_start(path) for name, path in (("image", image), ("mask", mask)) if path is not None}
     in_parts, regions = split_regions(region or [], len(concept or []))
     settings = DrawingSettings(
         prompt, tuple(load_concepts([*(concept or []), *in_parts])), negative, seed, steps, guidance,
@@ -176,16 +177,6 @@ def _carried(given: list[str]) -> bytes:
             f"--embed-concept needs one --concept, since a picture carries one; {len(given)} given."
         )
     return card.concept_bytes(split_strength(given[0])[0])
-
-
-def _picture(path: Path) -> Image:
-    """Raises ImageError."""
-    from atomdiff.files.images import open_picture
-
-    try:
-        return open_picture(path).image
-    except ImageError as error:
-        raise ImageError(f"{str(path)!r} cannot be drawn from: {error}.") from None
 
 
 def _write(images: list[Image], out: Path, grid: bool, carried: bytes | None = None) -> list[str]:

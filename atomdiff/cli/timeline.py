@@ -77,22 +77,15 @@ def _best(
     drawing: dict[str, int | float | None],
 ) -> int:
     """List the steps as they are judged, the best one marked, which is returned."""
-    from atomdiff import pocket
     from atomdiff.evaluation import best_step
     from atomdiff.evaluation.dreambench_run import photographs as read
-    from atomdiff.evaluation.towers import load_tower
-    from atomdiff.pocket.judge import Judge
 
     real, loaded = read(photographs), asked.load([(timeline.last, 1.0)])
-    if tower is None and loaded.family != "pocket":
+    eyes = best_step.eyes_for(loaded.family, tower or "", str(loaded.device))
+    if eyes is None:
         raise SettingsError(
             "Only the pocket has a judge of its own: give --tower, a folder of facebook/dinov2-small, say."
         )
-    eyes: best_step.Eyes = (
-        best_step.TowerEyes(load_tower(tower, device=str(loaded.device)))
-        if tower
-        else best_step.PocketEyes(Judge.load(Path(pocket.path()) / "judge.safetensors"))
-    )
     judged = best_step.judge_steps(loaded, timeline, real, eyes, states, **drawing)  # type: ignore[arg-type]
     chosen = best_step.best(judged)
     for one in judged:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atomdiff.core.blocks import check_strength
 from atomdiff.core.building import (
     DeltaOf,
     basis_for,
@@ -30,10 +31,8 @@ from atomdiff.errors import AtomdiffError, ConceptError, SettingsError
 __all__ = [
     "AtomSpec", "Attached", "DeltaOf", "Folded", "Selection",
     "attach", "attached_to", "basis_for", "delta_functions", "detach", "entry", "fold", "folded_into",
-    "has_coefficients", "layer_digest", "mark_folded", "refuse_if_busy", "select",
+    "has_coefficients", "layer_digest", "mark_folded", "put_back", "refuse_if_busy", "select",
 ]  # fmt: skip
-
-# --------------------------------------------------------------------------------- attach and detach
 
 
 class Attached:
@@ -93,8 +92,9 @@ class Attached:
 
     def set_strength(self, strength: float) -> None:
         """Scale every layer's change; 0 is the base model, bit for bit."""
+        check_strength(strength)
         for layer in self.layers.values():
-            layer.strength = _finite(strength)
+            layer.strength = float(strength)
 
     def reattach(self) -> None:
         """After `detach`: the same layers with the same numbers are in the model again. Raises AtomdiffError
@@ -207,13 +207,6 @@ def refuse_if_busy(model: nn.Module) -> None:
         )
 
 
-def _finite(strength: float) -> float:
-    strength = float(strength)
-    if strength - strength != 0:  # NaN and both infinities
-        raise SettingsError(f"A strength is a finite number, not {strength}.")
-    return strength
-
-
 # ------------------------------------------------------------------------------------------- folding
 
 
@@ -240,13 +233,7 @@ class Folded:
         if not self.kept:
             return
         for name, parameter in self._pristine.items():
-            layer = self.model.get_submodule(name)
-            now = layer._parameters["weight"]
-            assert now is not None
-            # The model may have been moved meanwhile.
-            if (now.device, now.dtype) != (parameter.device, parameter.dtype):
-                parameter.data = parameter.data.to(now.device, now.dtype)
-            layer._parameters["weight"] = parameter
+            put_back(self.model.get_submodule(name), parameter)
         self._pristine = {}
         if folded_into(self.model) is self:
             mark_folded(self.model, None)
@@ -256,6 +243,15 @@ class Folded:
 
     def __exit__(self, *exc: object) -> None:
         self.remove()
+
+
+def put_back(layer: nn.Module, pristine: nn.Parameter) -> None:
+    """Gives a layer the very weight again that it had; the model may have been moved meanwhile."""
+    now = layer._parameters["weight"]
+    assert now is not None
+    if (now.device, now.dtype) != (pristine.device, pristine.dtype):
+        pristine.data = pristine.data.to(now.device, now.dtype)
+    layer._parameters["weight"] = pristine
 
 
 @torch.no_grad()
@@ -275,7 +271,7 @@ def fold(
     refuse_if_busy(model)
     terms: dict[str, list[tuple[DeltaOf | Tensor, float]]] = {}
     for layers, strength in deltas:
-        if _finite(strength) != 0:
+        if check_strength(strength) != 0:
             for name, delta in layers.items():
                 terms.setdefault(name, []).append((delta, float(strength)))
     modules = dict(model.named_modules())

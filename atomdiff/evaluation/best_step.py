@@ -14,18 +14,20 @@ The best step has the greatest 2 L K / (L + K).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
 
+from atomdiff import pocket
 from atomdiff.base.stable_diffusion import Base
 from atomdiff.concept.concept import Concept
 from atomdiff.concept.timeline import Timeline
 from atomdiff.errors import SettingsError
 from atomdiff.evaluation.likeness import likeness, spread
 from atomdiff.evaluation.pocket_figures import in_context
-from atomdiff.evaluation.towers import Tower
+from atomdiff.evaluation.towers import Tower, load_tower
 from atomdiff.pocket.judge import Judge
 from atomdiff.sampling.draw import draw
 
@@ -66,6 +68,14 @@ class PocketEyes:
 
     def contexts(self, pictures: Sequence[Image.Image], each: int) -> float:
         return in_context(self.judge(pictures), [where.split()[-1] for where in CONTEXTS])
+
+
+def eyes_for(family: str, tower: str | Path = "", device: str = "cpu") -> Eyes | None:
+    """A tower's, of the folder of that name, else the pocket's own judge on the pocket; None on other
+    families. Raises SettingsError."""
+    if tower:
+        return TowerEyes(load_tower(Path(tower), device=device))
+    return PocketEyes(Judge.load(Path(pocket.path()) / "judge.safetensors")) if family == "pocket" else None
 
 
 @dataclass(frozen=True)

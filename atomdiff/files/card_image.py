@@ -9,7 +9,6 @@ it. The colours are those of the first picture.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from atomdiff.files import qr_image
 from atomdiff.files.card import embed
 from atomdiff.files.card_colours import FAINT, INK, PAPER, Colour, accents_of, ink_on, mix, neighbour
 from atomdiff.files.fonts import fitted, font_for, showable
+from atomdiff.files.images import encoded
 from atomdiff.files.safetensors_file import from_bytes
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ def make(data: bytes, pictures: Sequence[Image] = ()) -> bytes:
     concept = from_bytes(data)
     texts = PngInfo()
     texts.add_text("parameters", parameters_text(concept, data))
-    buffer = io.BytesIO()
-    draw(concept, data, pictures).save(buffer, "PNG", pnginfo=texts, optimize=True)
-    return embed(buffer.getvalue(), data)
+    return embed(encoded(draw(concept, data, pictures), pnginfo=texts, optimize=True), data)
 
 
 def parameters_text(concept: Concept, data: bytes) -> str:

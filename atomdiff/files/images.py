@@ -10,7 +10,7 @@ import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -70,6 +70,21 @@ def open_picture(path: Path) -> Opened:
         cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
         detail = " ".join(str(error).split())[:120]
         raise ImageError("the file is cut short" if cut else f"cannot be decoded ({detail})") from None
+
+
+def open_start(path: Path, name: str = "") -> Image.Image:
+    """A picture to draw from, which is called `name` in the sentence of an ImageError."""
+    try:
+        return open_picture(path).image
+    except ImageError as error:
+        raise ImageError(f"{name or str(path)!r} cannot be drawn from: {error}.") from None
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a picture as a file of a kind; `options` are Pillow's."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def centre_square(image: Image.Image, resolution: int) -> Image.Image:

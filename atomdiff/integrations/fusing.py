@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from atomdiff.core.inject import put_back
 from atomdiff.errors import SettingsError
 from atomdiff.integrations.changes import LayerChange, restore
 from atomdiff.integrations.words import Vocabulary
@@ -41,11 +42,7 @@ class Fused:
     def undo(self) -> None:
         """The parameters that were there, on the device and in the dtype that the pipeline has now."""
         for layer, pristine in self._weights:
-            now = layer._parameters["weight"]
-            assert now is not None
-            if (now.device, now.dtype) != (pristine.device, pristine.dtype):
-                pristine.data = pristine.data.to(now.device, now.dtype)
-            layer._parameters["weight"] = pristine
+            put_back(layer, pristine)
         for text in self._texts:
             text.undo()
         self._weights, self._texts = [], []

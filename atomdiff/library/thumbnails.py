@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from atomdiff.errors import ImageError
 from atomdiff.files.card import read_file
 from atomdiff.files.card_image import HERO, INSET, SIZE
-from atomdiff.files.images import centre_square
+from atomdiff.files.images import centre_square, encoded
 from atomdiff.files.modelspec import PREFIX
 from atomdiff.files.qr_image import open_picture
 
@@ -48,9 +47,7 @@ def made_from(picture: Image | Path | bytes) -> bytes:
 
 def jpeg(image: Image) -> bytes:
     """The middle of a picture, `SIDE` pixels a side."""
-    packed = io.BytesIO()
-    centre_square(image.convert("RGB"), SIDE).save(packed, "JPEG", quality=85, optimize=True)
-    return packed.getvalue()
+    return encoded(centre_square(image.convert("RGB"), SIDE), "JPEG", quality=85, optimize=True)
 
 
 def _candidates(found: FoundConcept) -> Iterator[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +42,8 @@ def save_picture(
 
 def picture_bytes(image: Image, kind: str = "PNG", parameters: str | None = None) -> bytes:
     """The bytes of a PNG, JPEG or WEBP with its generation text inside, see `save_picture`."""
+    from atomdiff.files.images import encoded
+
     text = image.info.get("parameters", "") if parameters is None else parameters
     options: dict[str, Any] = {"quality": 95} if kind != "PNG" else {}
     if text and kind == "PNG":
@@ -52,9 +53,7 @@ def picture_bytes(image: Image, kind: str = "PNG", parameters: str | None = None
         options["pnginfo"].add_text("parameters", text)
     elif text:
         options["exif"] = _user_comment(text)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encoded(image, kind, **options)
 
 
 def check_suffix(path: Path, carries: bool = False) -> None:

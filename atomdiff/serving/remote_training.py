@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,8 @@ from atomdiff.training.reporting import Reporter, StepRecord
 from atomdiff.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from atomdiff.base.stable_diffusion import Base
+    from atomdiff.evaluation.best_step import Eyes
 
 RETRIES = 5  # of a training whose process or machine was lost
 EACH = 2  # pictures of each context that the likeness is judged on
@@ -240,25 +239,16 @@ def judged(base: Base, data: bytes, photographs: Path, tower: str = "") -> tuple
     concept = from_bytes(data)
     called = f"a {concept.trigger} {concept.class_word}".strip()
     drawn = draw(base, [f"{called} {where}" for where in CONTEXTS], concepts=[concept], count=EACH)
-    look = _eyes(base.family, tower, str(base.device))
-    score = None if look is None else likeness(look(drawn), look(read(photographs)))
+    eyes = _eyes(base.family, tower, str(base.device))
+    score = None if eyes is None else likeness(eyes.images(drawn), eyes.images(read(photographs)))
     return score, picture_bytes(drawn[0])
 
 
 @functools.lru_cache(maxsize=1)
-def _eyes(family: str, tower: str, device: str) -> Callable[[Sequence[Image]], Any] | None:
-    from atomdiff import pocket
-    from atomdiff.evaluation.best_step import PocketEyes
-    from atomdiff.evaluation.towers import load_tower
-    from atomdiff.pocket.judge import Judge
+def _eyes(family: str, tower: str, device: str) -> Eyes | None:
+    from atomdiff.evaluation.best_step import eyes_for
 
-    if tower:
-        return load_tower(Path(tower), device=device).images
-    return (
-        PocketEyes(Judge.load(Path(pocket.path()) / "judge.safetensors")).images
-        if family == "pocket"
-        else None
-    )
+    return eyes_for(family, tower, device)
 
 
 @functools.lru_cache(maxsize=1)

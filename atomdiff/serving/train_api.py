@@ -14,7 +14,7 @@ from atomdiff.files.plain_text import decode
 from atomdiff.serving.access import owner_of
 from atomdiff.serving.concepts_api import NotThere
 from atomdiff.serving.service import Service
-from atomdiff.serving.training_session import CAPTION, TrainingRequest, TrainingSession
+from atomdiff.serving.training_session import CAPTION, TrainingRequest, TrainingSession, told
 
 
 def router(service: Service) -> APIRouter:
@@ -119,18 +119,5 @@ def _found(service: Service, request: Request, ident: str) -> TrainingSession:
 
 
 def _told(service: Service, session: TrainingSession) -> dict[str, Any]:
-    status = service.trainings.status(session)
-    return {
-        "id": session.ident,
-        "name": session.settings.name,
-        "state": status.state,
-        "stage": status.stage,
-        "step": status.step,
-        "steps": status.steps,
-        "ahead": status.ahead,
-        "seconds_left": status.seconds_left,
-        "loss": status.losses[-1][1] if status.losses else None,
-        "notes": list(status.notes),
-        "error": status.error,
-        "concept": status.concept,
-    }
+    parts = ("state", "stage", "step", "steps", "ahead", "seconds_left", "notes", "error", "concept")
+    return told(session, service.trainings.status(session), *parts)

@@ -225,6 +225,13 @@ class TrainingSession:
         return session
 
 
+def told(session: TrainingSession, status: TrainingStatus, *parts: str) -> dict[str, Any]:
+    """A training as the HTTP APIs give it: what it is, its last loss, and these parts of its status."""
+    loss = status.losses[-1][1] if status.losses else None
+    about = {"id": session.ident, "name": session.settings.name, "loss": loss}
+    return about | {part: getattr(status, part) for part in parts}
+
+
 def split_captions(files: Sequence[Path]) -> tuple[tuple[Path, ...], dict[str, Path]]:
     """Pictures, and captions by the names, without endings, of the pictures that they are of."""
     captions = {path.stem: path for path in files if path.suffix.lower() == CAPTION}

@@ -97,16 +97,14 @@ class Trainings:
         if session.status().state not in ("stopped", "failed"):
             raise SettingsError("Only a training that was stopped can go on.")
         self._refuse_more(owner)
-        session.settings = replace(session.settings, resume_from_checkpoint="latest")
-        self._submit(session)
+        self._submit(session, again=True)
         return session
 
     def take_up_all(self) -> int:
         """Takes up every training that was stopped with its server; returns how many there are."""
         stopped = [session for session in self._sessions.values() if session.status().state == "stopped"]
         for session in sorted(stopped, key=lambda session: session.made):
-            session.settings = replace(session.settings, resume_from_checkpoint="latest")
-            self._submit(session)
+            self._submit(session, again=True)
         return len(stopped)
 
     def drop(self, owner: str, ident: str, patience: float = 60) -> None:
@@ -206,7 +204,9 @@ class Trainings:
         if under_way >= self._each:
             raise SettingsError(f"{under_way} of your trainings are under way: let one finish, or stop one.")
 
-    def _submit(self, session: TrainingSession) -> None:
+    def _submit(self, session: TrainingSession, again: bool = False) -> None:
+        if again:
+            session.settings = replace(session.settings, resume_from_checkpoint="latest")
         session.change(state="waiting", stage="", error="", seconds_left=None)
         work = self._work(session)
         self._jobs[session.ident] = self._queue.submit(_job_owner(session.owner), work, background=True)

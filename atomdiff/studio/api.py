@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL.Image import Image
 
 from atomdiff.core.blocks import parse_strength
-from atomdiff.errors import ImageError, SettingsError
-from atomdiff.files.images import open_picture
+from atomdiff.errors import SettingsError
+from atomdiff.files.images import open_start
 from atomdiff.files.read_any import Source
 from atomdiff.sampling.infotext import parse
 from atomdiff.sampling.region import Region, parse_where
@@ -94,8 +93,9 @@ def _drawing(studio: Studio) -> None:
         """Draws from a picture (an uploaded file), which may change as much as `strength` says, 0 to 1, or
         only where `mask` (another, or none) is white. `more` has others of `draw`'s: {"steps": 10,
         "concepts": [["dog", 1]]}. Gives what `draw` gives."""
-        begun = {"image": _opened(picture), "mask": _opened(mask), "strength": float(strength)}
-        wanted = _request(studio, prompt or "", **(dict(more or {}) | begun))
+        given = {"image": picture, "mask": mask}
+        begun = {name: open_start(Path(path), Path(path).name) for name, path in given.items() if path}
+        wanted = _request(studio, prompt or "", **(dict(more or {}) | begun), strength=float(strength))
         return await _drawn(studio, owner(request), drawing.draw, wanted)
 
     async def rework(request: gr.Request, ids: list[int], how: str) -> list[dict]:
@@ -224,16 +224,6 @@ def _request(
         base=base or studio.bases.default,
         **same,
     )
-
-
-def _opened(path: str | None) -> Image | None:
-    """An uploaded picture. Raises ImageError."""
-    if not path:
-        return None
-    try:
-        return open_picture(Path(path)).image
-    except ImageError as error:
-        raise ImageError(f"{Path(path).name!r} cannot be drawn from: {error}.") from None
 
 
 async def _results(studio: Studio, job: Job) -> tuple[Any, ...]:

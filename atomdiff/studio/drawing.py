@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import SettingsError
+from atomdiff.files.images import encoded
 from atomdiff.sampling.grids import Grid, parse_axis
 from atomdiff.sampling.hints import before_drawing
 from atomdiff.sampling.infotext import parse
@@ -177,7 +178,7 @@ def _draw(
     def preview(latents: Tensor) -> None:
         made = previewer.pictures(latents)
         if made:
-            job.show([_png(image) for image in made])
+            job.show([encoded(image, compress_level=1) for image in made])
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CousinWarning)  # a remark says it
@@ -195,9 +196,3 @@ def _remarks(job: Job, base: Base, settings: DrawingSettings) -> None:
     """Notes what the user should know. Raises ConceptError for a concept of another base."""
     for remark in before_drawing(base, settings):
         job.note(str(remark))
-
-
-def _png(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

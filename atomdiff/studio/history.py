@@ -90,13 +90,7 @@ class History:
     def find(self, owner: str, words: str = "", limit: int = 24, start: int = 0) -> list[Entry]:
         """The owner's pictures, newest first, whose text has every one of the words."""
         where, values = _condition(owner, words)
-        with self._open() as database:
-            rows = database.execute(
-                f"select id, made, kind, file, text from pictures where {where} "
-                "order by id desc limit ? offset ?",
-                (*values, limit, start),
-            ).fetchall()
-        return [Entry(row[0], row[1], row[2], self.folder / row[3], row[4]) for row in rows]
+        return self._entries(f"{where} order by id desc limit ? offset ?", (*values, limit, start))
 
     def count(self, owner: str, words: str = "") -> int:
         """How many pictures `find` would give without a limit."""
@@ -106,13 +100,10 @@ class History:
 
     def get(self, owner: str, entry: int) -> Entry:
         """One picture of the owner. Raises SettingsError if there is none of this number."""
-        with self._open() as database:
-            row = database.execute(
-                "select id, made, kind, file, text from pictures where owner = ? and id = ?", (owner, entry)
-            ).fetchone()
-        if row is None:
+        found = self._entries("owner = ? and id = ?", (owner, entry))
+        if not found:
             raise SettingsError(f"There is no picture {entry} in your history: it may have been deleted.")
-        return Entry(row[0], row[1], row[2], self.folder / row[3], row[4])
+        return found[0]
 
     def delete(self, owner: str, entries: Sequence[int]) -> int:
         """Forgets pictures of the owner and removes their files; returns how many there were."""
@@ -126,6 +117,12 @@ class History:
                 entry.file.with_suffix(".zip").unlink(missing_ok=True)  # what a grid has beside it
                 gone += 1
         return gone
+
+    def _entries(self, where: str, values: Sequence[object]) -> list[Entry]:
+        select = f"select id, made, kind, file, text from pictures where {where}"
+        with self._open() as database:
+            rows = database.execute(select, values).fetchall()
+        return [Entry(row[0], row[1], row[2], self.folder / row[3], row[4]) for row in rows]
 
     def _own(self, owner: str) -> Path:
         """The owner's folder."""

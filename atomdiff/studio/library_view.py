@@ -4,7 +4,6 @@ travels."""
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -204,8 +203,7 @@ def _card_picture(studio: Studio, owner: str, entry: Entry, data: bytes) -> byte
 
 def _codes(entry: Entry, data: bytes) -> bytes:
     from atomdiff.files import qr_image
+    from atomdiff.files.images import encoded
 
     about = (entry.title, entry.trigger, entry.base, f"{len(data):,} bytes")
-    buffer = io.BytesIO()
-    qr_image.sheet(data, " · ".join(dict.fromkeys(filter(None, about)))).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(qr_image.sheet(data, " · ".join(dict.fromkeys(filter(None, about)))))

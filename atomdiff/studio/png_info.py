@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from atomdiff.errors import ConceptError, ImageError
 from atomdiff.sampling.infotext import Generation, of_picture, parse
+from atomdiff.studio import html
 
 SHOWN = 512  # pixels a side of what the page shows of it
 
@@ -72,7 +71,7 @@ def _shown(path: Path) -> str:
     """The picture, small; "" where it cannot be decoded. Limits as for every picture that strangers give."""
     from PIL import Image
 
-    from atomdiff.files.images import MAX_PIXELS
+    from atomdiff.files.images import MAX_PIXELS, encoded
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
@@ -82,6 +81,4 @@ def _shown(path: Path) -> str:
         small.thumbnail((SHOWN, SHOWN))
     except Exception:  # decoders raise nearly anything on broken bytes; the words are there all the same
         return ""
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return html.data_uri(encoded(small))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from atomdiff.serving.training_session import TrainingRequest, TrainingSession
+from atomdiff.serving.training_session import TrainingRequest, TrainingSession, told
 from atomdiff.studio.api import add, add_with_files, concept_facts, file_data
 from atomdiff.studio.identity import owner
 from atomdiff.studio.session import Studio
@@ -71,12 +71,5 @@ def _trainings(studio: Studio) -> None:
 
 
 def _told(studio: Studio, session: TrainingSession) -> dict:
-    status = studio.trainings.status(session)
-    shown = ("state", "step", "steps", "seconds_left", "notes", "error")
-    return {
-        "id": session.ident,
-        "name": session.settings.name,
-        "loss": status.losses[-1][1] if status.losses else None,
-        "kept": list(session.steps),
-        **{name: getattr(status, name) for name in shown},
-    }
+    parts = ("state", "step", "steps", "seconds_left", "notes", "error")
+    return told(session, studio.trainings.status(session), *parts) | {"kept": list(session.steps)}

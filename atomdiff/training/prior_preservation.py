@@ -6,7 +6,6 @@ never meets them, and stopping halfway loses nothing. Picture i has the seed `se
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from atomdiff.errors import ImageError, TrainingError
 from atomdiff.files.atomic import require_writable, write_atomically
-from atomdiff.files.images import read_picture
+from atomdiff.files.images import encoded, read_picture
 from atomdiff.sampling.draw import draw
 from atomdiff.training.pictures import Picture, Reading, Skipped, load_folder
 
@@ -111,11 +110,9 @@ def _draw(base: "Base", request: ClassRequest, folder: Path, key: str, run: rang
         size=request.resolution, batch_size=len(run),
     )  # fmt: skip
     for i, image in zip(run, images, strict=True):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
         path = _path(folder, key, i)
         try:
-            write_atomically(path, buffer.getvalue())
+            write_atomically(path, encoded(image))
         except OSError as error:
             raise TrainingError(
                 f"The class picture '{path}' could not be written: {error.strerror}; free some space "

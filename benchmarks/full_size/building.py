@@ -110,11 +110,11 @@ def build_single_file(folder: Path, file: Path) -> Path:
 
 def write_tokenizer(folder: Path) -> None:
     """CLIP's tokenizer, from the merges that open-clip-torch carries."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     folder.mkdir(parents=True)
     lines = gzip.decompress(_vocabulary().read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    moved = [byte for byte in range(256) if byte not in printable]
-    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(moved))]
+    letters = bytes_to_unicode().values()
     words = [*letters, *(letter + "</w>" for letter in letters), *(line.replace(" ", "") for line in lines)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}), "utf-8")

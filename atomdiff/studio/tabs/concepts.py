@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -15,9 +15,6 @@ from atomdiff.studio.tabs import parts
 from atomdiff.studio.tabs.draw import DrawTab
 from atomdiff.studio.tabs.drop_anywhere import DROP_ANYWHERE
 from atomdiff.studio.tabs.one_concept import OneConcept
-
-if TYPE_CHECKING:
-    pass
 
 A_PAGE = 48
 EMPTY = html.empty(
