@@ -70,35 +70,3 @@ def studio(tiny_base, tmp_path_factory):
     studio = Studio(Options(lambda name: base, "tiny-sd1", folder / "concepts", folder / "out"))
     yield studio
     studio.close()
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """The folder of the studio at `url`, with one concept in its library: random small atoms, called Rex."""
-    import torch
-
-    from atomdiff.base.stable_diffusion import load_base
-    from atomdiff.concept.concept import Concept
-    from atomdiff.core import inject
-    from atomdiff.core.inject import AtomSpec
-    from atomdiff.files.safetensors_file import save_concept
-
-    base, generator = load_base("pocket"), torch.Generator().manual_seed(0)
-    spec = AtomSpec(linear_atoms="none")
-    atoms = {
-        layer: 0.1 * torch.randn(9, 9, generator=generator) for layer in inject.select(base.unet, spec).conv
-    }  # fmt: skip
-    folder = tmp_path_factory.mktemp("studio")
-    concept = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks", class_word="dog", name="Rex")
-    save_concept(concept, folder / "concepts" / "rex.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def url(folder) -> Iterator[str]:
-    """The address of a studio that runs, one for all tests that meet it."""
-    from benchmarks.serving import served
-
-    with served(folder) as studio:
-        yield studio.url
-        assert "Traceback" not in studio.log.read_text()

@@ -9,9 +9,39 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.serving import ROOT
+from atomdiff.files.safetensors_file import save_concept
+from benchmarks.serving import ROOT, served
 
 pytestmark = pytest.mark.filterwarnings("default")  # what a client's library warns of is not ours
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A studio's folder with one concept in its library: random small atoms, called Rex."""
+    import torch
+
+    from atomdiff.base.stable_diffusion import load_base
+    from atomdiff.concept.concept import Concept
+    from atomdiff.core import inject
+    from atomdiff.core.inject import AtomSpec
+
+    base, generator = load_base("pocket"), torch.Generator().manual_seed(0)
+    spec = AtomSpec(linear_atoms="none")
+    atoms = {
+        layer: 0.1 * torch.randn(9, 9, generator=generator) for layer in inject.select(base.unet, spec).conv
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("studio")
+    concept = Concept.of(base.unet, spec, atoms, base.passport, trigger="sks", class_word="dog", name="Rex")
+    save_concept(concept, folder / "concepts" / "rex.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder):
+    """The address of a studio that runs."""
+    with served(folder) as studio:
+        yield studio.url
+        assert "Traceback" not in studio.log.read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The studio as people meet it: a real process on the pocket model, a real browser, real files."""
 
+# ruff: noqa: F811 - fixtures that another module has too
 from __future__ import annotations
 
 import re
@@ -11,6 +12,7 @@ import pytest
 from foreign_files import save_embedding, save_lora
 from PIL import Image
 from screenshots import TABS, open_tab
+from test_studio_api import folder, url  # noqa: F401 - fixtures
 
 from atomdiff.base.stable_diffusion import load_base
 from atomdiff.files.safetensors_file import load_concept, save_concept

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from test_studio_api import folder, url  # noqa: F401 - fixtures
 from test_studio_browser import CHROMIUM, browser, draw, opened, page, visitor  # noqa: F401 - fixtures
 
 from atomdiff.files.safetensors_file import load_concept

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
+from test_studio_api import folder, url  # noqa: F401 - fixtures
 from test_studio_browser import (  # noqa: F401 - fixtures
     browser,
     choose,
