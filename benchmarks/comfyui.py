@@ -65,6 +65,7 @@ class Comfy:
         own, sys.argv = sys.argv, sys.argv[:1]  # it reads the command line when it is imported
         sys.path.insert(0, str(folder))
         try:
+            importlib.import_module("comfy.cli_args").args.cpu = True  # or it looks for a GPU's driver
             self.patcher = importlib.import_module("comfy.model_patcher")
             utils = importlib.import_module("comfy.utils")
             self.sd = importlib.import_module("comfy.sd")
