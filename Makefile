@@ -39,7 +39,7 @@ docs: install  ## the site of docs/, with its reference made from the docstrings
 	$(BIN)/python -m typer atomdiff.cli utils docs --name atomdiff --title "Command line" --output docs/reference/cli.md
 	$(BIN)/zensical build --strict
 
-pocket: install  ## grow the 128-pixel pocket from the bundled one (a day on one core; goes on where it was stopped)
+pocket: install  ## train the bundled pocket on (a day on one core; goes on where it was stopped)
 	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights --out outputs/pocket-model
 
 gpu: install   ## on a GPU: a longer pocket training, then every benchmark that asks for hours; all run, whatever one misses

@@ -32,6 +32,7 @@ from atomdiff.evaluation.drift import drift
 from atomdiff.evaluation.pocket_figures import CONTEXTS, Drawing, Figures, StyleJudge, SubjectJudge
 from atomdiff.files import safetensors_file
 from atomdiff.pocket.judge import Judge
+from atomdiff.pocket.world import SIDE
 from atomdiff.sampling.sheets import save_picture
 from atomdiff.training.defaults import POCKET, suit_base, suit_recipe
 from atomdiff.training.settings import TrainingSettings
@@ -63,7 +64,7 @@ class Method:
     def full_settings(self) -> TrainingSettings:
         """Those left to the tool's defaults too."""
         settings = suit_recipe(TrainingSettings(**(self.settings or {})))
-        return suit_base(settings, "pocket", 64, 1)
+        return suit_base(settings, "pocket", SIDE, 1)
 
     @cached_property
     def digest(self) -> str:

@@ -132,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(a.subjects, a.search_on, a.steps, a.each, a.draw_steps) < 1:
         command.error("subjects, search-on, steps, each and draw-steps are at least 1")
     bench = Bench.of(a, "calibration", a.base)
-    size = bench.base.resolution
-    rows = climb(bench, a.steps, subjects(a.subjects, size), tuning_subjects(a.search_on, size))
+    rows = climb(bench, a.steps, subjects(a.subjects), tuning_subjects(a.search_on))
     setup = f"{a.subjects} subjects, {a.steps} steps, {a.each} pictures a prompt"
     tell(bench, "calibration", "Calibration", [(setup, table(rows))], a.docs, "docs/pocket.md")
     verdict(targets(rows), a.check)

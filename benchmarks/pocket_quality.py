@@ -123,14 +123,14 @@ def pair_requests(count: int, seed: int) -> list[Request]:
     return made
 
 
-def all_requests(count: int, pairs: bool) -> dict[str, list[Request]]:
-    """Every kind of prompt, those for two subjects if there are to be `pairs`."""
-    asked = {
+def all_requests(count: int) -> dict[str, list[Request]]:
+    """Every kind of prompt."""
+    return {
         "class + context + one": requests(count, False, seed=7),
         "everything at once": requests(count // 2, True, seed=8),
         "a style": styled_requests(count // 4, seed=9),
+        "two subjects": pair_requests(count // 4, seed=10),
     }
-    return asked | ({"two subjects": pair_requests(count // 4, seed=10)} if pairs else {})
 
 
 def _a(phrase: str) -> str:
@@ -193,8 +193,8 @@ class Examined:
     errors: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, base: Base, judge: Judge, mix: corpus.Mix, folder: Path) -> Examined:
-        unseen = corpus.acquaintances(folder, 2_400, seed=91, views=VIEWS, mix=mix)
+    def of(cls, base: Base, judge: Judge, folder: Path) -> Examined:
+        unseen = corpus.acquaintances(folder, 2_400, seed=91, views=VIEWS)
         again = replace(
             unseen, pictures=autoencoder.redraw(base.vae, torch.from_numpy(unseen.pictures)).numpy()
         )
@@ -210,14 +210,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket_quality"))
     a = parser.parse_args()
     base, judge = load_base(str(a.base)), Judge.load(a.judge or a.base / "judge.safetensors")
-    mix = corpus.LARGE if base.resolution == corpus.LARGE.size else corpus.SMALL
-    asked = all_requests(a.prompts, "other" in judge.heads)
+    asked = all_requests(a.prompts)
     pictures = {
         name: drawn(base, [request.prompt for request in some], 1000 * (k + 1))
         for k, (name, some) in enumerate(asked.items())
     }
     results = {name: score(asked[name], judge(some)) for name, some in pictures.items()}
-    known = Examined.of(base, judge, mix, a.out / "renders")
+    known = Examined.of(base, judge, a.out / "renders")
     tables = table(results, known), (("of", "most often, of so many pictures of it"), known.errors)
     show(f"{sum(map(len, asked.values()))} prompts, {STEPS} steps, CFG {GUIDANCE:g}", *tables[0])
     show("What the judge takes for what, on unseen renders", *tables[1])
@@ -226,7 +225,7 @@ def main() -> None:
     chosen = [pictures["class + context + one"][i] for i in picked]
     rows = [("", chosen[k : k + 12]) for k in range(0, 48, 12)]
     sheet = save_picture(contact_sheet(rows), a.out / "pocket.png")
-    renders = torch.from_numpy(corpus.pretraining(a.out / "renders", 512, seed=92, mix=mix).pictures)
+    renders = torch.from_numpy(corpus.pretraining(a.out / "renders", 512, seed=92).pictures)
     dogs = judge(drawn(base, "a dog", 5000, 64)).answers["colour"]
     megabytes = sum(file.stat().st_size for file in a.base.rglob("*.safetensors")) / 1e6
     wanted = [

@@ -55,7 +55,7 @@ class Subject:
         return Subject(concept, most, torch.nn.functional.normalize(seen.identity.mean(0), dim=0))
 
 
-def subjects(base: Base, judge: Judge, given: Sequence[str], side: int) -> list[Subject]:
+def subjects(base: Base, judge: Judge, given: Sequence[str]) -> list[Subject]:
     """Those given as CONCEPT=PICTURES; or a dog and a cat, trained now unless they were before. Raises
     SettingsError for another number than two."""
     pairs = [tuple(item.rsplit("=", 1)) for item in given]
@@ -72,7 +72,10 @@ def subjects(base: Base, judge: Judge, given: Sequence[str], side: int) -> list[
         )
     found = []
     for source, folder in pairs:
-        pictures = [Image.open(path).convert("RGB").resize((side, side)) for path in _pictures(Path(folder))]
+        pictures = [
+            Image.open(path).convert("RGB").resize((world.SIDE, world.SIDE))
+            for path in _pictures(Path(folder))
+        ]
         found.append(Subject.of(judge, load_concept(source), pictures))
     return found
 
@@ -105,12 +108,11 @@ def _halves(judge: Judge, images: Sequence[Image.Image], order: Sequence[Subject
     """Whether each half shows the subject that `order` has there, (n, 2), and how alike it is, (n, 2)."""
     right, alike = [], []
     for place, subject in enumerate(order):
-        side = judge.net.side
         halves = [
             image.crop((place * image.width // 2, 0, (place + 1) * image.width // 2, image.height))
             for image in images
         ]
-        seen = judge([half.resize((side, side)) for half in halves])
+        seen = judge([half.resize((world.SIDE, world.SIDE)) for half in halves])
         right.append(
             torch.stack([seen.answers[head] == value for head, value in subject.answers.items()]).all(0)
         )
@@ -142,7 +144,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("outputs/regions/sheet.png"))
     a = parser.parse_args()
     base, judge = load_base("pocket"), Judge.load(pocket.path() / "judge.safetensors")
-    two = subjects(base, judge, a.subject, judge.net.side)
+    two = subjects(base, judge, a.subject)
     drawn = pictures_of(base, two, a.pictures, a.steps)
     found = {way: figures(judge, images, two, way != "in regions") for way, images in drawn.items()}
     rows = [(way, *(f"{value:.2f}" for value in own.values())) for way, own in found.items()]

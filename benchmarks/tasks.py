@@ -61,16 +61,16 @@ class Task:
         return self.ideal is not None
 
 
-def subjects(count: int, size: int = 64) -> list[Task]:
-    """The first `count` held-out subjects of the world, their pictures so large."""
-    return [_subject(s, f"{i + 1} {s.kind}", size) for i, s in enumerate(world.benchmark_subjects(count))]
+def subjects(count: int) -> list[Task]:
+    """The first `count` held-out subjects of the world."""
+    return [_subject(s, f"{i + 1} {s.kind}") for i, s in enumerate(world.benchmark_subjects(count))]
 
 
-def tuning_subjects(count: int, size: int = 64) -> list[Task]:
+def tuning_subjects(count: int) -> list[Task]:
     """Held-out subjects that `subjects` never gives: their shapes are drawn from another seed."""
     rng = np.random.default_rng(41)
     drawn = [world.random_subject(rng, kind, held_out=True) for kind in ("rabbit", "car", "fish", "cat")]
-    return [_subject(s, f"tuning {i + 1} {s.kind}", size) for i, s in enumerate(drawn[:count])]
+    return [_subject(s, f"tuning {i + 1} {s.kind}") for i, s in enumerate(drawn[:count])]
 
 
 def styles(count: int) -> list[Task]:
@@ -80,13 +80,13 @@ def styles(count: int) -> list[Task]:
     return made[:count]
 
 
-def _subject(subject: world.Subject, name: str, size: int = 64) -> Task:
+def _subject(subject: world.Subject, name: str) -> Task:
     rng = np.random.default_rng([300, *name.encode()])
     scenes = [
         world.random_scene(rng, subject, context=c, accessory="none", style="drawing", flip=i % 2 == 1)
         for i, c in enumerate(PLACES)
     ]
-    pictures = tuple(world.render(scene, size) for scene in scenes)
+    pictures = tuple(world.render(scene) for scene in scenes)
 
     def judge(base: Base, judge: Judge, drawing: Drawing) -> SubjectJudge:
         return SubjectJudge(base, judge, subject, drawing, pictures)
@@ -168,7 +168,8 @@ def prepare(base: Base, task: Task, class_count: int, batch: int = 16) -> Traini
         images += [picture.image for picture in made]
         rows += [table.prompts.index(prompt)] * len(made)
     encode = partial(encode_pictures, base, accelerator=ALONE)
-    instance = encode(list(task.pictures), [table.prompts.index(prompt) for prompt in task.prompts])
+    fitted = [ImageOps.fit(picture, (base.resolution,) * 2) for picture in task.pictures]
+    instance = encode(fitted, [table.prompts.index(prompt) for prompt in task.prompts])
     return TrainingData(instance, encode(images, rows), table)
 
 

@@ -294,7 +294,7 @@ def test_the_pages_python_runs_word_for_word(hub, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     exec(compile(code, "README.md", "exec"), {})
     with Image.open(tmp_path / "biscuit.png") as picture:
-        assert picture.size == (64, 64)
+        assert picture.size == (128, 128)
     dog = load_concept(tmp_path / "dog.safetensors")
     named = replace(dog, base=replace(dog.base, name="sd15"))
     assert "from_pretrained('stable-diffusion-v1-5/" in readme("ada/biscuit", to_bytes(named))

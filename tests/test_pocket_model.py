@@ -26,7 +26,7 @@ def picture() -> Image.Image:
 def test_stock_diffusers_draws_the_reference(picture):
     reference = Image.open(REFERENCE).convert("RGB")
     difference = np.abs(np.asarray(picture, float) - np.asarray(reference, float)).mean()
-    assert picture.size == (64, 64)
+    assert picture.size == (128, 128)
     assert difference < 4, f"mean difference of {difference:.1f} of 255 to {REFERENCE.name}"
 
 

@@ -149,7 +149,7 @@ def test_control_enter_draws_and_the_download_keeps_its_settings(page, folder, t
     page.locator("#prompt textarea").press("Control+Enter")
     downloaded(page, tmp_path / "cat.png")
     with Image.open(tmp_path / "cat.png") as picture:
-        assert picture.size == (64, 64)
+        assert picture.size == (128, 128)
         assert picture.info["parameters"].startswith("a red cat in space\nSteps: 2, Sampler: DPM++ 2M")
 
 

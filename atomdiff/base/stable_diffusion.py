@@ -71,7 +71,7 @@ class Base:
 
     @property
     def resolution(self) -> int:
-        """Native side in pixels: 64 for pocket, 512 or 768 for SD, 1024 for SDXL."""
+        """Native side in pixels: 128 for pocket, 512 or 768 for SD, 1024 for SDXL."""
         size = self.unet.config.sample_size
         return int(size if isinstance(size, int) else size[0]) * self.vae_factor
 

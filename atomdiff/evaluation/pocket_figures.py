@@ -81,7 +81,7 @@ class SubjectJudge:
         self.judge, self.subject, self.drawing = judge, subject, drawing
         rng = np.random.default_rng(17)
         scenes = [world.random_scene(rng, subject, accessory="none", style="drawing") for _ in range(32)]
-        renders = [world.render(scene, judge.net.side) for scene in scenes]
+        renders = [world.render(scene) for scene in scenes]
         self.centre = normalize(judge(renders).identity.mean(0), dim=0)
         self.five = judge(list(given)).identity if given else None
         self.others = [kind for kind in OTHERS if kind != subject.kind][:4]

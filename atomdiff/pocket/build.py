@@ -1,4 +1,4 @@
-"""`python -m atomdiff.pocket.build`: makes the pocket model, from nothing or from a smaller one.
+"""`python -m atomdiff.pocket.build`: makes the pocket model, from nothing, or trains one on.
 
     pictures -> autoencoder -> words -> denoiser -> decoder -> judge -> model card
 
@@ -27,7 +27,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 
 from . import captions, corpus, judge
-from .recipe import autoencoder, denoiser, growth, words
+from .recipe import autoencoder, denoiser, words
 from .recipe.fitting import OutOfTime, Schedule, Workshop, read_tensors, write_tensors
 
 HERE = Path(__file__).parent
@@ -39,9 +39,8 @@ STAGES = ("autoencoder", "words", "denoiser", "decoder", "judge")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and lengths of all stages; the defaults are for 128 pixels and a start from the smaller model."""
+    """Sizes and lengths of all stages."""
 
-    mix: corpus.Mix = corpus.LARGE
     pictures: int = 24_000
     acquaintances: int = 48_000
     autoencoder: Schedule = Schedule(3_000, 4, 2e-3, warmup=50, decay=0.7)
@@ -61,15 +60,13 @@ class Build:
     def pictures(self) -> Tensor:
         """uint8 (n, h, w, 3)."""
         r = self.recipe
-        return torch.from_numpy(
-            corpus.pretraining(self.shop.folder, r.pictures, self.shop.seed, r.mix).pictures
-        )
+        return torch.from_numpy(corpus.pretraining(self.shop.folder, r.pictures, self.shop.seed).pictures)
 
     @cached_property
     def corpus(self) -> corpus.Corpus:
         """Captions and labels."""
         r = self.recipe
-        return corpus.pretraining(self.shop.folder, r.pictures, self.shop.seed, r.mix, seen=False)
+        return corpus.pretraining(self.shop.folder, r.pictures, self.shop.seed, seen=False)
 
     def _held(self, data: Tensor) -> Tensor:
         """Data where training reads it fastest."""
@@ -130,7 +127,7 @@ class Build:
             if self.start:
                 text = words.CLIPTextModel.from_pretrained(self.start / "text_encoder").float()
                 was = words.CLIPTokenizer.from_pretrained(self.start / "tokenizer")
-                encoder = growth.new_words(text, was, tokenizer)
+                encoder = words.with_vocabulary(text, was, tokenizer)
             else:
                 encoder = words.new_encoder(tokenizer)
             lesson = words.lesson(tokenizer, self.corpus.captions, self.corpus.labels)
@@ -200,13 +197,13 @@ class Build:
         path = self.shop.folder / "judge.safetensors"
         if not path.exists():
             r, folder = self.recipe, self.shop.folder
-            known = corpus.acquaintances(folder, r.acquaintances, self.shop.seed, VIEWS, r.mix)
+            known = corpus.acquaintances(folder, r.acquaintances, self.shop.seed, VIEWS)
             vae, pictures = self.finished_autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
             with self.shop.autocast():
                 redrawn = autoencoder.redraw(vae, pictures)
             start = judge.Judge.load(self.start / "judge.safetensors") if self.start else None
             judged, about = judge.train(known, VIEWS, self.recipe.judge, self.shop, redrawn, start)
-            unseen = corpus.acquaintances(folder, EXAMINED, self.shop.seed + 1, VIEWS, r.mix)
+            unseen = corpus.acquaintances(folder, EXAMINED, self.shop.seed + 1, VIEWS)
             judged.save(path)
             self._record("judge", about | {"right": judge.examine(judged, unseen, VIEWS)})
         out.mkdir(parents=True, exist_ok=True)
@@ -257,7 +254,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser (pays on a GPU)")
     parser.add_argument("--minutes", type=float, help="stop at a checkpoint after so long; exit status 75")
-    parser.add_argument("--size", type=int, choices=sorted(autoencoder.SHAPES), default=default.mix.size)
     parser.add_argument("--pictures", type=int, default=default.pictures)
     parser.add_argument("--acquaintances", type=int, default=default.acquaintances)
     for stage in STAGES:
@@ -271,12 +267,11 @@ def main(arguments: list[str] | None = None) -> None:
     schedules = {
         s: replace(getattr(default, s), **{name: getattr(a, f"{s}_{name}") for name in told}) for s in STAGES
     }
-    mix = corpus.LARGE if a.size == corpus.LARGE.size else corpus.SMALL
     deadline = time.monotonic() + 60 * a.minutes if a.minutes else math.inf
     shop = Workshop(a.work, torch.device(a.device), a.seed, deadline=deadline, compiled=a.compile)
     a.work.mkdir(parents=True, exist_ok=True)
     try:
-        run(Build(Recipe(mix, a.pictures, a.acquaintances, **schedules), shop, a.start), a)
+        run(Build(Recipe(a.pictures, a.acquaintances, **schedules), shop, a.start), a)
     except OutOfTime as stopped:
         print(f"Time is over at {stopped}: the same command goes on.", flush=True)
         sys.exit(75)
@@ -296,7 +291,7 @@ def run(build: Build, a: argparse.Namespace) -> None:
     if not a.export and "card" in wanted:
         from .recipe import card
 
-        card.write(a.work, a.out, a.pictures, a.size)
+        card.write(a.work, a.out, a.pictures)
 
 
 if __name__ == "__main__":

@@ -41,20 +41,18 @@ VARIANTS = 3  # captions written for each picture
 @dataclass(frozen=True)
 class Mix:
     """What pictures a corpus has: their size in pixels, and the shares of two subjects and of individuals
-    with a word of their own. The default is what the 64-pixel model was made with."""
+    with a word of their own. The default is what the model is made with."""
 
-    size: int = 64
-    pairs: float = 0.0
-    named: float = 0.0
+    size: int = world.SIDE
+    pairs: float = 0.15
+    named: float = 0.3
 
     @property
     def folder(self) -> str:
-        return "" if self == Mix() else f"-{self.size}-{100 * self.pairs:.0f}-{100 * self.named:.0f}"
+        return f"{self.size}-{100 * self.pairs:.0f}-{100 * self.named:.0f}"
 
 
-SMALL = Mix()
-LARGE = Mix(size=128, pairs=0.15, named=0.3)
-"""What the 128-pixel model is made with."""
+MIX = Mix()
 
 
 @dataclass(frozen=True)
@@ -85,15 +83,15 @@ def answers(scene: world.Scene) -> dict[str, int]:
     return labels | {"other colour": HEADS["other colour"].index(scene.other.colour) if scene.other else -1}
 
 
-def pretraining(folder: Path, count: int, seed: int, mix: Mix = SMALL, seen: bool = True) -> Corpus:
+def pretraining(folder: Path, count: int, seed: int, mix: Mix = MIX, seen: bool = True) -> Corpus:
     """`count` pictures with captions; of `seen` = False the captions and labels alone."""
     make = partial(_pretraining_chunk, mix=mix)
-    return _collect(folder / f"pretraining{mix.folder}", make, count, seed, seen)
+    return _collect(folder / f"pretraining-{mix.folder}", make, count, seed, seen)
 
 
-def acquaintances(folder: Path, count: int, seed: int, views: int = 4, mix: Mix = SMALL) -> Corpus:
+def acquaintances(folder: Path, count: int, seed: int, views: int = 4, mix: Mix = MIX) -> Corpus:
     make = partial(_acquaintance_chunk, views=views, mix=mix)
-    return _collect(folder / f"acquaintances{views}{mix.folder}", make, count, seed)
+    return _collect(folder / f"acquaintances{views}-{mix.folder}", make, count, seed)
 
 
 def _collect(folder: Path, make, count: int, seed: int, seen: bool = True) -> Corpus:

@@ -22,6 +22,7 @@ from atomdiff.errors import AtomdiffError
 
 from .corpus import HEADS, Corpus
 from .recipe.fitting import Schedule, Workshop, fit, read_tensors, write_tensors
+from .world import SIDE
 
 
 class Block(nn.Module):
@@ -40,19 +41,15 @@ class Block(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """(b, 3, side, side) in [-1, 1] -> logits per head, unit identity embedding (b, 64).
+    """(b, 3, 128, 128) in [-1, 1] -> logits per head, unit identity embedding (b, 64)."""
 
-    side: 64, or 128 with one reduction more at the entrance.
-    """
-
-    def __init__(self, side: int = 64, heads: Sequence[str] = tuple(HEADS)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.side = side
-        enter: list[nn.Module] = [nn.Conv2d(3, 32, 5, 2, 2), nn.ReLU()]
-        if side == 128:
-            enter = [nn.Conv2d(3, 24, 5, 2, 2), nn.ReLU(), nn.Conv2d(24, 32, 3, 2, 1), nn.ReLU()]
         self.body = nn.Sequential(
-            *enter,
+            nn.Conv2d(3, 24, 5, 2, 2),
+            nn.ReLU(),
+            nn.Conv2d(24, 32, 3, 2, 1),
+            nn.ReLU(),
             Block(32, 64, 2),
             Block(64, 128, 2),
             Block(128, 160, 2),
@@ -60,7 +57,7 @@ class JudgeNet(nn.Module):
             nn.ReLU(),
         )
         self.neck = nn.Linear(80 * 4 * 4, 256)
-        self.heads = nn.ModuleDict({name: nn.Linear(256, len(HEADS[name])) for name in heads})
+        self.heads = nn.ModuleDict({name: nn.Linear(256, len(values)) for name, values in HEADS.items()})
         self.identity = nn.Linear(256, 64)
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -97,32 +94,26 @@ class Judge:
                 f"There is no judge at {str(path)!r}: train it with "
                 "`python -m atomdiff.pocket.build --only judge`."
             )
-        tensors, about = read_tensors(path)
-        heads = [head for head in HEADS if f"heads.{head}.weight" in tensors]
-        net = JudgeNet(about.get("side", 64), heads)
+        tensors, _ = read_tensors(path)
+        net = JudgeNet()
         net.load_state_dict({k: v.float() for k, v in tensors.items()})
         return cls(net)
 
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """What it answers; the 64-pixel judge knows of no second subject."""
-        return tuple(self.net.heads)
-
     def save(self, path: Path) -> None:
         tensors = {k: v.half() for k, v in self.net.state_dict().items()}
-        write_tensors(path, tensors, {"side": self.net.side})
+        write_tensors(path, tensors, {})
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image] | Tensor) -> Verdict:
         """PIL pictures of any size (resized to what it reads), or uint8 (n, h, w, 3)."""
-        side = self.net.side, self.net.side
+        side = SIDE, SIDE
         if isinstance(pictures, Tensor) and pictures.shape[1:3] != side:
             pictures = [Image.fromarray(picture) for picture in pictures.numpy()]
         if not isinstance(pictures, Tensor):
             small = [p.convert("RGB").resize(side, Image.Resampling.LANCZOS) for p in pictures]
             pictures = torch.from_numpy(np.stack([np.asarray(p) for p in small]))
         parts = [self.net(_to_tensor(part)) for part in pictures.split(128)]
-        answers = {h: torch.cat([logits[h].argmax(1) for logits, _ in parts]) for h in self.heads}
+        answers = {h: torch.cat([logits[h].argmax(1) for logits, _ in parts]) for h in HEADS}
         return Verdict(answers, torch.cat([identity for _, identity in parts]))
 
 
@@ -161,7 +152,7 @@ def train(
     """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, h, w, 3) are the first m
     of them after the autoencoder, which the judge must read as well; `start`: a judge to go on from."""
     torch.manual_seed(shop.seed + 2)
-    net = shop.ready(begin(corpus.pictures.shape[1], start))
+    net = shop.ready(start.net if start else JudgeNet())
     if start:  # other batches than those that it was made with
         shop = replace(shop, seed=shop.seed + 1)
     pictures = torch.from_numpy(corpus.pictures)
@@ -198,23 +189,6 @@ def train(
 
     about = fit("judge", net, loss_at, schedule, shop, ema_decay=0.998)
     return Judge(net.cpu()), about
-
-
-def begin(side: int, start: Judge | None) -> JudgeNet:
-    """A net for pictures of `side`, with all of an earlier judge that fits."""
-    net = JudgeNet(side)
-    if start is None:
-        return net
-    mine = net.state_dict()
-    shift = 0 if start.net.side == side else 2  # one convolution more at the entrance
-    for name, value in start.net.state_dict().items():
-        room, _, rest = name.partition(".")
-        if room == "body":
-            place, _, rest = rest.partition(".")
-            name = f"body.{int(place) + shift}.{rest}"
-        if name in mine and mine[name].shape == value.shape:
-            mine[name].copy_(value)
-    return net
 
 
 def same_subject_loss(identity: Tensor, temperature: float = 0.1) -> Tensor:

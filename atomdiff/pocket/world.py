@@ -20,6 +20,7 @@ from atomdiff.pocket.drawing.brush import Colour, Figure, luminance, mix
 from atomdiff.pocket.drawing.characters import DRAW
 from atomdiff.pocket.drawing.styles import FINISH, Actor, Job
 
+SIDE = 128  # pixels of the model's pictures
 CLASSES: tuple[str, ...] = tuple(DRAW)
 COLOURS: dict[str, Colour] = {
     "red": (226, 48, 52), "orange": (255, 138, 30), "yellow": (255, 214, 50), "green": (76, 178, 62),
@@ -196,7 +197,7 @@ def random_pair(rng: np.random.Generator, subject: Subject | None = None, **fixe
 
 
 # ---------------------------------------------------------------- pictures
-def render(scene: Scene, size: int = 64) -> Image.Image:
+def render(scene: Scene, size: int = SIDE) -> Image.Image:
     """The picture of a scene, RGB, size x size (16 to 512), always the same for the same scene."""
     if not 16 <= size <= 512:
         raise ValueError(f"size must be 16 to 512 pixels, got {size}")

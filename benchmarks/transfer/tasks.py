@@ -13,7 +13,8 @@ from torch.nn.functional import interpolate
 
 from atomdiff.pocket import world
 
-Data = tuple[Tensor, Tensor]  # pictures uint8 (n, 64, 64, 3), labels (n,)
+SIDE = 64  # pixels
+Data = tuple[Tensor, Tensor]  # pictures uint8 (n, SIDE, SIDE, 3), labels (n,)
 
 
 def _scene(rng: np.random.Generator, **fixed: Any) -> world.Scene:
@@ -22,19 +23,19 @@ def _scene(rng: np.random.Generator, **fixed: Any) -> world.Scene:
 
 def _neon(rng: np.random.Generator) -> tuple[Image.Image, int]:
     scene = _scene(rng, style=next(iter(world.HELD_OUT_STYLES)))
-    return world.render(scene), world.CLASSES.index(scene.subject.kind)
+    return world.render(scene, SIDE), world.CLASSES.index(scene.subject.kind)
 
 
 def _orientation(rng: np.random.Generator) -> tuple[Image.Image, int]:
     turns = int(rng.integers(4))
-    return world.render(_scene(rng, accessory="none")).rotate(90 * turns), turns
+    return world.render(_scene(rng, accessory="none"), SIDE).rotate(90 * turns), turns
 
 
 def _counting(rng: np.random.Generator) -> tuple[Image.Image, int]:
     """How many of four small pictures show a dog."""
     dogs = int(rng.integers(5))
     kinds = ["dog"] * dogs + [str(rng.choice(world.CLASSES[1:])) for _ in range(4 - dogs)]
-    sheet = Image.new("RGB", (64, 64))
+    sheet = Image.new("RGB", (SIDE, SIDE))
     for place, kind in enumerate(rng.permutation(kinds)):
         tile = world.render(_scene(rng, kind=str(kind), style="drawing"), 32)
         sheet.paste(tile, (place % 2 * 32, place // 2 * 32))
@@ -47,7 +48,7 @@ def _patterns(rng: np.random.Generator) -> tuple[Image.Image, int]:
         subject = world.random_subject(rng, held_out=True)
         if subject.pattern in world.HELD_OUT_PATTERNS:
             scene = world.random_scene(rng, subject, style="drawing")
-            return world.render(scene), world.HELD_OUT_PATTERNS.index(subject.pattern)
+            return world.render(scene, SIDE), world.HELD_OUT_PATTERNS.index(subject.pattern)
 
 
 def _digits(count: int) -> Data:
@@ -57,7 +58,7 @@ def _digits(count: int) -> Data:
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.images))[:count]
     small = torch.from_numpy(found.images[order]).float()[:, None] / 16 * 255
-    grey = interpolate(small, size=(64, 64), mode="bilinear").round().to(torch.uint8)
+    grey = interpolate(small, size=(SIDE, SIDE), mode="bilinear").round().to(torch.uint8)
     return grey.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous(), torch.from_numpy(found.target[order])
 
 

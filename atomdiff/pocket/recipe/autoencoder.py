@@ -1,11 +1,7 @@
-"""Stage 1: the autoencoder. A stock AutoencoderKL from pictures to 16 x 16 latents, so that the denoiser
-costs the same at every size: f = 4 and 4 channels at 64 pixels, f = 8 and 16 channels at
-128, where 8 left no eyes in a face of 20 pixels.
+"""Stage 1: the autoencoder. A stock AutoencoderKL from pictures to 16 x 16 latents, of 16
+channels, f = 8 as Stable Diffusion's: 8 channels left no eyes in a face of 20 pixels.
 
-A larger one grows from the smaller (`growth.outwards`). Its first channels are held to the smaller one's
-latents of the same picture at half the size, and the further ones hold what that leaves out: a denoiser of
-the smaller model then knows the composition of every picture from its first step. One that is trained on is
-held to its own latents in the same way, so that its denoiser goes on from where it was.
+One that is trained on is held to its own latents, so that its denoiser goes on from where it was.
 """
 
 from __future__ import annotations
@@ -18,41 +14,34 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from . import growth
+from atomdiff.pocket.world import SIDE
+
 from .fitting import Schedule, Workshop, fit
 
-LATENTS = 16
-SHAPES: dict[int, tuple[tuple[int, ...], int]] = {64: ((24, 48, 96), 4), 128: ((24, 24, 48, 96), 16)}
-"""Of each size of pictures: the widths of the levels, and the channels of the latents."""
+WIDTHS, CHANNELS = (24, 24, 48, 96), 16  # of the levels, of the latents
 
 
-def new_autoencoder(size: int) -> AutoencoderKL:
-    widths, channels = SHAPES[size]
+def new_autoencoder() -> AutoencoderKL:
     vae = AutoencoderKL(
-        sample_size=size,
-        latent_channels=channels,
-        block_out_channels=widths,
+        sample_size=SIDE,
+        latent_channels=CHANNELS,
+        block_out_channels=WIDTHS,
         layers_per_block=1,
         norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        down_block_types=("DownEncoderBlock2D",) * len(WIDTHS),
+        up_block_types=("UpDecoderBlock2D",) * len(WIDTHS),
         scaling_factor=1.0,
     )
     with torch.no_grad():
-        vae.quant_conv.bias[channels:] -= 6  # a posterior that is sharp from the first step
+        vae.quant_conv.bias[CHANNELS:] -= 6  # a posterior that is sharp from the first step
     return vae
 
 
-def begin(size: int, start: AutoencoderKL | None) -> tuple[AutoencoderKL, AutoencoderKL | None]:
+def begin(start: AutoencoderKL | None) -> tuple[AutoencoderKL, AutoencoderKL | None]:
     """(what training begins with, the finished one whose latents it is held to, if there is one)."""
     if start is None:
-        return new_autoencoder(size), None
-    was = start.config["sample_size"]
-    if was == size:
-        return deepcopy(start), start.requires_grad_(False)
-    if 2 * was != size:
-        raise ValueError(f"no autoencoder for {size} pixels grows from one for {was}")
-    return growth.outwards(start, SHAPES[size][1]), start.requires_grad_(False)
+        return new_autoencoder(), None
+    return deepcopy(start), start.requires_grad_(False)
 
 
 def to_tensor(pictures: Tensor) -> Tensor:
@@ -80,10 +69,10 @@ def train(
     held: float = 0.1,
 ) -> tuple[AutoencoderKL, dict]:
     """pictures: uint8 (n, h, w, 3), of which the last are kept for the reported PSNR in dB; `start`: an
-    autoencoder to go on from or to grow from; `held`: the weight of being near its latents."""
+    autoencoder to go on from; `held`: the weight of being near its latents."""
     unseen, pictures = apart(pictures)
     torch.manual_seed(shop.seed)  # stock modules initialise from the global generator
-    vae, before = begin(pictures.shape[1], start)
+    vae, before = begin(start)
     shop.ready(vae)
     if before is not None:
         shop.ready(before)
@@ -98,10 +87,9 @@ def train(
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction_loss(y.float(), x, squared=8.0) + kl_weight * kl
         if before is not None:
-            seen = F.avg_pool2d(x, x.shape[-1] // before.config["sample_size"])
             with torch.no_grad(), shop.autocast():
-                wanted = before.encode(seen).latent_dist.mean.float()
-            loss = loss + held * F.mse_loss(mean[:, : wanted.shape[1]], wanted)
+                wanted = before.encode(x).latent_dist.mean.float()
+            loss = loss + held * F.mse_loss(mean, wanted)
         return loss
 
     about = fit("autoencoder", vae, loss_at, schedule, shop, ema_decay=0.998)

@@ -37,7 +37,7 @@ finished model on, and the table has the last such sitting of each stage. **Meas
 """
 
 
-def write(work: Path, weights: Path, pictures: int, size: int) -> None:
+def write(work: Path, weights: Path, pictures: int) -> None:
     """README.md of the weights folder, from the record that the stages left in the work folder."""
     from atomdiff.pocket import corpus, world
 
@@ -47,7 +47,7 @@ def write(work: Path, weights: Path, pictures: int, size: int) -> None:
         classes=len(world.CLASSES),
         contexts=len(world.CONTEXTS),
         pictures=f"{pictures:,}",
-        size=size,
+        size=world.SIDE,
         variants=corpus.VARIANTS,
         rows="\n".join(
             _row(stage, record[stage])

@@ -11,7 +11,6 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from . import growth
 from .fitting import Schedule, Workshop, fit
 
 CONFIG = {
@@ -74,13 +73,12 @@ def train(
 
     `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR
     weighting (arXiv 2303.09556), and `least`: the smallest weight, since what has which colour is decided
-    where there is little but noise; `start`: a denoiser to go on from, of these or of fewer latent channels.
+    where there is little but noise; `start`: a denoiser to go on from.
     """
     torch.manual_seed(shop.seed + 3)
     if start:  # other batches and noise than those that it was made with
         shop = replace(shop, seed=shop.seed + 1)
-    channels = latents.shape[1]
-    unet = growth.wider_latents(start, channels) if start else new_denoiser(channels)
+    unet = start or new_denoiser(latents.shape[1])
     painter = shop.ready(Painter(unet, text))
     if shop.device.type == "cpu":  # its fused attention is slow backwards; a third of a step is saved
         unet.set_attn_processor(AttnProcessor())

@@ -91,6 +91,26 @@ def new_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
+@torch.no_grad()
+def with_vocabulary(old: CLIPTextModel, was: CLIPTokenizer, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text encoder for another tokenizer: words that both have keep their vectors, and the others begin
+    as random ones of the same size."""
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = old.config.__class__.from_dict(
+        {**old.config.to_dict(), **ends, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    )
+    new = CLIPTextModel(config)
+    tensors = {k: v for k, v in old.state_dict().items() if "token_embedding" not in k}
+    new.load_state_dict(tensors, strict=False)
+    table, known = old.get_input_embeddings().weight, was.get_vocab()
+    mine = new.get_input_embeddings().weight
+    mine.normal_(0, float(table.std()))
+    for word, row in tokenizer.get_vocab().items():
+        if word in known:
+            mine[row] = table[known[word]]
+    return new
+
+
 class Reader(nn.Module):
     """The encoder with the heads of its two tasks; the heads are thrown away afterwards."""
 
