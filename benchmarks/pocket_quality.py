@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from atomdiff import pocket
+from atomdiff.base.architectures import ARCHITECTURES
 from atomdiff.base.stable_diffusion import Base, load_base
 from atomdiff.pocket import corpus, world
 from atomdiff.pocket.corpus import HEADS
@@ -30,7 +31,7 @@ from atomdiff.sampling.sheets import contact_sheet, save_picture
 from .report import Target, command, machine, markdown, one_sentence, show, verdict, write_section, written
 from .shapes import Clock
 
-STEPS, GUIDANCE = 25, 4.0
+STEPS, GUIDANCE = 25, ARCHITECTURES["pocket"].guidance
 LOWEST = {"class": 0.97, "context": 0.97, "colour": 0.97, "pattern": 0.92, "accessory": 0.92, "second": 0.85}
 VIEWS = 4
 PAGE = """{}.

@@ -48,7 +48,7 @@ def _is_pocket(config: Any) -> bool:
 
 
 _ALL = (  # one that is a special case of another comes before it
-    Architecture("pocket", "pocket", "", 128, 4.0, 8, _is_pocket, lambda names: False),
+    Architecture("pocket", "pocket", "", 128, 5.0, 8, _is_pocket, lambda names: False),
     Architecture(
         "sdxl", "sdxl", "stabilityai/stable-diffusion-xl-base-1.0", 1024, 5.0, 1,
         lambda config: config.addition_embed_type == "text_time", _any_starts("conditioner.embedders.1."),
