@@ -143,6 +143,7 @@ class Bench:
             if method.case(task, seed) not in self.ledger.outcomes
         ]
         for method, task, seed in track(work, "cases"):
+            self.ledger.refresh()
             if method.case(task, seed) not in self.ledger.outcomes:
                 self.ledger.add(method.case(task, seed), self._outcome(method, task, seed))
 

@@ -75,7 +75,18 @@ class Ledger:
             os.truncate(path, whole)
         if published and published.exists():
             self._read(published.read_bytes())
-        self._read(data[:whole])
+        self._known = 0  # bytes of the file that were read
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what other runs have added to the file since."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._known)
+                data = file.read()
+            whole = data.rfind(b"\n") + 1
+            self._read(data[:whole])
+            self._known += whole
 
     def _read(self, lines: bytes) -> None:
         for line in lines.splitlines():

@@ -133,6 +133,19 @@ def test_a_run_judges_both_ways_and_goes_on_after_a_kill(bench):
     assert Bench("method", bench.out, Drawing(2, 1)).ledger.outcomes == {}
 
 
+def test_a_run_takes_what_another_has_finished_beside_it(tmp_path):
+    mine, other = (Ledger(tmp_path / "results.jsonl", {"version": 1}) for _ in range(2))
+    first, second = (Case("base", "0", f"{i} dog", 0) for i in (1, 2))
+    mine.add(first, Outcome({"identity": 0.5}))
+    other.refresh()
+    assert other.outcomes[first].figures == {"identity": 0.5}
+    other.add(second, Outcome({"identity": 0.7}))
+    with other.path.open("a") as file:
+        file.write('{"setup": ')  # of which the rest is still being written
+    mine.refresh()
+    assert set(mine.outcomes) == {first, second}
+
+
 def test_what_was_trained_is_kept_when_it_is_judged_anew(bench):
     (task,) = tasks.subjects(1)
     bench.run([method.TOOL], [task])
