@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from atomdiff.base.stable_diffusion import load_base
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
 from atomdiff.errors import SettingsError
@@ -67,14 +68,16 @@ def test_the_same_seed_draws_the_same_and_concepts_act(tiny_base):
     assert apart(zero, without) == 0
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "pocket"])
 def test_only_what_is_white_in_the_mask_changes(tiny_base, kind):
-    base, before = tiny_base(kind), photo()
+    base, before = load_base(kind) if kind == "pocket" else tiny_base(kind), photo()
+    channels = base.unet.config.in_channels
     after = draw(base, "a dog", image=before, mask=disc(), strength=1.0, steps=3, seed=2)[0]
     assert after.size == before.size
     old, new = np.asarray(before), np.asarray(after)
     assert np.array_equal(old[:, 24:], new[:, 24:])  # far from the mask to the bit
     assert np.abs(old[6:12, 6:12].astype(int) - new[6:12, 6:12]).mean() > 1
+    assert base.unet.config.in_channels == channels
 
 
 def test_a_large_photo_is_drawn_into_at_the_bases_own_size(tiny_base):

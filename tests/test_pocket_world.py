@@ -114,7 +114,7 @@ def test_every_pattern_of_a_class_is_seen_and_stays_in_the_frame(kind, monkeypat
     assert np.min(boxes) >= 0.03 and np.max(boxes) <= 0.97
     for pattern in ALL_PATTERNS[1:]:
         changed = np.abs(pictures[pattern, "none"] - pictures["plain", "none"]).max(-1) > 40
-        assert 60 < changed.sum() < 64 * 64 / 3
+        assert 60 < changed.sum() < world.SIDE**2 / 3
     assert np.abs(pictures["plain", "wings"] - pictures["plain", "antlers"]).max() > 60
 
 
@@ -125,7 +125,7 @@ def test_subjects_stand_on_the_ground_and_the_main_colour_leads():
             picture = pixels(world.render(world.Scene(subject, context)))
             main = np.abs(picture - world.COLOURS["purple"]).max(-1) < 60
             assert main.sum() > 150, (kind, context)
-            assert np.flatnonzero(main.any(1)).max() > 64 * 0.6
+            assert np.flatnonzero(main.any(1)).max() > world.SIDE * 0.6
 
 
 def test_styles_and_accessories_change_the_picture():

@@ -18,7 +18,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the page's clients are left open
 def test_the_examples_run(tiny_base, tmp_path, monkeypatch, capsys) -> None:
-    service = service_of(tiny_base(), tmp_path, (TOKEN,), pixels=4096)
+    service = service_of(tiny_base(), tmp_path, (TOKEN,), pixels=128 * 128)
     monkeypatch.chdir(tmp_path)
     Path("assets").symlink_to(PAGE.parent.parent / "assets")
     Path("dog.safetensors").write_bytes(service.stored("dog").data)

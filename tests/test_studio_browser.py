@@ -348,7 +348,7 @@ def test_a_style_words_and_a_second_pass_then_a_sticker_and_a_larger_one(page, f
             time.sleep(0.2)
         with Image.open(after[-1]) as picture:
             assert picture.mode == mode
-            assert picture.size == (192, 192) or mode == "RGBA"
+            assert picture.size == (384, 384) or mode == "RGBA"
         page.locator("#halt").wait_for(state="hidden")
 
 

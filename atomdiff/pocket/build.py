@@ -191,7 +191,7 @@ class Build:
             part.half()
             part.register_to_config(_name_or_path="")  # where it lay while it was made concerns nobody
         pipe.save_pretrained(out)
-        self._record("denoiser", {k: about[k] for k in ("step", "seconds", "loss")})
+        self._record("denoiser", {k: about[k] for k in ("step", "seconds", "loss")}, exported=True)
 
     def judge(self, out: Path) -> None:
         path = self.shop.folder / "judge.safetensors"
@@ -216,7 +216,8 @@ class Build:
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
 
-    def _record(self, stage: str, about: dict) -> None:
+    def _record(self, stage: str, about: dict, exported: bool = False) -> None:
+        """An export says how far a stage has come; by which schedule, only the run that trains knows."""
         path = self.shop.folder / "record.json"
         record = json.loads(path.read_text()) if path.exists() else {}
         settings = getattr(self.recipe, stage, None)
@@ -226,7 +227,7 @@ class Build:
             "start": bool(self.start) and stage != "decoder",
         }
         told = {k: v for k, v in asdict(settings).items() if v != math.inf} if settings else {}
-        record[stage] = about | now | {"schedule": told}
+        record[stage] = record.get(stage, {}) | about if exported else about | now | {"schedule": told}
         path.write_text(json.dumps(record, indent=1))
         print(stage, about, flush=True)
 

@@ -8,8 +8,9 @@ so concepts act as ever."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,19 @@ def with_pipeline(base: Base, inpaint: bool) -> Base:
         pipe = kind.from_pipe(base.pipe)
     pipe.set_progress_bar_config(disable=True)
     return replace(base, pipe=pipe)
+
+
+@contextlib.contextmanager
+def blending(base: Base) -> Iterator[None]:
+    """diffusers' inpainting tells by the UNet's input channels whether the model was made for it (9) or
+    what is kept is blended in (4), and refuses any other count, as of a base of 16 latent channels: here
+    they are called 4. How many latent channels there are it asks the autoencoder."""
+    own = base.unet.config.in_channels
+    base.unet.register_to_config(in_channels=4)
+    try:
+        yield
+    finally:
+        base.unet.register_to_config(in_channels=own)
 
 
 def arguments(starts: Sequence[Start], steps: int) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def draw_batch(
         step(min(number + 1, total), total)
         return {}
 
-    with torch.no_grad():
+    blending = img2img.blending(base) if starts and starts[0].mask is not None else contextlib.nullcontext()
+    with torch.no_grad(), blending:
         made = base.pipe(
             **told,
             **(img2img.arguments(starts, settings.steps) if starts else noise),
