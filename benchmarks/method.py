@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import isnan
+from pathlib import Path
 
 from atomdiff.errors import SettingsError
 from atomdiff.training.recipes import DEFAULT, RECIPES
 
 from . import peers
 from .bench import BASE, Bench, Method, mean, parser
-from .report import Target, one_sentence, verdict
+from .report import Target, markdown, one_sentence, verdict, write_section
 from .size import bytes_on_sd15
-from .tables import LEGEND, likeness_table, style_table, subject_table, tell
+from .tables import LEGEND, likeness_table, short_table, style_table, subject_table, tell
 from .tasks import Task, styles, subjects, tuning_subjects
 
 OURS = tuple(Method(name, {"recipe": name}) for name in RECIPES)
@@ -30,7 +31,7 @@ PARTS = (
     Method("without its word", {"train_token": False}),
     Method("without class pictures", {"with_prior_preservation": False}),
 )
-LORA = Method("LoRA r=4 + 2 words", attach=peers.with_words(peers.lora(4)), rate=1e-3)
+LORA = Method("LoRA r=4 + 2 words", attach=peers.with_words(peers.lora(4)), rate=2.5e-4)
 PEERS = (
     LORA,
     Method("Uni-LoRA 4608 + 2 words", attach=peers.with_words(peers.uni_lora(4608)), rate=1e-2),
@@ -118,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables += [("Plain likeness, subject by subject", subject_table(bench, methods, tasks, TOOL))]
     tables += [(f"The style {task.name}", style_table(bench, methods, task)) for task in styled]
     tell(bench, "method", f"The method\n\n{LEGEND}", tables, a.docs)
+    if tasks and a.docs:
+        write_section(Path("README.md"), "method", markdown(*short_table(bench, methods, tasks)))
     verdict(targets(bench, tasks, styled), a.check)
 
 

@@ -55,12 +55,29 @@ def likeness_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task
     return headers, rows
 
 
+def short_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
+    """What a stranger asks of each method, for README: plainly drawn, means over tasks and seeds."""
+    headers = ("", "file", "likeness", "place", "worn", "leak into the class")
+    rows = []
+    for method in (BASE, *methods):
+        found = bench.outcomes(method, tasks)
+        if found:
+            size = f"{fmean(o.bytes for o in found) / 1000:,.1f} KB" if method != BASE else ""
+            shares = (mean(found, figure) for figure in ("context", "accessory", "leak"))
+            rows.append(
+                (method.name, size, f"{mean(found, 'likeness'):.2f}", *(f"{share:.0%}" for share in shares))
+            )
+    return headers, rows
+
+
 def subject_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], ours: Method) -> Table:
     """Plain likeness subject by subject, and the lead of `ours` over each."""
     headers = ("method", *(task.name.split()[-1] for task in tasks), f"{ours.name} above it", "±")
     rows = []
     for method in (BASE, *methods):
         known = [bench.outcomes(method, [task]) for task in tasks]
+        if not any(known):
+            continue
         lead, error = bench.lead(ours, method, tasks) if method != ours else (float("nan"),) * 2
         means = (mean(found, "likeness") if found else float("nan") for found in known)
         rows.append((method.name, *map(_cell, means), "" if isnan(lead) else f"{lead:+.3f}", _cell(error)))

@@ -31,6 +31,14 @@ FREE = (  # what costs neither bytes nor time, so that the default should have i
     _tried("half the rate of conv atoms", learning_rate=POCKET_RATES.learning_rate / 2,
            linear_learning_rate=POCKET_RATES.linear_learning_rate),
     _tried("half the rate of the word", token_learning_rate=POCKET_RATES.token_learning_rate / 2),
+    _tried("4 times the rate of the word", token_learning_rate=POCKET_RATES.token_learning_rate * 4),
+    *(
+        _tried(f"0.4 of the word's rate, {atoms:g} of the atoms'",
+               token_learning_rate=POCKET_RATES.token_learning_rate * 0.4,
+               learning_rate=POCKET_RATES.learning_rate * atoms,
+               linear_learning_rate=POCKET_RATES.linear_learning_rate * atoms)
+        for atoms in (2, 1, 0.5, 0.25)
+    ),
     _tried("k, v and out alone", linear_atoms="attn2_kvo"),
     _tried("k and v alone", linear_atoms="attn2_kv"),
     _tried("blocks of 2 on all attention", linear_atoms="attn", linear_block=2),

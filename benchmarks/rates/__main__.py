@@ -42,7 +42,7 @@ HAND = (
 LINEAR = 2.0
 COURSE: dict[str, Any] = {
     "recipe": "atoms+dc", "num_class_images": 16, "max_train_steps": 100, "train_batch_size": 2,
-    "token_learning_rate": 1e-2, "max_drift": 0.0,
+    "token_learning_rate": 2.5e-3, "max_drift": 0.0,
 }  # fmt: skip
 
 
