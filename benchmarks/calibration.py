@@ -41,8 +41,8 @@ class Rung:
 DREAMBOOTH = Method("DreamBooth", attach=peers.full)
 LADDER = (
     Rung(Method("textual inversion", attach=peers.textual_inversion), (2e-3, 5e-3, 1e-2, 2e-2)),
-    Rung(Method("LoRA r=4, attention", attach=peers.lora(4)), (5e-4, 1e-3, 2e-3, 4e-3)),
-    Rung(DREAMBOOTH, (1e-5, 3e-5, 1e-4, 3e-4)),
+    Rung(Method("LoRA r=4, attention", attach=peers.lora(4)), (1.25e-4, 2.5e-4, 5e-4, 1e-3)),
+    Rung(DREAMBOOTH, (3e-5, 1e-4, 3e-4, 1e-3)),
     Rung(replace(DREAMBOOTH, name="DreamBooth, no prior", prior=False), (1e-5, 3e-5, 1e-4, 3e-4)),
 )
 
