@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables += [(f"The style {task.name}", style_table(bench, methods, task)) for task in styled]
     tell(bench, "method", f"The method\n\n{LEGEND}", tables, a.docs)
     if tasks and a.docs:
-        write_section(Path("README.md"), "method", markdown(*short_table(bench, methods, tasks)))
+        write_section(Path("README.md"), "method", markdown(*short_table(bench, methods, tasks, TOOL)))
     verdict(targets(bench, tasks, styled), a.check)
 
 

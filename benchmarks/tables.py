@@ -55,18 +55,18 @@ def likeness_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task
     return headers, rows
 
 
-def short_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
+def short_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], ours: Method) -> Table:
     """What a stranger asks of each method, for README: plainly drawn, means over tasks and seeds."""
-    headers = ("", "file", "likeness", "place", "worn", "leak into the class")
+    headers = ("", "file", "likeness", "place", "worn", "leak", "drift")
     rows = []
     for method in (BASE, *methods):
         found = bench.outcomes(method, tasks)
         if found:
             size = f"{fmean(o.bytes for o in found) / 1000:,.1f} KB" if method != BASE else ""
-            shares = (mean(found, figure) for figure in ("context", "accessory", "leak"))
-            rows.append(
-                (method.name, size, f"{mean(found, 'likeness'):.2f}", *(f"{share:.0%}" for share in shares))
-            )
+            name = f"**{method.name}**, the default" if method == ours else method.name
+            shares = (f"{mean(found, figure):.0%}" for figure in ("context", "accessory", "leak"))
+            likeness, drift = (f"{mean(found, figure):.2f}" for figure in ("likeness", "drift"))
+            rows.append((name, size, likeness, *shares, drift))
     return headers, rows
 
 
@@ -97,7 +97,8 @@ def style_table(bench: Bench, methods: Sequence[Method], task: Task) -> Table:
         if found:
             shown = [_cell(mean(found, key)) for key in STYLE]
             gated = [_cell(mean(found, key, gated=True)) for key in ("style", "context")]
-            rows.append((method.name, f"{found[0].bytes:,}", str(len(found)), *shown, *gated))
+            size = f"{found[0].bytes:,}" if method != BASE else ""
+            rows.append((method.name, size, str(len(found)), *shown, *gated))
     return headers, rows
 
 
