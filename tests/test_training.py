@@ -553,16 +553,17 @@ def test_everything_follows_from_the_folder_and_the_base():
     assert (named.instance_prompt, named.class_prompt) == ("a sks my teddy bear", "a my teddy bear")
     assert named.output_dir == str(Path("outputs") / "My_Teddy-Bear 2")
     assert name_everything(TrainingSettings(instance_data_dir="owl")).class_prompt == "an owl"
-    pocket = suit_base(named, "pocket", 64, 4)
+    pocket = suit_base(named, "pocket", 128, 8)
     full = suit_base(named, "sd1", 512, 8)
-    assert (pocket.resolution, full.resolution) == (64, 512)
+    assert (pocket.resolution, full.resolution) == (128, 512)
     assert full.train_batch_size == 1
     assert full.num_class_images == 100
     rates = [(own.linear_learning_rate, own.token_learning_rate) for own in (pocket, full)]
-    assert rates == [(4e-3, 1e-2), (None, None)]  # elsewhere they are measured on the base
+    assert rates == [(4e-3, 2.5e-3), (None, None)]  # elsewhere they are measured on the base
     assert (pocket.prior_batch_size, full.prior_batch_size) == (2, 1)
-    given = suit_base(dataclasses.replace(named, learning_rate=2e-3), "pocket", 64, 4)
-    assert (given.learning_rate, given.linear_learning_rate, given.token_learning_rate) == (2e-3, 2e-3, 1e-2)
+    given = suit_base(dataclasses.replace(named, learning_rate=2e-3), "pocket", 128, 8)
+    assert (given.learning_rate, given.linear_learning_rate) == (2e-3, 2e-3)
+    assert given.token_learning_rate == 2.5e-3
     by_hand = dataclasses.replace(named, linear_learning_rate=2e-3)
     assert suit_base(by_hand, "pocket", 64, 4).linear_learning_rate == 2e-3
 
