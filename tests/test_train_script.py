@@ -259,10 +259,11 @@ def test_diffusers_flag_names_are_taken(refused, folder):
 
 
 @pytest.mark.parametrize("stopped", [Interrupted("Stopped after step 3 of 9."), KeyboardInterrupt()])
-def test_a_stopped_run_exits_with_130(stopped, monkeypatch, capsys):
+def test_a_stopped_run_exits_with_130(stopped, tmp_path, monkeypatch, capsys):
     def fit(settings, reporter, base):
         raise stopped
 
+    monkeypatch.chdir(tmp_path)  # where no earlier run has left outputs/dog
     monkeypatch.setattr("atomdiff.training.run.fit", fit)
     with pytest.raises(SystemExit) as exit_:
         main(["--instance_dir", "dog"])
