@@ -243,7 +243,7 @@ def train(base: Base, task: Task, out: Path, settings: Mapping[str, Any]) -> Con
         if task.is_style:
             (folder / f"{number}.txt").write_text(prompt)
     said: dict[str, Any] = {"checkpointing_steps": 0, "timeline_steps": 0, "precision": "fp32", "name": kind}
-    said |= {"class_word": "art", "caption_extension": "txt"} if task.is_style else {"class_word": kind}
+    said |= {"class_word": "drawing", "caption_extension": "txt"} if task.is_style else {"class_word": kind}
     with torch.random.fork_rng():
         return atomdiff.train(folder, out / "training", base, **(dict(settings) | said))
 

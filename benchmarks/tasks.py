@@ -133,9 +133,9 @@ def _style(
     pictures = tuple(treated(p) for p in _various(rendered, OTHERS, PLACES, 77))
     # As people do it: a caption says all that is in the picture but its style, or that is learnt too.
     kinds = zip(OTHERS, PLACES, strict=True)
-    prompts = tuple(f"{TRIGGER} art of a {kind} {world.CONTEXTS[place]}" for kind, place in kinds)
+    prompts = tuple(f"{TRIGGER} drawing of a {kind} {world.CONTEXTS[place]}" for kind, place in kinds)
     bare = tuple(f"a drawing of a {kind}" for kind in OTHERS)
-    return Task(name, pictures, prompts, bare, f"{TRIGGER} art of a", in_style, ideal)
+    return Task(name, pictures, prompts, bare, f"{TRIGGER} drawing of a", in_style, ideal)
 
 
 def duotone(picture: Image.Image) -> Image.Image:

@@ -156,7 +156,7 @@ class StyleJudge:
         return self.drawing(base, concepts, [f"a drawing of a {kind}" for kind in OTHERS], 900)
 
     def called(self, base: Base, concepts: list[Concept], prompt: str) -> tuple[Figures, list[Image.Image]]:
-        """Draws `prompt`, such as "sks art of a", with classes and contexts in turn."""
+        """Draws `prompt`, such as "sks drawing of a", with classes and contexts in turn."""
         prompts = [f"{prompt} {kind} {world.CONTEXTS[c]}" for kind, c in zip(KINDS, CONTEXTS, strict=True)]
         pictures = self.drawing(base, concepts, prompts, 0)
         return style_figures(self.judge, self.in_style, pictures, self.drawing.each), pictures

@@ -8,13 +8,16 @@ which `--size` takes the first that fits; `python -m benchmarks.size` trains and
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from atomdiff.core.spec import AtomSpec
 from atomdiff.errors import SettingsError
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2}
+DC = AtomSpec(linear_atoms="attn2_kvo")
+"""Dc on keys, values and outputs: on the queries too it costs a quarter more and gives nothing
+(`python -m benchmarks.tricks`)."""
 CHOSEN = (*(item.name for item in fields(AtomSpec)), "train_token", "num_vectors", "precision")
 """The training settings that a recipe fills and --size chooses."""
 
@@ -56,7 +59,7 @@ class Recipe:
 
 def _recursive(name: str, groups: int, about: str = "") -> Recipe:
     """Recursive atoms with a β for each of so many groups of channels, 0 for each channel, beside Dc."""
-    return Recipe(name, about, AtomSpec(conv_family="recursive", channel_groups=groups))
+    return Recipe(name, about, replace(DC, conv_family="recursive", channel_groups=groups))
 
 
 WORD = Recipe(
@@ -66,7 +69,7 @@ WORD = Recipe(
     with_prior_preservation=False,
 )
 ATOMS = Recipe("atoms", "the word, and nine atoms of every 3x3 convolution", AtomSpec(linear_atoms="none"))
-ATOMS_DC = Recipe("atoms+dc", "the same, and Dc on cross-attention in blocks of 4", AtomSpec())
+ATOMS_DC = Recipe("atoms+dc", "the same, and Dc on keys, values and outputs of cross-attention in blocks of 4", DC)
 RECURSIVE = _recursive(
     "recursive", 16, "the same, each atom made of others, a mix for each of 16 channel groups"
 )
