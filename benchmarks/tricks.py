@@ -32,14 +32,6 @@ FREE = (  # what costs neither bytes nor time, so that the default should have i
            linear_learning_rate=POCKET_RATES.linear_learning_rate),
     _tried("half the rate of the word", token_learning_rate=POCKET_RATES.token_learning_rate / 2),
     _tried("4 times the rate of the word", token_learning_rate=POCKET_RATES.token_learning_rate * 4),
-    *(
-        _tried(f"0.4 of the word's rate, {atoms:g} of the atoms'",
-               token_learning_rate=POCKET_RATES.token_learning_rate * 0.4,
-               learning_rate=POCKET_RATES.learning_rate * atoms,
-               linear_learning_rate=POCKET_RATES.linear_learning_rate * atoms)
-        for atoms in (2, 1, 0.5, 0.25)
-    ),
-    _tried("k, v and out alone", linear_atoms="attn2_kvo"),
     _tried("k and v alone", linear_atoms="attn2_kv"),
     _tried("blocks of 2 on all attention", linear_atoms="attn", linear_block=2),
     _tried("blocks of 2 on all linear layers", linear_atoms="all", linear_block=2),
@@ -56,7 +48,8 @@ DEARER = (
     _tried("twice the steps", max_train_steps=600),
     _tried("four vectors", num_vectors=4),
     _tried("recursive, 16 groups", recipe="recursive"),
-    _tried("blocks of 4 on all attention", linear_atoms="attn"),
+    _tried("Dc on the queries too", linear_atoms="attn2"),
+    _tried("Dc on all attention", linear_atoms="attn"),
     _tried("Dc on α", coef_block=4),
 )
 TRICKS = (TOOL, *FREE, *DEARER)
