@@ -29,12 +29,13 @@ from atomdiff.core.mixing import Mixing, mixing
 from atomdiff.files.safetensors_file import from_bytes, to_bytes
 from atomdiff.sampling.mixed import ASKED_AGAIN, mixed_maps
 from atomdiff.sampling.resident import Resident, Residents
+from atomdiff.training.recipes import DEFAULT
 from atomdiff.training.together import row_maps, unet_like
 
 from .report import Target, command, conclude
 from .shapes import DTYPES, SD15, Asked, Clock, asked, random_unet
 
-SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
+SPEC = DEFAULT.spec
 TRAININGS = 4
 HEADERS = ("", "seconds", "×")
 

@@ -177,11 +177,11 @@ def targets_of(measured: dict[str, Measured], size: int) -> list[Target]:
     tool, floor, own = measured[TOOL], measured["floor"], median(measured[TOOL].seconds)
     targets = [Target("attaching", median(tool.attach_seconds), high=2, unit="s")]
     if tool.peak:
-        targets.append(Target("memory, × floor", tool.peak / floor.peak, high=1.10))
+        targets.append(Target("memory, × floor", tool.peak / floor.peak, high=1.0))
     if size == 256:
-        targets.append(Target("step, × floor", own / median(floor.seconds), high=1.15))
+        targets.append(Target("step, × floor", own / median(floor.seconds), high=1.05))
         if LORA in measured:
-            targets.append(Target("step, × LoRA", own / median(measured[LORA].seconds), high=1.15))
+            targets.append(Target("step, × LoRA", own / median(measured[LORA].seconds), high=1.05))
     return targets
 
 

@@ -69,7 +69,7 @@ WORD = Recipe(
     with_prior_preservation=False,
 )
 ATOMS = Recipe("atoms", "the word, and nine atoms of every 3x3 convolution", AtomSpec(linear_atoms="none"))
-ATOMS_DC = Recipe("atoms+dc", "the same, and Dc on keys, values and outputs of cross-attention in blocks of 4", DC)
+ATOMS_DC = Recipe("atoms+dc", "the same, and Dc on k, v and out of cross-attention in blocks of 4", DC)
 RECURSIVE = _recursive(
     "recursive", 16, "the same, each atom made of others, a mix for each of 16 channel groups"
 )

@@ -15,16 +15,16 @@ from torch import Generator, Tensor, nn
 from atomdiff.base.stable_diffusion import Base, PromptEmbeds, added_conditions, encode_prompts
 from atomdiff.concept.passport import BasePassport
 from atomdiff.core.inject import attach
-from atomdiff.core.spec import AtomSpec
 from atomdiff.training.calibration import LORA_RATE, Calibration
 from atomdiff.training.objective import diffusion_loss
 from atomdiff.training.optimiser import groups_of
 from atomdiff.training.probes import denoising_probes, noise_prediction, relative_change
+from atomdiff.training.recipes import DEFAULT
 
 from ..full_size.building import SCHEDULE
 from ..shapes import SHAPES, empty_unet
 
-SPEC = AtomSpec(num_atoms=9, linear_atoms="attn2", linear_block=4)
+SPEC = DEFAULT.spec
 STEPS = 8  # of real training, by which two speeds are compared
 EPSILON = 1e-3  # Adam's: with a smaller one a gradient of nearly nothing would take a step of either sign
 
