@@ -210,19 +210,26 @@ class Bench:
     # --------------------------------------------------------------------------------------- reporting
 
     def outcomes(self, method: Method, tasks: Sequence[Task]) -> list[Outcome]:
-        """Of the seeds of which all tasks are done, task by task."""
-        known = self.ledger.outcomes
-        seeds = [s for s in range(self.seeds) if all(method.case(task, s) in known for task in tasks)]
-        return [known[method.case(task, seed)] for task in tasks for seed in seeds]
+        """Of the seeds of which all tasks are done, task by task; the base has one."""
+        seeds = self._seeds_done([method], tasks)
+        return self._of_seeds(method, tasks, seeds[:1] if method == BASE else seeds)
 
     def lead(self, one: Method, other: Method, tasks: Sequence[Task]) -> tuple[float, float]:
-        """By how much the plain likeness of `one` is above that of `other`, case by case: the mean and its
-        standard error, which is not a number for a single case."""
-        pairs = zip(self.outcomes(one, tasks), self.outcomes(other, tasks), strict=False)
+        """By how much the plain likeness of `one` is above that of `other`, case by case of the seeds that
+        both have done: the mean and its standard error, which is not a number for a single case."""
+        seeds = self._seeds_done([one, other], tasks)
+        pairs = zip(*(self._of_seeds(method, tasks, seeds) for method in (one, other)), strict=True)
         apart = [mine.likeness - others.likeness for mine, others in pairs]
         if not apart:
             return nan, nan
         return fmean(apart), stdev(apart) / sqrt(len(apart)) if len(apart) > 1 else nan
+
+    def _of_seeds(self, method: Method, tasks: Sequence[Task], seeds: Sequence[int]) -> list[Outcome]:
+        return [self.ledger.outcomes[method.case(task, seed)] for task in tasks for seed in seeds]
+
+    def _seeds_done(self, methods: Sequence[Method], tasks: Sequence[Task]) -> list[int]:
+        known, cases = self.ledger.outcomes, [(method, task) for method in methods for task in tasks]
+        return [s for s in range(self.seeds) if all(method.case(task, s) in known for method, task in cases)]
 
 
 def mean(outcomes: Sequence[Outcome], figure: str, gated: bool = False) -> float:

@@ -5,8 +5,9 @@ What is known: of textual inversion, LoRA and DreamBooth each draws the subject 
 and with it much less; more steps keep the subject and lose what the prompt says (arXiv 2208.12242, sections
 4.3 and 4.4). A base in which this does not hold chooses wrong defaults.
 
-Three held-out subjects. Each method is tried at four rates on another subject, and the best is taken; LoRA with
-twice the steps too. What is finished is kept in OUT/results.jsonl, so that a run goes on where it was ended.
+Three held-out subjects. Each method is tried at four rates on another subject, and the best is taken; LoRA
+with twice the steps too. What is finished is kept in OUT/results.jsonl, so that a run goes on where it was
+ended.
 """
 
 from __future__ import annotations

@@ -172,6 +172,9 @@ def test_a_lead_is_the_mean_of_its_cases_with_their_standard_error(bench):
         for seed, value in enumerate(likenesses):
             bench.ledger.add(one.case(task, seed), Outcome({"identity": value}))
     assert bench.lead(mine, others, [task]) == pytest.approx((0.2, 0.1))
+    first_alone = Method("first alone", {"snr_gamma": 1.0})
+    bench.ledger.add(first_alone.case(task), Outcome({"identity": 0.1}))
+    assert bench.lead(mine, first_alone, [task])[0] == pytest.approx(0.4)  # of the first seed of both
     bench.seeds = 1
     assert bench.lead(mine, others, [task]) == (pytest.approx(0.1), pytest.approx(math.nan, nan_ok=True))
 
