@@ -16,7 +16,7 @@ from atomdiff.errors import SettingsError
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "kib": 1024, "mb": 1000**2, "mib": 1024**2}
 DC = AtomSpec(linear_atoms="attn2_kvo")
-"""Dc on keys, values and outputs: on the queries too it costs a quarter more and gives nothing
+"""Dc on keys, values and outputs: on the queries too the file is a fifth larger for nothing
 (`python -m benchmarks.tricks`)."""
 CHOSEN = (*(item.name for item in fields(AtomSpec)), "train_token", "num_vectors", "precision")
 """The training settings that a recipe fills and --size chooses."""
