@@ -108,8 +108,8 @@ def main() -> None:
     add("--activations", type=float, default=20, help="GB kept for activations (default 20)")
     add("--price", type=float, default=3.0, help="$ an hour (default 3)")
     add("--steps", type=int, default=25)
-    add("--mixed", type=float, default=1.14, help="batch of eight concepts, by benchmarks.mixed_batch")
-    add("--resident", type=float, default=27.2, help="KB of a resident concept, by benchmarks.mixed_batch")
+    add("--mixed", type=float, default=1.04, help="batch of eight concepts, by benchmarks.mixed_batch")
+    add("--resident", type=float, default=23.0, help="KB of a resident concept, by benchmarks.mixed_batch")
     a = parser.parse_args()
     bases = [Counted(kind) for kind in KINDS]
     headers = ("", *(f"{kind}, {SIDES[kind]}²" for kind in KINDS))

@@ -168,7 +168,7 @@ def _heads(axes: Axes, plan: _Plan) -> None:
             )
             axes.text(x - 2, 7.2, "all began\nwith these", ha="right", fontsize=9, color=FAINT, va="center")
     if plan.per_line["linear"]:
-        about = f"the map of its blocks (±{plan.linear_limit:.2g}); 0 q: queries of attention 0"
+        about = f"the map of its blocks (±{plan.linear_limit:.2g}); 0 k: keys of attention 0"
         start = plan.linear_start if plan.per_line["conv"] else MARGIN * plan.width
         _head(axes, start, "What each linear layer learned", about)
 
