@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atomdiff import cli
+from atomdiff.cli.base_flags import BaseAsked
 from atomdiff.concept.concept import Concept
 from atomdiff.core import inject
 from atomdiff.core.inject import AtomSpec
@@ -129,6 +131,18 @@ def test_what_the_files_of_a_base_do_not_say_is_said_by_flags(tmp_path, tiny_fol
     ):
         refused = run("generate", "a dog", "--base", tiny_folder("sd1"), *flags, *QUICK)
         assert refused.exit_code == 2 and said in " ".join(refused.stderr.split())
+
+
+def test_a_page_with_several_bases_takes_what_was_said_of_the_first_for_it_alone(tiny_folder):
+    first, other = str(tiny_folder("sd1")), str(tiny_folder("sd1", 1))
+    asked = BaseAsked(None, "cpu", "fp32", "v_prediction", True, "", "", "")
+    load = pickle.loads(pickle.dumps(asked.loader(first)))
+    assert [load(name).prediction_type for name in (first, other)] == ["v_prediction", "epsilon"]
+    assert asked.tells_of_files
+    assert not BaseAsked("sd15", "cuda", "fp16", None, False, "", "", "").tells_of_files
+    for command in ("studio", "serve"):
+        refused = run(command, "--base", first, "--prediction_type", "v")
+        assert refused.exit_code == 2 and "epsilon, v_prediction, but 'v' was given" in refused.stderr
 
 
 def test_a_concept_tells_what_its_base_was_said_to_predict(tmp_path, tiny_folder, concept_file):

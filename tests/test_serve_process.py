@@ -72,6 +72,7 @@ def test_flags_that_cannot_work_are_told():
     assert "no spaces" in refused("--token", "two words, long")
     assert "limit of steps is at least 1" in refused("--max-steps", "0")
     assert "--ray" in refused("--base", "pocket", "--base", "sd15")
+    assert "leave --prediction_type" in refused("--ray", "--prediction_type", "epsilon")
     assert "FEWEST:MOST" in refused("--ray", "--port", "0", "--replicas", "4:1")
     assert "from 1 to 65535" in refused("--port", "70000")
     assert "cannot be listened on" in refused("--host", "192.0.2.1", "--token", "long-enough")

@@ -14,7 +14,7 @@ from atomdiff.base.architectures import ALIASES
 from atomdiff.cli.arguments import DeviceOption, DtypeOption, load_base, which_base
 
 if TYPE_CHECKING:
-    from atomdiff.base.stable_diffusion import Base
+    from atomdiff.base.stable_diffusion import Base, Choice
     from atomdiff.concept.concept import Concept
     from atomdiff.core.blocks import Strength
 
@@ -64,17 +64,32 @@ class BaseAsked:
     variant: str
     revision: str
 
+    def choice(self) -> Choice:
+        """What was said of the base's files. Raises SettingsError."""
+        from atomdiff.base.stable_diffusion import Choice
+
+        return Choice(self.revision, self.variant, self.vae, self.prediction_type, self.zero_terminal_snr)
+
+    @property
+    def tells_of_files(self) -> bool:
+        """Whether anything was said but what the base is called."""
+        from atomdiff.base.stable_diffusion import Choice
+
+        return self.choice() != Choice()
+
+    def loader(self, named: str) -> Callable[[str], Base]:
+        """Loads one base after another, by name; what was said of files holds for the base `named` alone.
+        Raises SettingsError."""
+        return functools.partial(_load, self.device, self.dtype, {named: self.choice()})
+
     def name(self, weighted: Sequence[tuple[Concept, Strength]]) -> tuple[str, str]:
         """What it is called, and why that one."""
         return which_base(self.base, weighted)
 
     def load(self, weighted: Sequence[tuple[Concept, Strength]]) -> Base:
         """The base, or else the first concept's own. Raises BaseError or SettingsError."""
-        from atomdiff.base.stable_diffusion import Choice
-
-        choice = Choice(self.revision, self.variant, self.vae, self.prediction_type, self.zero_terminal_snr)
         name, _ = self.name(weighted)
-        return load_base(name, self.device, self.dtype, self.base is not None, choice)
+        return load_base(name, self.device, self.dtype, self.base is not None, self.choice())
 
     def open(self, weighted: Sequence[tuple[Concept, Strength]]) -> Base:
         """The same, telling which one it is."""
@@ -83,16 +98,22 @@ class BaseAsked:
         return self.load(weighted)
 
 
+def _load(device: str, dtype: str, choices: dict[str, Choice], name: str) -> Base:
+    return load_base(name, device, dtype, given=True, choice=choices.get(name))
+
+
 def with_base(default: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """For a command with an argument `asked`, a BaseAsked, in whose place it gets these flags."""
+    """For a command with an argument `asked`, a BaseAsked, in whose place it gets these flags; a command with
+    a `base` of its own keeps it."""
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def wrapped(**given: Any) -> None:
-            asked = BaseAsked(**{name: given.pop(name) for name in _FLAGS})
+            asked = BaseAsked(**{"base": None} | {name: given.pop(name) for name in added})
             command(**given, asked=asked)
 
         own = inspect.signature(command, eval_str=True)
+        added = {name: flag for name, flag in _FLAGS.items() if name not in own.parameters}
         flags = [
             inspect.Parameter(
                 name,
@@ -100,7 +121,7 @@ def with_base(default: str | None = None) -> Callable[[Callable[..., None]], Cal
                 annotation=kind,
                 default=usual if name != "base" else default,
             )
-            for name, (kind, usual) in _FLAGS.items()
+            for name, (kind, usual) in added.items()
         ]
         kept = [
             argument.replace(kind=inspect.Parameter.KEYWORD_ONLY)

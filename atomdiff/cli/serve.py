@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from atomdiff.cli.arguments import AllowedHostsOption, ConceptsOption
+from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
 
 @app.command()
 @one_sentence
+@with_base()
 def serve(
+    asked: BaseAsked,
     base: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,12 +55,8 @@ def serve(
     replicas: Annotated[str, typer.Option(help="The fewest and the most of Ray's replicas.")] = "1:4",
     cpus: Annotated[float, typer.Option(help="Of a replica.")] = 1,
     gpus: Annotated[float, typer.Option(help="Of a replica.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, fp16 or bf16.")] = "auto",
 ) -> None:
     """Draw and train over HTTP: A1111's and OpenAI's API, many concepts in one batch."""
-    from atomdiff.cli.arguments import load_base
-
     try:
         from atomdiff.serving.app import listen, run
         from atomdiff.serving.limits import Limits
@@ -69,12 +67,16 @@ def serve(
         max_pixels, max_steps, max_pictures, max_waiting, max_seconds, max_upload << 20, batch=batch,
         window=window,
     )  # fmt: skip
-    load = functools.partial(load_base, device=device, dtype=dtype, given=True)
     tokens, hosts = tuple(token or ()), tuple(allowed_hosts or ())
     bases = base or ["pocket"]
     if len(bases) > 1 and not ray:
         raise SettingsError("Several bases are served with --ray; on one machine one is resident.")
-    options = Options(load, bases[0], concepts, out, host, tokens, hosts, limits)
+    if ray and asked.tells_of_files:
+        raise SettingsError(
+            "With --ray a base is one that says everything itself: leave --prediction_type, "
+            "--zero_terminal_snr, --vae, --variant and --revision, and give a diffusers folder that has them."
+        )
+    options = Options(asked.loader(bases[0]), bases[0], concepts, out, host, tokens, hosts, limits)
     between = _two(replicas)
     with listen(host, port) as listening:
         typer.echo(f"base: {', '.join(bases)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +9,17 @@ from typing import Annotated
 import typer
 
 from atomdiff.base.architectures import ALIASES
-from atomdiff.cli.arguments import AllowedHostsOption, ConceptsOption, DeviceOption, DtypeOption, load_base
+from atomdiff.cli.arguments import AllowedHostsOption, ConceptsOption
+from atomdiff.cli.base_flags import BaseAsked, with_base
 from atomdiff.cli.common import app, one_sentence
 from atomdiff.errors import SettingsError
 
 
 @app.command()
 @one_sentence
+@with_base()
 def studio(
+    asked: BaseAsked,
     base: Annotated[
         str, typer.Option(help=f"{', '.join(ALIASES)}, a diffusers folder, a file or a hub id.")
     ] = "pocket",
@@ -33,15 +35,12 @@ def studio(
         typer.Option(metavar="USER:PASSWORD", help="Let only this user in; may be given several times."),
     ] = None,
     allowed_hosts: AllowedHostsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
 ) -> None:
     """Open the studio, the web page to draw with concepts."""
     from atomdiff.studio.session import Options, Studio
 
-    load = functools.partial(load_base, device=device, dtype=dtype, given=True)
     users, hosts = tuple(map(_user, auth or ())), tuple(allowed_hosts or ())
-    options = Options(load, base, concepts, out, host, port, share, users, hosts)
+    options = Options(asked.loader(base), base, concepts, out, host, port, share, users, hosts)
     from atomdiff.studio import app as studio_app  # the slowest to import comes last
 
     typer.echo(f"base: {base}")
