@@ -27,7 +27,7 @@ def mix(
     ] = None,
     name: Annotated[str, typer.Option(help="What to call it; by default the sum.")] = "",
 ) -> None:
-    """Write the weighted sum of concepts as one: `mix dog.safetensors:0.7 style.safetensors:0.5`.
+    """Write the weighted sum of concepts as one: `mix dog-a.safetensors:0.7 dog-b.safetensors:0.3`.
 
     Weights may be negative. It is called by the first one's trigger.
     """
