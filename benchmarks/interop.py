@@ -50,8 +50,9 @@ RANKS, MAX_ERROR = {False: 64, True: 4}, 0.5  # of LoRAs of the real shape, and 
 LIMIT, LOAD, SWAP = 1e-4, 0.5, 30.0
 HEADERS = ("route", "read by", "MB", "load s", "RAM MB", "rank", "ΔW missed", "ε̂ from ours", "of its change")
 LEGEND = f"""\
-With random weights, fp32, 16 × 16 latents, the word in the prompt. *MB* is what is kept on disk (the concept in
-fp16, with Dc on the queries too: a trained one of the default is a quarter of it), *load s* CPU seconds until the pipeline can draw with it, *RAM MB* what the process grows by beside the base (a merged
+With random weights, fp32, 16 × 16 latents, the word in the prompt. *MB* is what is kept on disk (the concept
+in fp16, with Dc on the queries too: one of the default recipe is a quarter of it), *load s* CPU seconds
+until the pipeline can draw with it, *RAM MB* what the process grows by beside the base (a merged
 model takes the base's place). *ε̂ from ours* is ‖ε̂ − ours‖ / ‖ours‖, ours being what `atomdiff.draw` folds;
 *of its change* the same as a share of what the concept changes: 100% is as far off as no concept at all.
 `--max-error {MAX_ERROR}` takes the least rank that misses each layer's ΔW by so much at most."""
