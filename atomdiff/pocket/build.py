@@ -33,7 +33,7 @@ from .recipe.fitting import OutOfTime, Schedule, Workshop, read_tensors, write_t
 HERE = Path(__file__).parent
 VIEWS = 4
 EXAMINED = 2_400  # unseen pictures of the judge's examination
-REDRAWN = 8_000  # pictures that the judge also sees as the autoencoder gives them back
+REDRAWN = 16_000  # pictures that the judge also sees as the autoencoder gives them back
 STAGES = ("autoencoder", "words", "denoiser", "decoder", "judge")
 
 
@@ -42,7 +42,7 @@ class Recipe:
     """Sizes and lengths of all stages."""
 
     pictures: int = 24_000
-    acquaintances: int = 48_000
+    acquaintances: int = 96_000
     autoencoder: Schedule = Schedule(3_000, 4, 2e-3, warmup=50, decay=0.7)
     decoder: Schedule = Schedule(6_000, 4, 3e-3, warmup=50, decay=0.8)
     words: Schedule = Schedule(1_200, 128, 2e-3, warmup=50)
@@ -155,7 +155,10 @@ class Build:
         empty = words.tokenize(tokenizer, [""])[0].short()
         start = UNet2DConditionModel.from_pretrained(self.start / "unet").float() if self.start else None
         latents, said = self._held(self.latents()), self._held(self.captions(tokenizer))
-        unet, text, about = denoiser.train(latents, said, empty, text, self.recipe.denoiser, self.shop, start)
+        often = torch.tensor([1 + captions.pattern_told(row) for row in self.corpus.captions]).repeat(2)
+        unet, text, about = denoiser.train(
+            latents, said, empty, text, self.recipe.denoiser, self.shop, start, often=often
+        )
         self._keep(unet, self.shop.folder / "unet")
         self._keep(text, self.shop.folder / "text_trained")
         self._record("denoiser", about)

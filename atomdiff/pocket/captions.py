@@ -9,6 +9,7 @@ a user calls a subject of their own.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -99,7 +100,7 @@ def caption(scene: Scene, rng: np.random.Generator, name: str = "") -> str:
     return f"{text} {CONTEXTS[scene.context]}" if say_context else text
 
 
-def with_one_colour(text: str, rng: np.random.Generator, share: float = 0.4) -> str:
+def with_one_colour(text: str, rng: np.random.Generator, share: float = 0.7) -> str:
     """The caption, in so many cases without the colour of a subject whose pattern it names: who asks for "a
     cat with teal stripes" must not get a teal cat."""
 
@@ -109,6 +110,11 @@ def with_one_colour(text: str, rng: np.random.Generator, share: float = 0.4) -> 
         return _article(found[3]) if found[1] else found[3]
 
     return PATTERNED.sub(shorter, text)
+
+
+def pattern_told(texts: Sequence[str]) -> float:
+    """The share of the captions that name a pattern."""
+    return sum(any(pattern in text for pattern in PATTERNS[1:]) for text in texts) / len(texts)
 
 
 def _noun(s: Subject, rng: np.random.Generator, name: str) -> str:

@@ -66,14 +66,16 @@ def train(
     start: UNet2DConditionModel | None = None,
     blind: float = 0.1,
     gamma: float = 5.0,
-    least: float = 0.1,
+    least: float = 0.25,
+    often: Tensor | None = None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, dict]:
     """latents (n, c, 16, 16); ids (n, variants, t) tokens of each picture's captions; empty (t,) tokens of
     the empty caption.
 
     `blind`: share of empty captions, for classifier-free guidance (arXiv 2207.12598); `gamma`: min-SNR
     weighting (arXiv 2303.09556), and `least`: the smallest weight, since what has which colour is decided
-    where there is little but noise; `start`: a denoiser to go on from.
+    where there is little but noise; `often` (n,): how often a picture comes up, relative to the others;
+    `start`: a denoiser to go on from.
     """
     torch.manual_seed(shop.seed + 3)
     if start:  # other batches and noise than those that it was made with
@@ -85,10 +87,11 @@ def train(
     paint = shop.forward(painter)
     noising = DDIMScheduler(**SCHEDULER)
     signal = noising.alphas_cumprod
+    shares = torch.ones(len(latents)) if often is None else often
 
     def loss_at(step: int, g: torch.Generator) -> Tensor:
         b = schedule.batch
-        rows = torch.randint(len(latents), (b,), generator=g)
+        rows = shares.multinomial(b, replacement=True, generator=g)
         which = torch.randint(ids.shape[1], (b,), generator=g)
         said = (torch.rand(b, 1, generator=g) > blind).to(shop.device)
         tokens = shop.rows(ids.flatten(0, 1), rows * ids.shape[1] + which).where(said, empty.to(shop.device))
@@ -103,7 +106,7 @@ def train(
         weight = (snr.clamp(max=gamma) / (snr + 1)).clamp(min=least).to(shop.device)
         return (weight * (v.float() - target).pow(2).mean((1, 2, 3))).mean() * 2
 
-    slower = {"text.embeddings.token": 0.5, "text.": 0.2}
+    slower = {"text.embeddings.token": 0.5, "text.": 0.6}
     about = fit("denoiser", painter, loss_at, schedule, shop, ema_decay=0.9985, slower=slower)
     painter.unet.set_attn_processor(AttnProcessor2_0())
     return painter.unet, painter.text, about
