@@ -42,7 +42,7 @@ class Recipe:
     """Sizes and lengths of all stages."""
 
     pictures: int = 24_000
-    acquaintances: int = 96_000
+    acquaintances: int = 132_000
     autoencoder: Schedule = Schedule(3_000, 4, 2e-3, warmup=50, decay=0.7)
     decoder: Schedule = Schedule(6_000, 4, 3e-3, warmup=50, decay=0.8)
     words: Schedule = Schedule(1_200, 128, 2e-3, warmup=50)
@@ -201,7 +201,7 @@ class Build:
         if not path.exists():
             r, folder = self.recipe, self.shop.folder
             known = corpus.acquaintances(folder, r.acquaintances, self.shop.seed, VIEWS)
-            vae, pictures = self.finished_autoencoder(), torch.from_numpy(known.pictures[:REDRAWN])
+            vae, pictures = self.finished_autoencoder(), torch.from_numpy(known.pictures[-REDRAWN:])
             with self.shop.autocast():
                 redrawn = autoencoder.redraw(vae, pictures)
             start = judge.Judge.load(self.start / "judge.safetensors") if self.start else None

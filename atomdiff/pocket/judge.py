@@ -149,7 +149,7 @@ def train(
     redrawn: Tensor | None = None,
     start: Judge | None = None,
 ) -> tuple[Judge, dict]:
-    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, h, w, 3) are the first m
+    """`corpus` holds `views` consecutive pictures of each subject; `redrawn` (m, h, w, 3) are the last m
     of them after the autoencoder, which the judge must read as well; `start`: a judge to go on from."""
     torch.manual_seed(shop.seed + 2)
     net = shop.ready(start.net if start else JudgeNet())
@@ -168,8 +168,9 @@ def train(
         rows = (who[:, None] * views + which).flatten()  # (s0, s0, s1, s1, ...)
         x = pictures[rows].clone()
         if redrawn is not None:
-            use = (rows < len(redrawn)) & (torch.rand(len(rows), generator=g) < 0.5)
-            x[use] = redrawn[rows[use]]
+            place = rows - (len(pictures) - len(redrawn))
+            use = (place >= 0) & (torch.rand(len(rows), generator=g) < 0.5)
+            x[use] = redrawn[place[use]]
         x = _to_tensor(x)
         mirror = (torch.rand(len(rows), generator=g) < 0.5) & alone[rows]  # of two, the left one is the first
         x[mirror] = x[mirror].flip(-1)
