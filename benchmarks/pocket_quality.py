@@ -211,6 +211,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/pocket_quality"))
     a = parser.parse_args()
     base, judge = load_base(str(a.base)), Judge.load(a.judge or a.base / "judge.safetensors")
+    speed = seconds_a_picture(base)  # first, so that who runs this sees when the machine has to be quiet
     asked = all_requests(a.prompts)
     pictures = {
         name: drawn(base, [request.prompt for request in some], 1000 * (k + 1))
@@ -233,7 +234,7 @@ def main() -> None:
         *targets(results, known),
         Target("autoencoder on unseen renders", autoencoder.psnr(base.vae, renders), low=32, unit="dB"),
         Target("colours of 'a dog' x 64", len(dogs.unique()), low=8),
-        Target("a picture at batch 4", seconds_a_picture(base), high=1.0, unit="s"),
+        Target("a picture at batch 4", speed, high=1.0, unit="s"),
         Target("the whole", megabytes, high=40, unit="MB"),
     ]
     if a.docs:
