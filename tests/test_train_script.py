@@ -371,14 +371,14 @@ def test_a_killed_process_ends_the_others_clearly_and_the_run_goes_on(folder, ti
     settings = {"instance_data_dir": str(folder), "output_dir": str(tmp_path / "out"), "max_train_steps": 5}
     settings |= SMALL | {"base": str(tiny_folder("sd1")), "checkpointing_steps": 1, "max_train_steps": 5}
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "from atomdiff.errors import AtomdiffError\n"
         "from atomdiff.training.run import fit\n"
         "from atomdiff.training.settings import TrainingSettings\n"
         "def kill(run):\n"
         "    if os.environ['RANK'] == '1' and run.done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"try: fit(TrainingSettings(**{settings!r}), between=kill)\n"
-        "except AtomdiffError as error: sys.exit(f'error: {error}')\n"
+        "except AtomdiffError as error: time.sleep(0.5); sys.exit(f'error: {error}')\n"  # as if busy
     )
     runner = (
         "import sys\nfrom atomdiff.training.accelerate_launch import Launch, run_all\n"

@@ -24,7 +24,8 @@ RANKS = (
     "OMPI_COMM_WORLD_SIZE",
     "MV2_COMM_WORLD_SIZE",
 )  # set where processes are started
-GRACE = 30.0  # seconds that the others get to end after one has failed
+NOTICE = 3.0  # seconds in which the others may find out by themselves that one has failed, and say so
+GRACE = 30.0  # seconds that they get to end
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ def run_all(launch: Launch, command: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, hand_on)
     status = 0
-    deadline = float("inf")
+    told = killed = float("inf")
     while any(worker.poll() is None for worker in workers):
         failed = [code for worker in workers if (code := worker.poll())]
         if failed and not status:
-            status, deadline = failed[0], time.monotonic() + GRACE
+            status, now = failed[0], time.monotonic()
+            told, killed = now + NOTICE, now + GRACE
+        if time.monotonic() > told:
             _signal_all(workers, signal.SIGTERM)  # they wait for the one that has failed
-        if time.monotonic() > deadline:
+            told = float("inf")
+        if time.monotonic() > killed:
             _signal_all(workers, signal.SIGKILL)
         time.sleep(0.1)
     return status or next((worker.returncode for worker in workers if worker.returncode), 0)
