@@ -134,11 +134,11 @@ class DrawSettings:
         )  # fmt: skip
         with gr.Row(elem_classes="line"):
             form["size"] = gr.Dropdown(
-                _sizes(info), value=_native(info), label="Size", allow_custom_value=True, min_width=120,
-                elem_id="size",
+                _sizes(info), value=_native(info), label="Size", allow_custom_value=True, scale=3,
+                min_width=120, elem_id="size",
             )  # fmt: skip
             form["count"] = gr.Slider(
-                1, 16, 4, step=1, label="Pictures", min_width=120, buttons=[], elem_id="count"
+                1, 16, 4, step=1, label="Pictures", scale=2, min_width=120, buttons=[], elem_id="count"
             )
         with gr.Row(elem_classes="line", equal_height=True):
             form["seed"] = gr.Textbox(
