@@ -69,8 +69,8 @@ def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) 
 
     def listed(words: str, limit: int, ident: str, base: str, again: bool = False) -> dict[Any, Any]:
         """The cards that have the words, and what is told of the chosen one. `again` is for an answer to
-        anything but a choice: it may come after someone has chosen another card or has begun to type a name,
-        and must undo neither."""
+        anything but a choice: it may come after someone has chosen a card, or another, or has begun to type a
+        name, and must undo none of it."""
         everything, entries = studio.concepts(), studio.library.find(words or "")
         entry = next((entry for entry in everything if entry.id == ident), None)
         total = "1 concept" if len(entries) == 1 else f"{len(entries):,} concepts"
@@ -85,9 +85,11 @@ def concepts_tab(studio: Studio, page: gr.Blocks, tabs: gr.Tabs, draw: DrawTab) 
             adding.trash: gr.update(visible=bool(trash)),
             adding.removed: gr.update(choices=trash, value=trash[0][1] if trash else None),
             limit_state: limit,
-            side: gr.update(visible=entry is not None),
         }
-        if entry and again:
+        if again and not ident:
+            return updates
+        updates[side] = gr.update(visible=entry is not None)
+        if again and entry:
             return updates | {one.about: library_view.about(entry, base)}
         return updates | {chosen: entry.id if entry else ""} | one.shown(studio, entry, base)
 
