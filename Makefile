@@ -44,7 +44,7 @@ pocket: install  ## train the bundled pocket on (a day on one core; goes on wher
 
 gpu: install   ## on a GPU: a longer pocket training, then every benchmark that asks for hours; all run, whatever one misses
 	$(BIN)/python -m atomdiff.pocket.build --start atomdiff/pocket/weights --out outputs/pocket-model --compile \
-	    --pictures 96000 --acquaintances 96000 --autoencoder-steps 20000 --autoencoder-batch 32 \
+	    --pictures 96000 --autoencoder-steps 20000 --autoencoder-batch 32 \
 	    --decoder-steps 10000 --decoder-batch 32 --denoiser-steps 30000 --denoiser-batch 256 \
 	    --judge-steps 6000 --judge-batch 256
 	-$(BIN)/python -m benchmarks.pocket_quality --docs --check
