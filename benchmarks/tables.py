@@ -14,15 +14,17 @@ from .report import machine, markdown, show, write_section, written
 from .tasks import Task
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
-FIGURES = ("context", "accessory", "leak", "drift", "drift others")
+FIGURES = ("class", "context", "accessory", "leak", "drift", "drift others")
 NAMES = {"accessory": "worn"}
 STYLE = ("style", "class", "context", "leak", "drift")
 LEGEND = """\
 *Plain* is drawn as any tool draws with the concept attached: always on, on both branches of guidance, in
 every step; all figures are of that but the one called *gated*, drawn with `--acting gated`. Likeness is the
 mean of first colour, second colour and pattern (shares of the pictures that the judge names right) and
-identity (cosine of its embedding to renders of the subject); ± is the standard error over cases. Context
-and worn: shares of the pictures that show the place, and the thing worn, that the prompt asks for. Without
+identity (cosine of its embedding to renders of the subject), times the share of pictures that are still of
+the class; ± is the standard error over cases. Class,
+context and worn: shares of the pictures that are still of the subject's class, and show the place and the
+thing worn that the prompt asks for. Without
 the word: leak is the share of pictures of the bare class with the subject's colour or pattern, drift is 1 -
 cosine between them before and after, same seeds, *drift others* that of four other classes. Moved: ‖ΔW‖ /
 ‖W‖ of the layer that moved most. Bytes are those of the file: ours in int4 with everything in it, a peer's
@@ -57,14 +59,14 @@ def likeness_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task
 
 def short_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task], ours: Method) -> Table:
     """What a stranger asks of each method, for README: plainly drawn, means over tasks and seeds."""
-    headers = ("", "file", "likeness", "place", "worn", "leak", "drift")
+    headers = ("", "file", "likeness", "class", "place", "worn", "leak", "drift")
     rows = []
     for method in (BASE, *methods):
         found = bench.outcomes(method, tasks)
         if found:
             size = f"{fmean(o.bytes for o in found) / 1000:,.1f} KB" if method != BASE else ""
             name = f"**{method.name}**, the default" if method == ours else method.name
-            shares = (f"{mean(found, figure):.0%}" for figure in ("context", "accessory", "leak"))
+            shares = (f"{mean(found, figure):.0%}" for figure in ("class", "context", "accessory", "leak"))
             likeness, drift = (f"{mean(found, figure):.2f}" for figure in ("likeness", "drift"))
             rows.append((name, size, likeness, *shares, drift))
     return headers, rows

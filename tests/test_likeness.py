@@ -49,5 +49,6 @@ def test_diversity_is_the_difference_within_a_prompt():
 
 
 def test_likeness_leaves_out_what_a_plain_coat_hides():
-    assert overall({"colour": 1.0, "pattern": 0.5, "identity": 0.0, "class": 9.0}) == 0.5
+    assert overall({"colour": 1.0, "pattern": 0.5, "identity": 0.0, "class": 1.0}) == 0.5
+    assert overall({"colour": 1.0, "pattern": 0.5, "identity": 0.0, "class": 0.5}) == 0.25
     assert overall({"style": 0.25, "class": 1.0}) == 0.25

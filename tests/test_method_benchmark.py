@@ -170,17 +170,18 @@ def test_a_lead_is_the_mean_of_its_cases_with_their_standard_error(bench):
     bench.seeds = 2
     for one, likenesses in ((mine, (0.5, 0.7)), (others, (0.4, 0.4))):
         for seed, value in enumerate(likenesses):
-            bench.ledger.add(one.case(task, seed), Outcome({"identity": value}))
+            bench.ledger.add(one.case(task, seed), Outcome({"class": 1.0, "identity": value}))
     assert bench.lead(mine, others, [task]) == pytest.approx((0.2, 0.1))
     first_alone = Method("first alone", {"snr_gamma": 1.0})
-    bench.ledger.add(first_alone.case(task), Outcome({"identity": 0.1}))
+    bench.ledger.add(first_alone.case(task), Outcome({"class": 1.0, "identity": 0.1}))
     assert bench.lead(mine, first_alone, [task])[0] == pytest.approx(0.4)  # of the first seed of both
     bench.seeds = 1
     assert bench.lead(mine, others, [task]) == (pytest.approx(0.1), pytest.approx(math.nan, nan_ok=True))
 
 
 def test_means_leave_out_what_was_not_drawn():
-    outcomes = [Outcome({"colour": 0.5}, {"colour": 0.7}), Outcome({"colour": 0.3, "accessory": 1.0})]
+    one, other, gated = ({"class": 1.0, "colour": colour} for colour in (0.5, 0.3, 0.7))
+    outcomes = [Outcome(one, gated), Outcome(other | {"accessory": 1.0})]
     assert mean(outcomes, "likeness") == pytest.approx(0.4)
     assert mean(outcomes, "likeness", gated=True) == pytest.approx(0.7)
     assert mean(outcomes, "accessory") == 1.0
@@ -200,8 +201,9 @@ def test_a_task_is_trained_by_the_tool_with_its_texts(base, tmp_path):
 
 
 def known(bench, one, task, **figures):
-    values = {"context": 1.0, "leak": 0.1, "drift": 0.2, "drift others": 0.2, "accessory": 0.9} | figures
-    gated = {"colour": values.pop("gated")} if "gated" in values else {}
+    usual = {"context": 1.0, "leak": 0.1, "drift": 0.2, "drift others": 0.2, "accessory": 0.9}
+    values = {"class": 1.0} | usual | figures
+    gated = {"class": 1.0, "colour": values.pop("gated")} if "gated" in values else {}
     bench.ledger.add(one.case(task), Outcome(values, gated, 7000, 8000, values.pop("moved", 0.2), 1.0))
 
 

@@ -61,10 +61,13 @@ class Drawing:
 
 
 def overall(figures: Figures) -> float:
-    """The likeness: mean of first colour, second colour, pattern and identity as far as judged; a style's
-    share."""
-    known = [figures[key] for key in (*LIKENESS, "style") if key in figures]
-    return sum(known) / len(known)
+    """The likeness: mean of first colour, second colour, pattern and identity as far as judged, times the
+    share of pictures that are still of the class, since a cat with its colours is not that fish. Of a style
+    its share."""
+    if "style" in figures:
+        return figures["style"]
+    known = [figures[key] for key in LIKENESS if key in figures]
+    return figures["class"] * sum(known) / len(known)
 
 
 class SubjectJudge:
