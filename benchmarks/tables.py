@@ -22,13 +22,12 @@ LEGEND = """\
 every step; all figures are of that but the one called *gated*, drawn with `--acting gated`. Likeness is the
 mean of first colour, second colour and pattern (shares of the pictures that the judge names right) and
 identity (cosine of its embedding to renders of the subject), times the share of pictures that are still of
-the class; ± is the standard error over cases. Class,
-context and worn: shares of the pictures that are still of the subject's class, and show the place and the
-thing worn that the prompt asks for. Without
-the word: leak is the share of pictures of the bare class with the subject's colour or pattern, drift is 1 -
-cosine between them before and after, same seeds, *drift others* that of four other classes. Moved: ‖ΔW‖ /
-‖W‖ of the layer that moved most. Bytes are those of the file: ours in int4 with everything in it, a peer's
-in fp16 as its library writes it."""
+their class; ± is the standard error over cases. Class, context and worn: shares of the pictures that are
+of the subject's class, and show the place, and the thing worn, that the prompt asks for. Without the word:
+leak is the share of pictures of the bare class with the subject's colour or pattern, drift is 1 - cosine
+between them before and after, same seeds, *drift others* that of four other classes. Moved: ‖ΔW‖ / ‖W‖ of
+the layer that moved most. Bytes are those of the file: ours in int4 with everything in it, a peer's in fp16
+as its library writes it."""
 
 
 def likeness_table(bench: Bench, methods: Sequence[Method], tasks: Sequence[Task]) -> Table:
