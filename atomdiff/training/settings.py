@@ -97,7 +97,7 @@ class TrainingSettings:
     class_data_dir: str = option(
         "", "folder of class pictures; missing ones are made (default: a shared cache)"
     )
-    prior_loss_weight: float = option(10.0, "weight of the class pictures in the loss", within=FROM_0)
+    prior_loss_weight: float = option(3.0, "weight of the class pictures in the loss", within=FROM_0)
     num_class_images: int | None = option(
         None, "class pictures to train on (default: 24 for pocket, else 100)", within=FROM_1
     )
