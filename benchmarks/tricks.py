@@ -25,8 +25,8 @@ def _tried(name: str, **settings: Any) -> Method:
 
 
 FREE = (  # what costs neither bytes nor time, so that the default should have it if it helps
-    _tried("class weighs 3", prior_loss_weight=3.0),
-    _tried("class weighs 30", prior_loss_weight=30.0),
+    _tried("class weighs 1", prior_loss_weight=1.0),
+    _tried("class weighs 10", prior_loss_weight=10.0),
     _tried("half the rate of Dc", linear_learning_rate=POCKET_RATES.linear_learning_rate / 2),
     _tried("half the rate of conv atoms", learning_rate=POCKET_RATES.learning_rate / 2,
            linear_learning_rate=POCKET_RATES.linear_learning_rate),
