@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,26 +19,32 @@ import torch
 from safetensors.numpy import load, save
 from torch import nn
 
-from atomdiff.base.stable_diffusion import Base
+from atomdiff.base.stable_diffusion import Base, PromptEmbeds, embed_prompts
 from atomdiff.base.textual_inversion import TriggerToken, added
 from atomdiff.training.batches import Sampler
 from atomdiff.training.forward import TrainingData
-from atomdiff.training.latents import LiveTable
+from atomdiff.training.latents import LiveTable, PromptTable
 from atomdiff.training.objective import diffusion_loss
 
 TRIGGER = "sks"
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
+TEXT = "text_encoder."
+IN_TEXT = r".*self_attn\.(q|k|v|out)_proj"
 WORDS = 1.25  # the rate of embeddings, as a multiple of LoRA's; searched with it
 
 
 class Handle:
     """A base of its own with a peer in it: the numbers that are trained, by name. `adapter` is the library's
-    object, which nothing else may hold."""
+    object, which nothing else may hold; `reads`: the text encoder is trained too."""
 
-    words: TriggerToken | None = None
+    def __init__(
+        self, base: Base, trained: Mapping[str, nn.Parameter], adapter: object = None, reads: bool = False
+    ) -> None:
+        self.base, self.trained, self.adapter, self.reads = base, dict(trained), adapter, reads
 
-    def __init__(self, base: Base, trained: Mapping[str, nn.Parameter], adapter: object = None) -> None:
-        self.base, self.trained, self.adapter = base, dict(trained), adapter
+    def table(self, known: PromptTable) -> PromptTable | LiveTable | ReadAnew:
+        """Embeddings of the prompts while it is trained."""
+        return ReadAnew(known, self.base) if self.reads else known
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser."""
@@ -69,31 +75,37 @@ Attach = Callable[[Base], Handle]
 
 
 def copied(base: Base) -> Base:
-    """The same base with a UNet of its own."""
+    """The same base with a UNet and a text encoder of its own."""
     pipe = copy.copy(base.pipe)
-    pipe.unet = copy.deepcopy(base.unet)
+    pipe.unet, pipe.text_encoder = copy.deepcopy(base.unet), copy.deepcopy(pipe.text_encoder)
     return replace(base, pipe=pipe)
 
 
-def peft(config: str, targets: str, **options: Any) -> Attach:
-    """An adapter of PEFT's class `config` in the layers whose whole name matches `targets`."""
+def peft(config: str, targets: str, in_text: str = "", **options: Any) -> Attach:
+    """An adapter of PEFT's class `config` in the layers of the UNet whose whole name matches `targets`, and
+    in those of the text encoder that match `in_text`."""
 
     def attach(base: Base) -> Handle:
         import peft
 
         own = copied(base)
+        parts = [("", own.unet, targets), (TEXT, own.pipe.text_encoder, in_text)]
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on options, which a benchmark sets on purpose
             torch.manual_seed(0)
-            made = getattr(peft, config)(target_modules=targets, **options)
-            model = peft.get_peft_model(own.unet, made)  # also holds what the layers share
-        return Handle(own, {n: p for n, p in model.named_parameters() if p.requires_grad}, model)
+            models = {  # each also holds what its layers share
+                part: peft.get_peft_model(model, getattr(peft, config)(target_modules=layers, **options))
+                for part, model, layers in parts
+                if layers
+            }
+        return Handle(own, _trainable(models), models, reads=bool(in_text))
 
     return attach
 
 
-def lora(rank: int) -> Attach:
-    return peft("LoraConfig", ATTENTION, r=rank, lora_alpha=rank)
+def lora(rank: int, text_encoder: bool = False) -> Attach:
+    """As diffusers' `train_dreambooth_lora.py` trains it, with `--train_text_encoder` where that is said."""
+    return peft("LoraConfig", ATTENTION, IN_TEXT if text_encoder else "", r=rank, lora_alpha=rank)
 
 
 def uni_lora(numbers: int) -> Attach:
@@ -103,7 +115,37 @@ def uni_lora(numbers: int) -> Attach:
 def full(base: Base) -> Handle:
     """Every weight of the UNet."""
     own = copied(base)
-    return Handle(own, dict(own.unet.requires_grad_(True).named_parameters()))
+    return Handle(own, _trainable({"": own.unet.requires_grad_(True)}))
+
+
+def full_with_text(base: Base) -> Handle:
+    """Every weight of the UNet and of the text encoder: `train_dreambooth.py --train_text_encoder`."""
+    own = copied(base)
+    parts = {"": own.unet.requires_grad_(True), TEXT: own.pipe.text_encoder.requires_grad_(True)}
+    return Handle(own, _trainable(parts), reads=True)
+
+
+def _trainable(parts: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    return {
+        part + name: parameter
+        for part, model in parts.items()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class ReadAnew:
+    """A `PromptTable` whose prompts are all embedded anew each time, with gradients."""
+
+    def __init__(self, table: PromptTable, base: Base) -> None:
+        self._prompts, self._base = table.prompts, base
+
+    def rows(self, numbers: Sequence[int], device: Any) -> PromptEmbeds:
+        """Embeddings for a batch, on `device`."""
+        different = sorted(set(numbers))
+        made = embed_prompts(self._base, [self._prompts[i] for i in different])
+        index = [different.index(i) for i in numbers]
+        return PromptEmbeds(made.hidden[index].to(device), None)
 
 
 class WithWords(Handle):
@@ -115,6 +157,9 @@ class WithWords(Handle):
         self.words, self.rate = TriggerToken(other.base, TRIGGER, vectors=vectors), rate
         super().__init__(other.base, dict(self.words.vectors) | other.trained, other.adapter)
         self.learned = self.words.embedding()
+
+    def table(self, known: PromptTable) -> LiveTable:
+        return LiveTable(known, self.base, self.words)
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         words = self.learned.vectors
@@ -146,7 +191,8 @@ def fit(handle: Handle, data: TrainingData, steps: int, batch: int, seed: int, r
     """Trains what the handle trains, on so many pictures a step and as many of the class, at a constant rate;
     returns the last loss. A loss that is no number ends it: what is there then is judged."""
     base, trained = handle.base, list(handle.trained.values())
-    table = LiveTable(data.table, base, handle.words) if handle.words else data.table  # type: ignore[arg-type]
+    assert isinstance(data.table, PromptTable)
+    table = handle.table(data.table)
     adam = torch.optim.AdamW(handle.groups(rate), weight_decay=0.0)
     times = int(base.scheduler.config.num_train_timesteps)
     caches = ((data.instance, "instance"), (data.prior, "class"))

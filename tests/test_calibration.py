@@ -63,7 +63,7 @@ def test_a_finished_run_is_not_done_again(tmp_path, tiny_base, monkeypatch, caps
     command += ["--each", "1", "--draw-steps", "1"]
     calibration.main(command)
     first = capsys.readouterr().out
-    assert "DreamBooth, no prior" in first and "Targets" in first
+    assert "DreamBooth, text encoder too, no prior" in first and "Targets" in first
     monkeypatch.setattr(bench.Bench, "_outcome", lambda *given: pytest.fail("done again"))
     calibration.main(command)
-    assert "DreamBooth, no prior" in capsys.readouterr().out
+    assert "DreamBooth, text encoder too, no prior" in capsys.readouterr().out

@@ -17,10 +17,10 @@ from atomdiff.training.forward import TrainingData
 from atomdiff.training.latents import LatentCache, encode_table
 from atomdiff.training.recipes import DEFAULT, LADDER
 from benchmarks import bench as runner
-from benchmarks import method, size, tables, tasks, tricks
+from benchmarks import calibration, method, size, tables, tasks, tricks
 from benchmarks.bench import BASE, Bench, Method, mean
 from benchmarks.ledger import Case, Ledger, Outcome
-from benchmarks.peers import fit
+from benchmarks.peers import TEXT, fit
 from benchmarks.report import write_section
 
 QUICK = Drawing(1, 1, 32)
@@ -51,14 +51,19 @@ def data(base):
 # ----------------------------------------------------------------------------------------------- peers
 
 
-@pytest.mark.parametrize("peer", method.PEERS, ids=lambda peer: peer.name)
+CALIBRATED = [rung.method for rung in calibration.LADDER]
+
+
+@pytest.mark.parametrize("peer", [*method.PEERS, *CALIBRATED], ids=lambda peer: peer.name)
 def test_a_peer_comes_trains_is_filed_and_goes(peer, base, data):
     was, words = fingerprint(base.unet), fingerprint(base.pipe.text_encoder)
     plain = draw(base, "a sks cat", steps=1)[0].tobytes()
     handle = peer.attach(base)
     first = {name: p.detach().clone() for name, p in handle.trained.items()}
     assert math.isfinite(fit(handle, data, 2, 1, 0, 1e-2))
-    assert any(not torch.equal(p, first[name]) for name, p in handle.trained.items())
+    moved = {name for name, p in handle.trained.items() if not torch.equal(p, first[name])}
+    assert any(name.startswith(TEXT) for name in moved) == ("text encoder" in peer.name)
+    assert len(moved) > sum(name.startswith(TEXT) for name in moved)
     file = handle.to_bytes()
     assert 2 * handle.numbers() < len(file)
     with torch.no_grad():
