@@ -31,23 +31,14 @@ CONTEXT_LOSS, LEAK_GAIN = 0.03, 0.10  # what a rate may cost at most before it c
 FIGURES = ("identity", "colour", "pattern", "second", "class", "context", "accessory", "leak", "drift")
 
 
-@dataclass(frozen=True)
-class Rung:
-    """A method with the rates it is tried at."""
-
-    method: Method
-    rates: tuple[float, ...]
-
-
+TEXTUAL_INVERSION = Method("textual inversion", attach=peers.textual_inversion)
+LORA = Method("LoRA r=4, text encoder too", attach=peers.lora(4, text_encoder=True))
 DREAMBOOTH = Method("DreamBooth, text encoder too", attach=peers.full_with_text)
-LADDER = (
-    Rung(Method("textual inversion", attach=peers.textual_inversion), (2e-3, 5e-3, 1e-2, 2e-2)),
-    Rung(
-        Method("LoRA r=4, text encoder too", attach=peers.lora(4, text_encoder=True)),
-        (2.5e-4, 5e-4, 1e-3, 2e-3),
-    ),
-    Rung(DREAMBOOTH, (5e-5, 1e-4, 2e-4, 4e-4)),
-)
+RATES = {
+    TEXTUAL_INVERSION: (2e-3, 5e-3, 1e-2, 2e-2),
+    LORA: (2.5e-4, 5e-4, 1e-3, 2e-3),
+    DREAMBOOTH: (5e-5, 1e-4, 2e-4, 4e-4),
+}
 
 
 @dataclass(frozen=True)
@@ -79,12 +70,12 @@ def score(bench: Bench, method: Method, tasks: Sequence[Task]) -> float:
     return statistics.fmean(scores)
 
 
-def climb(bench: Bench, steps: int, tasks: Sequence[Task], others: Sequence[Task]) -> list[Row]:
+def measured(bench: Bench, steps: int, tasks: Sequence[Task], others: Sequence[Task]) -> list[Row]:
     """The base, every method at the best of its rates on `others`, and DreamBooth at its rate also with more
     steps and without class pictures."""
     chosen = [BASE]
-    for rung in LADDER:
-        tried = [replace(rung.method, rate=rate, steps=steps) for rate in rung.rates]
+    for method, rates in RATES.items():
+        tried = [replace(method, rate=rate, steps=steps) for rate in rates]
         chosen.append(max(tried, key=lambda method: score(bench, method, others)))
     best = chosen[-1]
     chosen.append(replace(best, name=f"{best.name}, {LONGER} times the steps", steps=LONGER * steps))
@@ -136,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(a.subjects, a.search_on, a.steps, a.each, a.draw_steps) < 1:
         command.error("subjects, search-on, steps, each and draw-steps are at least 1")
     bench = Bench.of(a, "calibration", a.base)
-    rows = climb(bench, a.steps, subjects(a.subjects), tuning_subjects(a.search_on))
+    rows = measured(bench, a.steps, subjects(a.subjects), tuning_subjects(a.search_on))
     setup = f"{a.subjects} subjects, {a.steps} steps, {a.each} pictures a prompt"
     tell(bench, "calibration", "Calibration", [(setup, table(rows))], a.docs, "docs/pocket.md")
     verdict(targets(rows), a.check)

@@ -51,9 +51,9 @@ def test_a_share_of_nothing_is_all_of_it():
 
 def test_a_finished_run_is_not_done_again(tmp_path, tiny_base, monkeypatch, capsys):
     """With one step of everything."""
-    rungs = [calibration.Rung(r.method, r.rates[:1]) for r in calibration.LADDER]
+    rates = {method: tried[:1] for method, tried in calibration.RATES.items()}
     small = replace(bench.POCKET, train_batch_size=1, num_class_images=1)
-    monkeypatch.setattr(calibration, "LADDER", rungs)
+    monkeypatch.setattr(calibration, "RATES", rates)
     monkeypatch.setattr(calibration, "LONGER", 2)
     monkeypatch.setattr(bench, "load_base", lambda *given, **named: tiny_base())
     monkeypatch.setattr(bench, "POCKET", small)

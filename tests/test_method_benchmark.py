@@ -51,10 +51,7 @@ def data(base):
 # ----------------------------------------------------------------------------------------------- peers
 
 
-CALIBRATED = [rung.method for rung in calibration.LADDER]
-
-
-@pytest.mark.parametrize("peer", [*method.PEERS, *CALIBRATED], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", [*method.PEERS, *calibration.RATES], ids=lambda peer: peer.name)
 def test_a_peer_comes_trains_is_filed_and_goes(peer, base, data):
     was, words = fingerprint(base.unet), fingerprint(base.pipe.text_encoder)
     plain = draw(base, "a sks cat", steps=1)[0].tobytes()
