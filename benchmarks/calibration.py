@@ -35,8 +35,8 @@ TEXTUAL_INVERSION = Method("textual inversion", attach=peers.textual_inversion)
 LORA = Method("LoRA r=4, text encoder too", attach=peers.lora(4, text_encoder=True))
 DREAMBOOTH = Method("DreamBooth, text encoder too", attach=peers.full_with_text)
 RATES = {
-    TEXTUAL_INVERSION: (2e-3, 5e-3, 1e-2, 2e-2),
-    LORA: (2.5e-4, 5e-4, 1e-3, 2e-3),
+    TEXTUAL_INVERSION: (5e-3, 1e-2, 2e-2, 4e-2),
+    LORA: (5e-4, 1e-3, 2e-3, 4e-3),
     DREAMBOOTH: (5e-5, 1e-4, 2e-4, 4e-4),
 }
 
