@@ -33,7 +33,7 @@ FIGURES = ("identity", "colour", "pattern", "second", "class", "context", "acces
 
 TEXTUAL_INVERSION = Method("textual inversion", attach=peers.textual_inversion)
 LORA = Method("LoRA r=4, text encoder too", attach=peers.lora(4, text_encoder=True))
-DREAMBOOTH = Method("DreamBooth, text encoder too", attach=peers.full_with_text)
+DREAMBOOTH = Method("DreamBooth, text encoder too", attach=peers.full(text_encoder=True))
 RATES = {
     TEXTUAL_INVERSION: (5e-3, 1e-2, 2e-2, 4e-2),
     LORA: (5e-4, 1e-3, 2e-3, 4e-3),
@@ -115,6 +115,11 @@ def table(rows: Sequence[Row]) -> Table:
     return ("", "rate", "likeness", *FIGURES), cells
 
 
+def by_subject(rows: Sequence[Row], tasks: Sequence[Task]) -> Table:
+    cells = [(row.name, *(f"{o.likeness:.2f}" for o in row.outcomes)) for row in rows]
+    return ("", *(task.name.split()[-1] for task in tasks)), cells
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     command = parser("calibration", __doc__, seeds=0, docs="docs/pocket.md")
     command.set_defaults(draw_steps=25)
@@ -127,9 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(a.subjects, a.search_on, a.steps, a.each, a.draw_steps) < 1:
         command.error("subjects, search-on, steps, each and draw-steps are at least 1")
     bench = Bench.of(a, "calibration", a.base)
-    rows = measured(bench, a.steps, subjects(a.subjects), tuning_subjects(a.search_on))
+    tasks = subjects(a.subjects)
+    rows = measured(bench, a.steps, tasks, tuning_subjects(a.search_on))
     setup = f"{a.subjects} subjects, {a.steps} steps, {a.each} pictures a prompt"
-    tell(bench, "calibration", "Calibration", [(setup, table(rows))], a.docs, "docs/pocket.md")
+    tables = [(setup, table(rows)), ("Likeness, subject by subject", by_subject(rows, tasks))]
+    tell(bench, "calibration", "Calibration", tables, a.docs, "docs/pocket.md")
     verdict(targets(rows), a.check)
 
 

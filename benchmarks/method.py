@@ -35,7 +35,7 @@ LORA = Method("LoRA r=4 + 2 words", attach=peers.with_words(peers.lora(4)), rate
 PEERS = (
     LORA,
     Method("Uni-LoRA 4608 + 2 words", attach=peers.with_words(peers.uni_lora(4608)), rate=1e-2),
-    Method("DreamBooth, every weight", attach=peers.full, rate=1e-4),
+    Method("DreamBooth, every weight", attach=peers.full(), rate=1e-4),
 )
 METHODS = (*OURS, *PARTS, *PEERS)
 GRID = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a peer's rate, for --search

@@ -112,17 +112,18 @@ def uni_lora(numbers: int) -> Attach:
     return peft("UniLoraConfig", ATTENTION, r=4, theta_d_length=numbers)
 
 
-def full(base: Base) -> Handle:
-    """Every weight of the UNet."""
-    own = copied(base)
-    return Handle(own, _trainable({"": own.unet.requires_grad_(True)}))
+def full(text_encoder: bool = False) -> Attach:
+    """Every weight, of the UNet or of the text encoder too: diffusers' `train_dreambooth.py`, without or with
+    `--train_text_encoder`."""
 
+    def attach(base: Base) -> Handle:
+        own = copied(base)
+        parts = {"": own.unet} | ({TEXT: own.pipe.text_encoder} if text_encoder else {})
+        for model in parts.values():
+            model.requires_grad_(True)
+        return Handle(own, _trainable(parts), reads=text_encoder)
 
-def full_with_text(base: Base) -> Handle:
-    """Every weight of the UNet and of the text encoder: `train_dreambooth.py --train_text_encoder`."""
-    own = copied(base)
-    parts = {"": own.unet.requires_grad_(True), TEXT: own.pipe.text_encoder.requires_grad_(True)}
-    return Handle(own, _trainable(parts), reads=True)
+    return attach
 
 
 def _trainable(parts: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
